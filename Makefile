@@ -1,0 +1,103 @@
+# The few commands that a person needs; what they do in detail is cargo's and xtask's business.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PG_BIN := /usr/lib/postgresql/15/bin
+PG_HEADERS := /usr/include/postgresql/15/server/postgres.h
+# postgresql-15 holds the contrib extensions and pgbench too.
+APT_PACKAGES := postgresql-15 postgresql-server-dev-15 gcc make libc6-dev
+CARGO_TOOLS := cargo-nextest cargo-deny
+# While this file exists, installing PostgreSQL makes no cluster.
+NO_CLUSTER := /etc/postgresql-common/createcluster.d/palimpsest.conf
+
+CARGO ?= cargo
+PAL := $(CARGO) run --quiet --locked --package palimpsest-console --bin pal --
+
+# On a build machine compiled dependencies outlive the clone.
+ifeq ($(CI),true)
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/palimpsest/target
+endif
+
+.PHONY: help deps apt cargo-tools redo build up down demo test judge bench install clean
+
+help:
+	@echo 'make deps     install what is missing (as root), and build the redo library'
+	@echo 'make build    build everything'
+	@echo 'make up       all services and a demo PostgreSQL, in the foreground'
+	@echo 'make down     stop them'
+	@echo 'make demo     a guided tour'
+	@echo 'make test     every check that must pass before a change lands'
+	@echo 'make judge    the judges in full size'
+	@echo 'make bench    the benchmarks'
+	@echo 'make install  put pal into the place for cargo programs'
+	@echo 'make clean    remove what was built'
+
+deps: apt cargo-tools redo
+
+# A missing package is noticed by its files, so that a PostgreSQL from elsewhere counts as well.
+apt:
+	@missing=()
+	for path in $(PG_BIN)/postgres $(PG_BIN)/pgbench $(PG_BIN)/pg_waldump $(PG_HEADERS); do
+		test -e "$$path" || missing+=("$$path")
+	done
+	for program in gcc make; do
+		command -v "$$program" > /dev/null || missing+=("$$program")
+	done
+	if (( $${#missing[@]} == 0 )); then exit 0; fi
+	echo "missing: $${missing[*]}"
+	if (( $$(id -u) != 0 )); then
+		echo 'install it by: sudo apt-get install --no-install-recommends $(APT_PACKAGES)'
+		exit 1
+	fi
+	mkdir -p '$(dir $(NO_CLUSTER))'
+	echo 'create_main_cluster = off' > '$(NO_CLUSTER)'
+	trap 'rm -f "$(NO_CLUSTER)"' EXIT
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update
+	apt-get install --yes --no-install-recommends $(APT_PACKAGES)
+
+cargo-tools:
+	@for tool in $(CARGO_TOOLS); do
+		if command -v "$$tool" > /dev/null; then continue; fi
+		if (( $$(id -u) != 0 )); then
+			echo "missing: $$tool; install it by: cargo install --locked $$tool"
+			exit 1
+		fi
+		env --unset=CARGO_TARGET_DIR $(CARGO) install --locked "$$tool"
+	done
+
+redo:
+	$(MAKE) --directory=compute/redo
+
+build: redo
+	$(CARGO) build --workspace --locked
+
+up: build
+	$(PAL) up --demo
+
+down:
+	$(PAL) down
+
+demo: build
+	$(PAL) demo
+
+test: redo
+	$(CARGO) xtask ci
+
+judge: redo
+	PALIMPSEST_JUDGE_SIZE=full $(CARGO) nextest run --locked --profile judge \
+		--package palimpsest-integration
+
+bench: redo
+	$(CARGO) bench --workspace --locked
+
+install: redo
+	$(CARGO) install --locked --path console
+
+clean:
+	$(CARGO) clean
+	$(MAKE) --directory=compute/redo clean
+
+# Recipes are scripts, not single lines.
+.ONESHELL:

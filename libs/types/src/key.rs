@@ -1,0 +1,222 @@
+use std::{fmt, ops::Range};
+
+use crate::{BlockNumber, Fork, Oid, RelTag};
+
+/// What a value in the store is a version of. Ordered as its encoded bytes are.
+///
+/// Encoded length is [`Key::LEN`]; the layout is in `docs/formats/key.md`. Kind numbers are stored
+/// in files and never change meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// Number of blocks of a relation fork; a tombstone when the fork does not exist.
+    RelSize(RelTag),
+    /// One page of a relation fork.
+    RelBlock(RelTag, BlockNumber),
+    /// One page of a simple-LRU area such as `pg_xact`.
+    SlruBlock(SlruKind, u32),
+    /// The relation map file (`pg_filenode.map`) of a database; database 0 is the shared one.
+    RelMap {
+        /// Tablespace that holds the database.
+        spc: Oid,
+        /// The database.
+        db: Oid,
+    },
+}
+
+/// A kind of simple-LRU storage. Numbers are stored in files and stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum SlruKind {
+    /// `pg_xact`: two bits of commit status for each transaction.
+    Clog = 0,
+    /// `pg_multixact/offsets`.
+    MultiXactOffsets = 1,
+    /// `pg_multixact/members`.
+    MultiXactMembers = 2,
+    /// `pg_commit_ts`.
+    CommitTs = 3,
+}
+
+/// A half-open range of keys.
+pub type KeyRange = Range<Key>;
+
+/// These bytes are not an encoded key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a key: kind {kind}, fork {fork}")]
+pub struct InvalidKeyError {
+    kind: u8,
+    fork: u8,
+}
+
+const KIND_REL_SIZE: u8 = 1;
+const KIND_REL_BLOCK: u8 = 2;
+const KIND_SLRU_BLOCK: u8 = 3;
+const KIND_REL_MAP: u8 = 4;
+
+impl Key {
+    /// Length of an encoded key in bytes.
+    pub const LEN: usize = 18;
+
+    /// The encoded key: kind u8, then four big-endian fields, so that bytes sort as keys do.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let (kind, a, b, c, fork, d) = match self {
+            Self::RelSize(rel) => (
+                KIND_REL_SIZE,
+                rel.spc,
+                rel.db,
+                rel.rel,
+                rel.fork.number(),
+                0,
+            ),
+            Self::RelBlock(rel, block) => (
+                KIND_REL_BLOCK,
+                rel.spc,
+                rel.db,
+                rel.rel,
+                rel.fork.number(),
+                block.get(),
+            ),
+            Self::SlruBlock(kind, page) => (KIND_SLRU_BLOCK, kind as u32, page, 0, 0, 0),
+            Self::RelMap { spc, db } => (KIND_REL_MAP, spc, db, 0, 0, 0),
+        };
+        let mut bytes = [0; Self::LEN];
+        bytes[0] = kind;
+        bytes[1..5].copy_from_slice(&a.to_be_bytes());
+        bytes[5..9].copy_from_slice(&b.to_be_bytes());
+        bytes[9..13].copy_from_slice(&c.to_be_bytes());
+        bytes[13] = fork;
+        bytes[14..18].copy_from_slice(&d.to_be_bytes());
+        bytes
+    }
+
+    /// The key that [`Key::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// If the kind, fork or SLRU number is unknown.
+    pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Result<Self, InvalidKeyError> {
+        let [
+            kind,
+            a0,
+            a1,
+            a2,
+            a3,
+            b0,
+            b1,
+            b2,
+            b3,
+            c0,
+            c1,
+            c2,
+            c3,
+            fork,
+            d0,
+            d1,
+            d2,
+            d3,
+        ] = *bytes;
+        let invalid = InvalidKeyError { kind, fork };
+        let a = u32::from_be_bytes([a0, a1, a2, a3]);
+        let b = u32::from_be_bytes([b0, b1, b2, b3]);
+        let c = u32::from_be_bytes([c0, c1, c2, c3]);
+        let d = u32::from_be_bytes([d0, d1, d2, d3]);
+        let rel = || -> Result<RelTag, InvalidKeyError> {
+            let fork = Fork::try_from(u32::from(fork)).map_err(|_| invalid)?;
+            Ok(RelTag {
+                spc: a,
+                db: b,
+                rel: c,
+                fork,
+            })
+        };
+        match kind {
+            KIND_REL_SIZE => Ok(Self::RelSize(rel()?)),
+            KIND_REL_BLOCK => Ok(Self::RelBlock(rel()?, BlockNumber::new(d))),
+            KIND_SLRU_BLOCK => Ok(Self::SlruBlock(SlruKind::from_number(a).ok_or(invalid)?, b)),
+            KIND_REL_MAP => Ok(Self::RelMap { spc: a, db: b }),
+            _ => Err(invalid),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RelSize(rel) => write!(f, "size of {rel}"),
+            Self::RelBlock(rel, block) => write!(f, "{rel} block {block}"),
+            Self::SlruBlock(kind, page) => write!(f, "{} page {page}", kind.directory()),
+            Self::RelMap { spc, db } => write!(f, "relation map of {spc}/{db}"),
+        }
+    }
+}
+
+impl SlruKind {
+    /// All kinds, in number order.
+    pub const ALL: [Self; 4] = [
+        Self::Clog,
+        Self::MultiXactOffsets,
+        Self::MultiXactMembers,
+        Self::CommitTs,
+    ];
+
+    /// The kind with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+    }
+
+    /// Its directory below the data directory.
+    pub const fn directory(self) -> &'static str {
+        match self {
+            Self::Clog => "pg_xact",
+            Self::MultiXactOffsets => "pg_multixact/offsets",
+            Self::MultiXactMembers => "pg_multixact/members",
+            Self::CommitTs => "pg_commit_ts",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_rel() -> impl Strategy<Value = RelTag> {
+        (any::<u32>(), any::<u32>(), any::<u32>(), 0u32..4).prop_map(|(spc, db, rel, fork)| {
+            RelTag {
+                spc,
+                db,
+                rel,
+                fork: Fork::try_from(fork).unwrap(),
+            }
+        })
+    }
+
+    fn any_key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            any_rel().prop_map(Key::RelSize),
+            (any_rel(), any::<u32>()).prop_map(|(r, b)| Key::RelBlock(r, BlockNumber::new(b))),
+            (0u32..4, any::<u32>())
+                .prop_map(|(k, p)| Key::SlruBlock(SlruKind::from_number(k).unwrap(), p)),
+            (any::<u32>(), any::<u32>()).prop_map(|(spc, db)| Key::RelMap { spc, db }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn encoding_round_trips(key in any_key()) {
+            prop_assert_eq!(Key::from_bytes(&key.to_bytes()).unwrap(), key);
+        }
+
+        #[test]
+        fn bytes_sort_as_keys_do(a in any_key(), b in any_key()) {
+            prop_assert_eq!(a.cmp(&b), a.to_bytes().cmp(&b.to_bytes()));
+        }
+
+        #[test]
+        fn any_bytes_are_a_key_or_an_error(bytes: [u8; Key::LEN]) {
+            if let Ok(key) = Key::from_bytes(&bytes) {
+                prop_assert_eq!(Key::from_bytes(&key.to_bytes()).unwrap(), key);
+            }
+        }
+    }
+}

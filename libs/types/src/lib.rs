@@ -1,0 +1,23 @@
+//! The vocabulary of Palimpsest: log positions, identifiers, keys, ranges, sizes and error kinds.
+//!
+//! Everything here is a plain value: no async, no I/O, no wire format but the fixed key encoding.
+//! Other crates may depend on this one freely; it depends on nothing of ours.
+
+mod byte_count;
+mod epoch;
+mod error_kind;
+mod ids;
+mod key;
+mod lsn;
+mod rel;
+
+pub use byte_count::{ByteCount, ParseByteCountError};
+pub use epoch::WriterEpoch;
+pub use error_kind::ErrorKind;
+pub use ids::{NodeId, ParseIdError, SystemIdentifier, TenantId, TimelineId};
+pub use key::{InvalidKeyError, Key, KeyRange, SlruKind};
+pub use lsn::{Lsn, ParseLsnError};
+pub use rel::{BlockNumber, Fork, InvalidForkError, Oid, ParseRelTagError, RelTag};
+
+/// Size of a PostgreSQL page (`BLCKSZ`); clusters built with another size are refused at attach.
+pub const PAGE_SIZE: usize = 8192;

@@ -1,0 +1,53 @@
+use bytes::Bytes;
+use palimpsest_types::{BlockNumber, Key};
+
+use crate::record::RawRecord;
+
+/// A new version of one key. Its LSN is the end of the record that it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What changes.
+    pub key: Key,
+    /// Its new value, or how to get it from the value before.
+    pub value: Value,
+}
+
+/// A version of a key. A record makes at most one for each key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// The page as it is from here on.
+    Image(Bytes),
+    /// A page of zeros.
+    ZeroPage,
+    /// The page before, with this record replayed on it.
+    Record {
+        /// The page before does not matter: the record builds the page from nothing.
+        will_init: bool,
+        /// The whole record; redo of splits needs all of it.
+        record: RawRecord,
+    },
+    /// A visibility map page loses the bits of heap blocks from this one on.
+    TruncateVisibilityMap {
+        /// Length of the heap after the truncation.
+        heap_blocks: BlockNumber,
+    },
+    /// The fork has this many blocks.
+    RelSize(BlockNumber),
+    /// A file's whole content.
+    File(Bytes),
+    /// The relation fork or file does not exist any more.
+    Dropped,
+}
+
+impl Value {
+    /// True if no earlier version is needed to read this one.
+    pub fn stands_alone(&self) -> bool {
+        match self {
+            Self::Record { will_init, .. } => *will_init,
+            Self::TruncateVisibilityMap { .. } => false,
+            Self::Image(_) | Self::ZeroPage | Self::RelSize(_) | Self::File(_) | Self::Dropped => {
+                true
+            }
+        }
+    }
+}

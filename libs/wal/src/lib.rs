@@ -1,0 +1,32 @@
+//! PostgreSQL write-ahead log, from bytes to changes.
+//!
+//! The way through this crate is the way of a WAL byte: [`RecordReader`] takes the stream apart
+//! into records ([`RawRecord`]), [`DecodedRecord`] into block references and main data, and
+//! [`Interpreter`] says what each record changes ([`Change`]). All of it is pure: no I/O, no async.
+//!
+//! Input is untrusted. Any bytes give records or an error that says what is wrong and where;
+//! nothing here panics on them or allocates more than has arrived.
+//!
+//! What differs between PostgreSQL major versions is in one module per version ([`v15`]).
+
+mod change;
+mod image;
+mod interpret;
+mod page;
+mod pglz;
+mod reader;
+mod record;
+mod relation_sizes;
+mod rmgr;
+mod segment;
+pub mod v15;
+
+pub use change::{Change, Value};
+pub use image::{BlockImage, ImageError, restore_image};
+pub use interpret::{InterpretError, Interpreter, Reason, truncate_visibility_map_page};
+pub use page::{PageHeader, PageHeaderError};
+pub use reader::{RecordReader, WalError};
+pub use record::{BlockRef, DecodeError, DecodedRecord, RawRecord, RecordHeader};
+pub use relation_sizes::RelationSizes;
+pub use rmgr::ResourceManager;
+pub use segment::{InvalidSegmentSizeError, SegmentNumber, SegmentSize, WAL_PAGE_SIZE};

@@ -1,0 +1,133 @@
+use palimpsest_types::Lsn;
+
+use crate::{
+    segment::{SegmentSize, WAL_PAGE_SIZE},
+    v15,
+};
+
+/// The header that begins every WAL page (`XLogPageHeaderData`; `XLogLongPageHeaderData` on the
+/// first page of a segment).
+///
+/// ```text
+///  0 magic u16 | 2 info u16 | 4 timeline u32 | 8 page address u64 | 16 remaining u32 | 20 pad
+/// 24 system identifier u64 | 32 segment size u32 | 36 page size u32      (long form only)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageHeader {
+    /// The PostgreSQL timeline that wrote the page.
+    pub timeline: u32,
+    /// Bytes of a record begun on an earlier page that are still to come from this page on.
+    pub continuation: Option<u32>,
+    /// The record begun on the page before was never finished; a new one begins here.
+    pub overwrites_continuation: bool,
+}
+
+/// A WAL page header is not what must stand at this LSN.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PageHeaderError {
+    /// Another PostgreSQL major version, or not WAL at all.
+    #[error("magic is {found:04X}, expected {expected:04X}")]
+    Magic {
+        /// What stands there.
+        found: u16,
+        /// What this PostgreSQL version writes.
+        expected: u16,
+    },
+    /// The page belongs elsewhere: a recycled segment, or a gap.
+    #[error("the page says it is at {found}")]
+    Address {
+        /// The address in the page.
+        found: Lsn,
+    },
+    /// The long form is missing where a segment begins, or stands elsewhere.
+    #[error("info bits {0:04X} do not fit the page's place")]
+    Info(u16),
+    /// Segment or page size differ from the stream's.
+    #[error("the page says segments of {segment} bytes and pages of {page} bytes")]
+    Sizes {
+        /// Segment size in the header.
+        segment: u32,
+        /// Page size in the header.
+        page: u32,
+    },
+}
+
+const FIRST_IS_CONTRECORD: u16 = 0x0001;
+const LONG_HEADER: u16 = 0x0002;
+const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
+const ALL_FLAGS: u16 = 0x000F;
+
+/// Length of the short form.
+const SHORT_LEN: usize = 24;
+/// Length of the long form.
+const LONG_LEN: usize = 40;
+
+impl PageHeader {
+    /// Longest header there is.
+    pub(crate) const MAX_LEN: usize = LONG_LEN;
+
+    /// Length of the header of the page that begins at `at`.
+    pub const fn len_at(at: Lsn, segment_size: SegmentSize) -> usize {
+        if at.get().is_multiple_of(segment_size.bytes()) {
+            LONG_LEN
+        } else {
+            SHORT_LEN
+        }
+    }
+
+    /// Parses the header of the page that begins at `at`.
+    ///
+    /// `bytes` holds [`PageHeader::len_at`] bytes; bytes beyond the long form are ignored.
+    ///
+    /// # Errors
+    /// If it is not a header that can stand there.
+    pub fn parse(
+        bytes: &[u8; LONG_LEN],
+        at: Lsn,
+        segment_size: SegmentSize,
+    ) -> Result<Self, PageHeaderError> {
+        let [m0, m1, i0, i1, t0, t1, t2, t3, rest @ ..] = *bytes;
+        let (address, rest) = split_u64(&rest);
+        let (remaining, rest) = split_u32(rest);
+        let magic = u16::from_le_bytes([m0, m1]);
+        if magic != v15::PAGE_MAGIC {
+            return Err(PageHeaderError::Magic {
+                found: magic,
+                expected: v15::PAGE_MAGIC,
+            });
+        }
+        let info = u16::from_le_bytes([i0, i1]);
+        let long = info & LONG_HEADER != 0;
+        if info & !ALL_FLAGS != 0 || long != (Self::len_at(at, segment_size) == LONG_LEN) {
+            return Err(PageHeaderError::Info(info));
+        }
+        if address != at.get() {
+            return Err(PageHeaderError::Address {
+                found: Lsn::new(address),
+            });
+        }
+        if long {
+            // 4 bytes of padding and the system identifier, which attach has compared already.
+            let (segment, rest) = split_u32(rest.get(12..).unwrap_or_default());
+            let (page, _) = split_u32(rest);
+            if u64::from(segment) != segment_size.bytes() || u64::from(page) != WAL_PAGE_SIZE {
+                return Err(PageHeaderError::Sizes { segment, page });
+            }
+        }
+        Ok(Self {
+            timeline: u32::from_le_bytes([t0, t1, t2, t3]),
+            continuation: (info & FIRST_IS_CONTRECORD != 0).then_some(remaining),
+            overwrites_continuation: info & FIRST_IS_OVERWRITE_CONTRECORD != 0,
+        })
+    }
+}
+
+fn split_u64(bytes: &[u8]) -> (u64, &[u8]) {
+    let (head, rest) = bytes.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+    (u64::from_le_bytes(*head), rest)
+}
+
+fn split_u32(bytes: &[u8]) -> (u32, &[u8]) {
+    let (head, rest) = bytes.split_first_chunk::<4>().unwrap_or((&[0; 4], &[]));
+    (u32::from_le_bytes(*head), rest)
+}

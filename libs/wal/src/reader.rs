@@ -1,0 +1,344 @@
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes, BytesMut};
+use palimpsest_codec::{crc32c, crc32c_append};
+use palimpsest_types::Lsn;
+
+use crate::{
+    page::{PageHeader, PageHeaderError},
+    record::{RawRecord, RecordHeader},
+    segment::{SegmentSize, WAL_PAGE_SIZE},
+    v15,
+};
+
+/// Takes a WAL stream apart into records.
+///
+/// Bytes go in with [`RecordReader::push`] in any portions; records come out of
+/// [`RecordReader::next_record`] in order, each with its CRC checked. Follows `XLogReadRecord` of
+/// PostgreSQL's `xlogreader.c`: records across pages and segments, the padding after an
+/// `XLOG_SWITCH`, and records that a crash of the source left unfinished (overwritten
+/// continuation records), which are dropped as PostgreSQL drops them.
+#[derive(Debug)]
+pub struct RecordReader {
+    segment_size: SegmentSize,
+    input: Input,
+    /// Padding up to here belongs to no record.
+    skip_to: Lsn,
+    partial: Option<Partial>,
+    timeline: u32,
+}
+
+/// Why a stream can't be taken apart further. The reader stays at the offending place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WalError {
+    /// Bytes were pushed that do not follow the ones before.
+    #[error("WAL was expected at {expected}, but bytes of {found} came")]
+    Gap {
+        /// Where the next byte belongs.
+        expected: Lsn,
+        /// Where the pushed bytes begin.
+        found: Lsn,
+    },
+    /// A page header is wrong.
+    #[error("bad WAL page at {at}")]
+    Page {
+        /// Start of the page.
+        at: Lsn,
+        /// What is wrong with it.
+        #[source]
+        source: PageHeaderError,
+    },
+    /// A page continues a record other than the one that was begun, or none.
+    #[error("the WAL page at {at} continues a record by {found:?} bytes, expected {expected:?}")]
+    Continuation {
+        /// Start of the page.
+        at: Lsn,
+        /// What the page says.
+        found: Option<u32>,
+        /// What is missing of the record begun before.
+        expected: Option<u32>,
+    },
+    /// A record's length can't be.
+    #[error("the WAL record at {at} claims {length} bytes")]
+    Length {
+        /// Start of the record.
+        at: Lsn,
+        /// The claim.
+        length: u32,
+    },
+    /// The record's bytes are not what was written.
+    #[error("the WAL record at {at} fails its CRC: {found:08X} computed, {stored:08X} stored")]
+    Checksum {
+        /// Start of the record.
+        at: Lsn,
+        /// In the record.
+        stored: u32,
+        /// Over the bytes.
+        found: u32,
+    },
+}
+
+/// A record of which some bytes have come.
+#[derive(Debug)]
+struct Partial {
+    start: Lsn,
+    total: u32,
+    bytes: BytesMut,
+}
+
+/// Unread bytes, and where in the log they begin.
+#[derive(Debug)]
+struct Input {
+    position: Lsn,
+    chunks: VecDeque<Bytes>,
+    len: usize,
+}
+
+/// PostgreSQL's own limit on a record (`XLogRecordMaxSize`).
+const MAX_RECORD_LEN: u32 = 1020 << 20;
+/// A record's buffer begins at most this large and grows as bytes arrive, not as they are claimed.
+const INITIAL_CAPACITY: usize = 64 << 10;
+
+impl RecordReader {
+    /// A reader whose first byte is at `start`, a record boundary or a page start.
+    pub fn new(start: Lsn, segment_size: SegmentSize) -> Self {
+        let input = Input {
+            position: start,
+            chunks: VecDeque::new(),
+            len: 0,
+        };
+        Self {
+            segment_size,
+            input,
+            skip_to: start,
+            partial: None,
+            timeline: 0,
+        }
+    }
+
+    /// Where the next pushed byte belongs.
+    pub fn expects(&self) -> Lsn {
+        Lsn::new(self.input.position.get() + self.input.len as u64)
+    }
+
+    /// The PostgreSQL timeline in the newest page header; 0 before the first.
+    pub fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
+    /// Adds the bytes that begin at `at`.
+    ///
+    /// # Errors
+    /// [`WalError::Gap`] if they do not follow the bytes before.
+    pub fn push(&mut self, at: Lsn, bytes: Bytes) -> Result<(), WalError> {
+        let expected = self.expects();
+        if at != expected {
+            return Err(WalError::Gap {
+                expected,
+                found: at,
+            });
+        }
+        if !bytes.is_empty() {
+            self.input.len += bytes.len();
+            self.input.chunks.push_back(bytes);
+        }
+        Ok(())
+    }
+
+    /// The next whole record, or `None` until more bytes are pushed.
+    ///
+    /// # Errors
+    /// If the bytes are not WAL that can stand here.
+    pub fn next_record(&mut self) -> Result<Option<RawRecord>, WalError> {
+        loop {
+            if !self.skip_padding() || !self.enter_page()? {
+                return Ok(None);
+            }
+            if self.partial.is_none() && !self.begin_record()? {
+                return Ok(None);
+            }
+            match self.gather()? {
+                Gathered::Record(record) => return Ok(Some(record)),
+                Gathered::PageEnd => {}
+                Gathered::NeedsInput => return Ok(None),
+            }
+        }
+    }
+
+    /// Drops bytes before `skip_to`; false if more must come first.
+    fn skip_padding(&mut self) -> bool {
+        let missing = self.skip_to.saturating_sub(self.input.position);
+        let available = usize::try_from(missing)
+            .unwrap_or(usize::MAX)
+            .min(self.input.len);
+        self.input.advance(available);
+        self.input.position >= self.skip_to
+    }
+
+    /// Reads the page header if one stands here; false if more bytes must come first.
+    fn enter_page(&mut self) -> Result<bool, WalError> {
+        let at = self.input.position;
+        if at.offset_in(WAL_PAGE_SIZE) != 0 {
+            return Ok(true);
+        }
+        let len = PageHeader::len_at(at, self.segment_size);
+        if self.input.len < len {
+            return Ok(false);
+        }
+        let mut bytes = [0; PageHeader::MAX_LEN];
+        self.input.peek(&mut bytes);
+        let header = PageHeader::parse(&bytes, at, self.segment_size)
+            .map_err(|source| WalError::Page { at, source })?;
+        if header.overwrites_continuation {
+            self.partial = None;
+        }
+        let expected = self.partial.as_ref().map(Partial::missing);
+        if header.continuation != expected {
+            return Err(WalError::Continuation {
+                at,
+                found: header.continuation,
+                expected,
+            });
+        }
+        self.timeline = header.timeline;
+        self.input.advance(len);
+        self.skip_to = self.input.position;
+        Ok(true)
+    }
+
+    /// Starts the record that begins here; false if more bytes must come first.
+    fn begin_record(&mut self) -> Result<bool, WalError> {
+        let start = self.input.position;
+        let mut length = [0; 4];
+        if self.input.len < length.len() {
+            return Ok(false);
+        }
+        self.input.peek(&mut length);
+        let total = u32::from_le_bytes(length);
+        if !(RecordHeader::LEN as u32..=MAX_RECORD_LEN).contains(&total) {
+            return Err(WalError::Length {
+                at: start,
+                length: total,
+            });
+        }
+        let capacity = (total as usize).min(INITIAL_CAPACITY);
+        self.partial = Some(Partial {
+            start,
+            total,
+            bytes: BytesMut::with_capacity(capacity),
+        });
+        Ok(true)
+    }
+
+    /// Moves what this page has of the record begun.
+    fn gather(&mut self) -> Result<Gathered, WalError> {
+        let Some(partial) = &mut self.partial else {
+            return Ok(Gathered::NeedsInput);
+        };
+        let missing = partial.missing() as usize;
+        let page_left = WAL_PAGE_SIZE - self.input.position.offset_in(WAL_PAGE_SIZE);
+        let wanted = missing.min(page_left as usize);
+        let len = wanted.min(self.input.len);
+        self.input.move_to(&mut partial.bytes, len);
+        if len < wanted {
+            return Ok(Gathered::NeedsInput);
+        }
+        if len < missing {
+            return Ok(Gathered::PageEnd);
+        }
+        let Partial { start, bytes, .. } = match self.partial.take() {
+            Some(partial) => partial,
+            None => return Ok(Gathered::NeedsInput),
+        };
+        self.finish(start, bytes.freeze()).map(Gathered::Record)
+    }
+
+    fn finish(&mut self, start: Lsn, bytes: Bytes) -> Result<RawRecord, WalError> {
+        let header = RecordHeader::parse(&bytes).ok_or(WalError::Length {
+            at: start,
+            length: bytes.len() as u32,
+        })?;
+        let found = record_crc(&bytes);
+        if found != header.crc {
+            return Err(WalError::Checksum {
+                at: start,
+                stored: header.crc,
+                found,
+            });
+        }
+        let mut end = self.input.position.align_up();
+        if v15::is_switch(&header) {
+            end = self.segment_size.round_up(end).unwrap_or(Lsn::MAX);
+        }
+        self.skip_to = end;
+        Ok(RawRecord {
+            start_lsn: start,
+            end_lsn: end,
+            bytes,
+        })
+    }
+}
+
+/// What came of gathering a record's bytes.
+enum Gathered {
+    Record(RawRecord),
+    PageEnd,
+    NeedsInput,
+}
+
+/// CRC-32C as PostgreSQL computes it: the body first, then the header up to the CRC field.
+fn record_crc(bytes: &[u8]) -> u32 {
+    let (header, body) = bytes.split_at(RecordHeader::LEN.min(bytes.len()));
+    let covered = header.get(..RecordHeader::CRC_OFFSET).unwrap_or(header);
+    crc32c_append(crc32c(body), covered)
+}
+
+impl Partial {
+    fn missing(&self) -> u32 {
+        self.total - self.bytes.len() as u32
+    }
+}
+
+impl Input {
+    /// Copies the first bytes into `out` without moving on; leaves the rest of `out` as it is.
+    fn peek(&self, out: &mut [u8]) {
+        let mut filled = 0;
+        for chunk in &self.chunks {
+            let len = chunk.len().min(out.len() - filled);
+            out[filled..filled + len].copy_from_slice(&chunk[..len]);
+            filled += len;
+            if filled == out.len() {
+                break;
+            }
+        }
+    }
+
+    fn advance(&mut self, len: usize) {
+        self.consume(len, |_| {});
+    }
+
+    fn move_to(&mut self, out: &mut BytesMut, len: usize) {
+        self.consume(len, |bytes| out.extend_from_slice(bytes));
+    }
+
+    fn consume(&mut self, len: usize, mut take: impl FnMut(&[u8])) {
+        let mut left = len;
+        while left > 0 {
+            let Some(chunk) = self.chunks.front_mut() else {
+                break;
+            };
+            let step = left.min(chunk.len());
+            take(&chunk[..step]);
+            chunk.advance(step);
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+            left -= step;
+        }
+        self.len -= len - left;
+        self.position = Lsn::new(self.position.get() + (len - left) as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+use std::future::Future;
+
+use bytes::Bytes;
+use palimpsest_types::{BlockNumber, ErrorKind, RelTag};
+use palimpsest_wal::RawRecord;
+
+/// Records to replay on one page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApplyRequest {
+    /// Relation fork of the page.
+    pub rel: RelTag,
+    /// The page.
+    pub block: BlockNumber,
+    /// The page before; `None` when the first record builds it from nothing.
+    pub base: Option<Bytes>,
+    /// Records to replay, oldest first.
+    pub records: Vec<RawRecord>,
+}
+
+/// An engine could not replay a request.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("redo of {rel} block {block} failed: {message}")]
+pub struct EngineError {
+    /// Relation fork of the page.
+    pub rel: RelTag,
+    /// The page.
+    pub block: BlockNumber,
+    /// What the caller may do: retry elsewhere when not ready, nothing when corrupt.
+    pub kind: ErrorKind,
+    /// What the engine said.
+    pub message: String,
+}
+
+/// Runs PostgreSQL's redo routines on single pages.
+pub trait Engine: Send + Sync {
+    /// The page after all records of the request.
+    fn apply(
+        &self,
+        request: ApplyRequest,
+    ) -> impl Future<Output = Result<Bytes, EngineError>> + Send;
+}
+
+impl ApplyRequest {
+    /// Bytes it takes to send.
+    pub fn size(&self) -> usize {
+        let base = self.base.as_ref().map_or(0, Bytes::len);
+        base + self
+            .records
+            .iter()
+            .map(|record| record.bytes.len() + 24)
+            .sum::<usize>()
+    }
+}

@@ -1,0 +1,22 @@
+-- Prepared transactions: across a checkpoint, with files made and dropped, undone.
+CREATE TABLE prepared_t (n int PRIMARY KEY);
+CREATE TABLE prepared_dropped AS SELECT generate_series(1, 200) n;
+BEGIN;
+INSERT INTO prepared_t SELECT generate_series(1, 100);
+SAVEPOINT s;
+INSERT INTO prepared_t VALUES (1000);
+RELEASE s;
+DROP TABLE prepared_dropped;
+CREATE TABLE prepared_made AS SELECT generate_series(1, 200) n;
+PREPARE TRANSACTION 'kept over a checkpoint';
+BEGIN;
+CREATE TABLE prepared_undone AS SELECT generate_series(1, 200) n;
+INSERT INTO prepared_t VALUES (2000);
+PREPARE TRANSACTION 'undone';
+CHECKPOINT;
+COMMIT PREPARED 'kept over a checkpoint';
+ROLLBACK PREPARED 'undone';
+BEGIN;
+DELETE FROM prepared_t WHERE n < 50;
+PREPARE TRANSACTION 'short';
+COMMIT PREPARED 'short';

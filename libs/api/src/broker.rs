@@ -1,0 +1,174 @@
+//! Membership and positions: what services tell the storage-broker and learn from it.
+
+mod client;
+mod convert;
+
+use palimpsest_types::{ByteCount, Lsn, NodeId, WriterEpoch};
+
+use crate::convert::TimelineRef;
+
+pub use client::{BrokerClient, watch_cluster};
+pub use convert::{assignment_to_wire, status_from_wire, view_to_wire};
+
+/// A service's duty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Reads WAL.
+    WalIngest,
+    /// Serves pages.
+    PageServe,
+    /// Replays records.
+    RedoWorker,
+}
+
+/// A live service instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// New at every start.
+    pub node: NodeId,
+    /// Its duty.
+    pub role: Role,
+    /// Where its gRPC server is, as `host:port`.
+    pub address: String,
+}
+
+/// What happens to a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TimelineState {
+    /// Nobody has said yet.
+    #[default]
+    Unknown,
+    /// The base backup is being read.
+    Attaching,
+    /// WAL is being read as the source writes it.
+    Streaming,
+    /// The source can't be reached at the moment.
+    Disconnected,
+    /// The memory for changes is full; the connection is closed.
+    Paused,
+    /// It can't go on.
+    Stopped,
+    /// Slot and files are being removed.
+    Deleting,
+    /// Nothing is left.
+    Deleted,
+}
+
+/// How far a timeline has come, as its writer says. Zero LSNs are not known yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TimelineStatus {
+    /// What happens to it.
+    pub state: TimelineState,
+    /// Why, in words.
+    pub reason: String,
+    /// Generation of the writer.
+    pub epoch: WriterEpoch,
+    /// WAL received.
+    pub received: Lsn,
+    /// WAL fsynced here.
+    pub flushed: Lsn,
+    /// Decoded and readable.
+    pub last_record: Lsn,
+    /// In the object store.
+    pub remote_consistent: Lsn,
+    /// The oldest LSN that can be read.
+    pub oldest_readable: Lsn,
+    /// Of the base backup, read so far.
+    pub backup_done: ByteCount,
+    /// Of the base backup, as the source estimates.
+    pub backup_total: ByteCount,
+    /// WAL that the slot keeps on the source's disk.
+    pub slot_retained: ByteCount,
+    /// What needs attention though the timeline goes on.
+    pub warnings: Vec<String>,
+}
+
+/// A timeline that the broker proposes a writer for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// Which timeline.
+    pub timeline: TimelineRef,
+    /// How to reach the source.
+    pub source: String,
+    /// The slot there.
+    pub slot: String,
+    /// What to do with it.
+    pub task: AssignedTask,
+}
+
+/// What the writer of a timeline is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AssignedTask {
+    /// Attach or resume, then read WAL.
+    Ingest,
+    /// Remove slot and files; `forget_slot` if the source is gone for good.
+    Delete {
+        /// Do not insist on dropping the slot.
+        forget_slot: bool,
+    },
+}
+
+/// The whole picture.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterView {
+    /// Who is alive.
+    pub members: Vec<Member>,
+    /// The timelines of the catalog.
+    pub timelines: Vec<TimelineView>,
+}
+
+/// A timeline and its writer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineView {
+    /// Which.
+    pub timeline: TimelineRef,
+    /// Name of the tenant.
+    pub tenant_name: String,
+    /// Name of the timeline.
+    pub timeline_name: String,
+    /// What its writer last said.
+    pub status: TimelineStatus,
+    /// Where the writer is, if there is one.
+    pub writer: Option<String>,
+    /// The source, without the password.
+    pub source: String,
+    /// The slot at the source.
+    pub slot: String,
+}
+
+impl ClusterView {
+    /// Addresses of all live members with a duty.
+    pub fn addresses(&self, role: Role) -> Vec<String> {
+        let members = self.members.iter().filter(|member| member.role == role);
+        members.map(|member| member.address.clone()).collect()
+    }
+
+    /// A timeline by id.
+    pub fn timeline(&self, timeline: TimelineRef) -> Option<&TimelineView> {
+        self.timelines.iter().find(|view| view.timeline == timeline)
+    }
+
+    /// A timeline by name: `TENANT` for its `main`, or `TENANT/TIMELINE`.
+    pub fn find(&self, name: &str) -> Option<&TimelineView> {
+        let (tenant, timeline) = name.split_once('/').unwrap_or((name, "main"));
+        let named =
+            |view: &&TimelineView| view.tenant_name == tenant && view.timeline_name == timeline;
+        self.timelines.iter().find(named)
+    }
+}
+
+impl TimelineState {
+    /// A word for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Attaching => "attaching",
+            Self::Streaming => "streaming",
+            Self::Disconnected => "disconnected",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Deleting => "deleting",
+            Self::Deleted => "deleted",
+        }
+    }
+}

@@ -1,0 +1,182 @@
+use std::time::Duration;
+
+use palimpsest_proto::{admin::v1 as admin, broker::v1 as wire};
+use palimpsest_runtime::TaskScope;
+use palimpsest_types::ErrorKind;
+use tokio::sync::watch;
+use tonic::{Streaming, transport::Channel};
+
+use super::{Assignment, ClusterView, Member, TimelineStatus, convert::status_to_wire};
+use crate::{
+    channel::connect_lazily,
+    convert::{InvalidMessageError, TimelineRef},
+    status::RemoteError,
+};
+
+/// A client of the storage-broker.
+#[derive(Debug, Clone)]
+pub struct BrokerClient {
+    membership: wire::membership_service_client::MembershipServiceClient<Channel>,
+    admin: admin::admin_service_client::AdminServiceClient<Channel>,
+}
+
+/// How long a reader of the picture waits before it connects again.
+const RETRY: Duration = Duration::from_millis(500);
+/// A broker that does not answer within this is as good as down.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+impl BrokerClient {
+    /// A client of the broker at `address`, connected when first used.
+    ///
+    /// # Errors
+    /// If it is not an address.
+    pub fn new(address: &str) -> Result<Self, RemoteError> {
+        let channel = connect_lazily(address)?;
+        Ok(Self {
+            membership: wire::membership_service_client::MembershipServiceClient::new(
+                channel.clone(),
+            ),
+            admin: admin::admin_service_client::AdminServiceClient::new(channel),
+        })
+    }
+
+    /// Says that a node is alive and how far its timelines are; learns what it should write.
+    ///
+    /// # Errors
+    /// If the broker can't be reached.
+    pub async fn heartbeat(
+        &mut self,
+        member: Member,
+        timelines: Vec<(TimelineRef, TimelineStatus)>,
+    ) -> Result<Vec<Assignment>, RemoteError> {
+        let timelines = timelines
+            .into_iter()
+            .map(|(id, status)| status_to_wire(id, status));
+        let request = wire::HeartbeatRequest {
+            member: Some(member.into()),
+            timelines: timelines.collect(),
+        };
+        let answer = within_deadline(self.membership.heartbeat(request)).await?;
+        let assignments = answer.assignments.into_iter().map(Assignment::try_from);
+        assignments.collect::<Result<_, _>>().map_err(malformed)
+    }
+
+    /// The picture as it is now.
+    ///
+    /// # Errors
+    /// If the broker can't be reached.
+    pub async fn cluster(&mut self) -> Result<ClusterView, RemoteError> {
+        let mut views = self.watch().await?;
+        next_view(&mut views).await
+    }
+
+    async fn watch(&mut self) -> Result<Streaming<wire::WatchClusterResponse>, RemoteError> {
+        within_deadline(self.membership.watch_cluster(wire::WatchClusterRequest {})).await
+    }
+
+    /// Makes the intent to attach durable; returns the new timeline.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn attach_tenant(
+        &mut self,
+        name: &str,
+        source: &str,
+        slot: Option<&str>,
+    ) -> Result<TimelineRef, RemoteError> {
+        let request = admin::AttachTenantRequest {
+            name: name.to_owned(),
+            source_conninfo: source.to_owned(),
+            slot_name: slot.unwrap_or_default().to_owned(),
+        };
+        let answer = within_deadline(self.admin.attach_tenant(request)).await?;
+        answer.timeline.try_into().map_err(malformed)
+    }
+
+    /// Starts the deletion of a tenant.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn delete_tenant(
+        &mut self,
+        name: &str,
+        forget_slot: bool,
+    ) -> Result<TimelineRef, RemoteError> {
+        let request = admin::DeleteTenantRequest {
+            name: name.to_owned(),
+            forget_slot,
+        };
+        let answer = within_deadline(self.admin.delete_tenant(request)).await?;
+        answer.timeline.try_into().map_err(malformed)
+    }
+}
+
+/// Keeps the newest picture. With the broker down it stays as it was: nothing known is forgotten.
+///
+/// # Errors
+/// If `broker` is not an address.
+pub fn watch_cluster(
+    broker: &str,
+    scope: &TaskScope,
+) -> Result<watch::Receiver<ClusterView>, RemoteError> {
+    let mut client = BrokerClient::new(broker)?;
+    let (sender, receiver) = watch::channel(ClusterView::default());
+    let token = scope.token().clone();
+    scope.spawn("cluster view", async move {
+        // Cancel-safe: a picture that is dropped half read comes again whole.
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = follow(&mut client, &sender) => {}
+        }
+    });
+    Ok(receiver)
+}
+
+async fn follow(client: &mut BrokerClient, sender: &watch::Sender<ClusterView>) {
+    loop {
+        if let Err(error) = follow_once(client, sender).await {
+            tracing::debug!(%error, "the storage-broker is not there; going on with what is known");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn follow_once(
+    client: &mut BrokerClient,
+    sender: &watch::Sender<ClusterView>,
+) -> Result<(), RemoteError> {
+    let mut views = client.watch().await?;
+    loop {
+        let view = next_view(&mut views).await?;
+        sender.send_replace(view);
+    }
+}
+
+async fn next_view(
+    views: &mut Streaming<wire::WatchClusterResponse>,
+) -> Result<ClusterView, RemoteError> {
+    let message = views.message().await?.ok_or_else(|| RemoteError {
+        kind: ErrorKind::NotReady,
+        message: "the storage-broker ended the stream".to_owned(),
+    })?;
+    ClusterView::try_from(message).map_err(malformed)
+}
+
+async fn within_deadline<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, RemoteError> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(RemoteError {
+            kind: ErrorKind::NotReady,
+            message: "the storage-broker does not answer".to_owned(),
+        }),
+    }
+}
+
+fn malformed(error: InvalidMessageError) -> RemoteError {
+    RemoteError {
+        kind: ErrorKind::Internal,
+        message: format!("malformed answer: {error}"),
+    }
+}

@@ -1,0 +1,199 @@
+use palimpsest_proto::broker::v1 as wire;
+use palimpsest_types::{ByteCount, Lsn, NodeId, WriterEpoch};
+
+use super::{
+    AssignedTask, Assignment, ClusterView, Member, Role, TimelineState, TimelineStatus,
+    TimelineView,
+};
+use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
+
+impl From<Member> for wire::Member {
+    fn from(member: Member) -> Self {
+        let role = match member.role {
+            Role::WalIngest => wire::Role::WalIngest,
+            Role::PageServe => wire::Role::PageServe,
+            Role::RedoWorker => wire::Role::RedoWorker,
+        };
+        Self {
+            node_id: id_to_wire(member.node.as_bytes()),
+            role: role.into(),
+            address: member.address,
+        }
+    }
+}
+
+impl TryFrom<wire::Member> for Member {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::Member) -> Result<Self, Self::Error> {
+        let role = match message.role() {
+            wire::Role::WalIngest => Role::WalIngest,
+            wire::Role::PageServe => Role::PageServe,
+            wire::Role::RedoWorker => Role::RedoWorker,
+            wire::Role::Unspecified => return Err(InvalidMessageError::missing("role")),
+        };
+        let node = NodeId::from_bytes(id_bytes("node_id", &message.node_id)?);
+        Ok(Self {
+            node,
+            role,
+            address: message.address,
+        })
+    }
+}
+
+const fn state_to_wire(state: TimelineState) -> wire::TimelineState {
+    match state {
+        TimelineState::Unknown => wire::TimelineState::Unspecified,
+        TimelineState::Attaching => wire::TimelineState::Attaching,
+        TimelineState::Streaming => wire::TimelineState::Streaming,
+        TimelineState::Disconnected => wire::TimelineState::Disconnected,
+        TimelineState::Paused => wire::TimelineState::Paused,
+        TimelineState::Stopped => wire::TimelineState::Stopped,
+        TimelineState::Deleting => wire::TimelineState::Deleting,
+        TimelineState::Deleted => wire::TimelineState::Deleted,
+    }
+}
+
+const fn state_from_wire(state: wire::TimelineState) -> TimelineState {
+    match state {
+        wire::TimelineState::Unspecified => TimelineState::Unknown,
+        wire::TimelineState::Attaching => TimelineState::Attaching,
+        wire::TimelineState::Streaming => TimelineState::Streaming,
+        wire::TimelineState::Disconnected => TimelineState::Disconnected,
+        wire::TimelineState::Paused => TimelineState::Paused,
+        wire::TimelineState::Stopped => TimelineState::Stopped,
+        wire::TimelineState::Deleting => TimelineState::Deleting,
+        wire::TimelineState::Deleted => TimelineState::Deleted,
+    }
+}
+
+/// A timeline's status as a message.
+pub(super) fn status_to_wire(
+    timeline: TimelineRef,
+    status: TimelineStatus,
+) -> wire::TimelineStatus {
+    wire::TimelineStatus {
+        timeline: Some(timeline.into()),
+        state: state_to_wire(status.state).into(),
+        reason: status.reason,
+        writer_epoch: status.epoch.get(),
+        received_lsn: status.received.get(),
+        flushed_lsn: status.flushed.get(),
+        last_record_lsn: status.last_record.get(),
+        remote_consistent_lsn: status.remote_consistent.get(),
+        oldest_readable_lsn: status.oldest_readable.get(),
+        backup_bytes_done: status.backup_done.get(),
+        backup_bytes_total: status.backup_total.get(),
+        slot_retained_bytes: status.slot_retained.get(),
+        warnings: status.warnings,
+    }
+}
+
+/// A timeline's status from its message.
+///
+/// # Errors
+/// If the timeline is missing or malformed.
+pub fn status_from_wire(
+    message: wire::TimelineStatus,
+) -> Result<(TimelineRef, TimelineStatus), InvalidMessageError> {
+    let state = state_from_wire(message.state());
+    let status = TimelineStatus {
+        state,
+        reason: message.reason,
+        epoch: WriterEpoch::new(message.writer_epoch),
+        received: Lsn::new(message.received_lsn),
+        flushed: Lsn::new(message.flushed_lsn),
+        last_record: Lsn::new(message.last_record_lsn),
+        remote_consistent: Lsn::new(message.remote_consistent_lsn),
+        oldest_readable: Lsn::new(message.oldest_readable_lsn),
+        backup_done: ByteCount::new(message.backup_bytes_done),
+        backup_total: ByteCount::new(message.backup_bytes_total),
+        slot_retained: ByteCount::new(message.slot_retained_bytes),
+        warnings: message.warnings,
+    };
+    Ok((message.timeline.try_into()?, status))
+}
+
+/// An assignment as a message.
+pub fn assignment_to_wire(assignment: Assignment) -> wire::Assignment {
+    let (deleting, forget_slot) = match assignment.task {
+        AssignedTask::Ingest => (false, false),
+        AssignedTask::Delete { forget_slot } => (true, forget_slot),
+    };
+    wire::Assignment {
+        timeline: Some(assignment.timeline.into()),
+        source_conninfo: assignment.source,
+        slot_name: assignment.slot,
+        deleting,
+        forget_slot,
+    }
+}
+
+impl TryFrom<wire::Assignment> for Assignment {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::Assignment) -> Result<Self, Self::Error> {
+        let task = match message.deleting {
+            false => AssignedTask::Ingest,
+            true => AssignedTask::Delete {
+                forget_slot: message.forget_slot,
+            },
+        };
+        Ok(Self {
+            timeline: message.timeline.try_into()?,
+            source: message.source_conninfo,
+            slot: message.slot_name,
+            task,
+        })
+    }
+}
+
+/// The whole picture as a message.
+pub fn view_to_wire(view: ClusterView) -> wire::WatchClusterResponse {
+    let timeline = |timeline: TimelineView| wire::watch_cluster_response::Timeline {
+        tenant_name: timeline.tenant_name,
+        timeline_name: timeline.timeline_name,
+        status: Some(status_to_wire(timeline.timeline, timeline.status)),
+        writer_address: timeline.writer.unwrap_or_default(),
+        source: timeline.source,
+        slot_name: timeline.slot,
+    };
+    wire::WatchClusterResponse {
+        members: view.members.into_iter().map(wire::Member::from).collect(),
+        timelines: view.timelines.into_iter().map(timeline).collect(),
+    }
+}
+
+impl TryFrom<wire::WatchClusterResponse> for ClusterView {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::WatchClusterResponse) -> Result<Self, Self::Error> {
+        let timeline = |message: wire::watch_cluster_response::Timeline| {
+            let status = message
+                .status
+                .ok_or_else(|| InvalidMessageError::missing("status"))?;
+            let (timeline, status) = status_from_wire(status)?;
+            Ok(TimelineView {
+                timeline,
+                tenant_name: message.tenant_name,
+                timeline_name: message.timeline_name,
+                status,
+                writer: (!message.writer_address.is_empty()).then_some(message.writer_address),
+                source: message.source,
+                slot: message.slot_name,
+            })
+        };
+        Ok(Self {
+            members: message
+                .members
+                .into_iter()
+                .map(Member::try_from)
+                .collect::<Result<_, _>>()?,
+            timelines: message
+                .timelines
+                .into_iter()
+                .map(timeline)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! The change feed: from wal-ingest to page-serve.
+
+use palimpsest_layer::LogRecord;
+use palimpsest_proto::ingest::v1 as wire;
+use palimpsest_types::{BlockNumber, Key, Lsn, WriterEpoch};
+use palimpsest_wal::{Change, RawRecord, Value};
+use tonic::{Streaming, transport::Channel};
+use wire::{change::Value as WireValue, feed_service_client::FeedServiceClient};
+
+use crate::{
+    channel::MAX_MESSAGE,
+    convert::{InvalidMessageError, TimelineRef, record_from_wire, record_to_wire},
+    status::RemoteError,
+};
+
+/// Some records' changes, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedBatch {
+    /// Generation of the writer.
+    pub epoch: WriterEpoch,
+    /// Everything up to here has come with this batch.
+    pub up_to: Lsn,
+    /// Records that change something.
+    pub records: Vec<LogRecord>,
+}
+
+/// An open feed.
+#[derive(Debug)]
+pub struct FeedStream {
+    inner: Streaming<wire::SubscribeResponse>,
+}
+
+/// Opens the feed of a timeline after `after`.
+///
+/// # Errors
+/// If the writer can't be reached or does not have that timeline.
+pub async fn subscribe(
+    channel: Channel,
+    timeline: TimelineRef,
+    after: Lsn,
+) -> Result<FeedStream, RemoteError> {
+    let mut client = FeedServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let request = wire::SubscribeRequest {
+        timeline: Some(timeline.into()),
+        after_lsn: after.get(),
+    };
+    Ok(FeedStream {
+        inner: client.subscribe(request).await?.into_inner(),
+    })
+}
+
+impl FeedStream {
+    /// The next batch; `None` when the writer ended the feed. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// If the feed broke or a message is malformed.
+    pub async fn next(&mut self) -> Result<Option<FeedBatch>, RemoteError> {
+        let Some(message) = self.inner.message().await? else {
+            return Ok(None);
+        };
+        let batch = FeedBatch::try_from(message).map_err(|error| RemoteError {
+            kind: error.kind(),
+            message: error.to_string(),
+        })?;
+        Ok(Some(batch))
+    }
+}
+
+impl From<FeedBatch> for wire::SubscribeResponse {
+    fn from(batch: FeedBatch) -> Self {
+        Self {
+            writer_epoch: batch.epoch.get(),
+            up_to_lsn: batch.up_to.get(),
+            records: batch
+                .records
+                .into_iter()
+                .map(record_changes_to_wire)
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::SubscribeResponse> for FeedBatch {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::SubscribeResponse) -> Result<Self, Self::Error> {
+        Ok(Self {
+            epoch: WriterEpoch::new(message.writer_epoch),
+            up_to: Lsn::new(message.up_to_lsn),
+            records: message
+                .records
+                .into_iter()
+                .map(record_changes_from_wire)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// The record itself travels once, however many pages it changes.
+fn record_changes_to_wire(record: LogRecord) -> wire::RecordChanges {
+    let mut raw = None;
+    let changes = record.changes.into_iter().map(|Change { key, value }| {
+        let value = match value {
+            Value::Image(page) => WireValue::Image(page),
+            Value::ZeroPage => WireValue::ZeroPage(true),
+            Value::Record { will_init, record } => {
+                raw.get_or_insert(record);
+                WireValue::RecordWillInit(will_init)
+            }
+            Value::TruncateVisibilityMap { heap_blocks } => {
+                WireValue::TruncateVisibilityMap(heap_blocks.get())
+            }
+            Value::RelSize(blocks) => WireValue::RelSize(blocks.get()),
+            Value::File(content) => WireValue::File(content),
+            Value::Dropped => WireValue::Dropped(true),
+        };
+        wire::Change {
+            key: key.to_bytes().to_vec().into(),
+            value: Some(value),
+        }
+    });
+    let changes = changes.collect();
+    wire::RecordChanges {
+        lsn: record.lsn.get(),
+        record: raw.map(record_to_wire),
+        changes,
+    }
+}
+
+fn record_changes_from_wire(
+    message: wire::RecordChanges,
+) -> Result<LogRecord, InvalidMessageError> {
+    let record = message.record.map(record_from_wire);
+    let change = |change| change_from_wire(change, record.as_ref());
+    Ok(LogRecord {
+        lsn: Lsn::new(message.lsn),
+        changes: message
+            .changes
+            .into_iter()
+            .map(change)
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn change_from_wire(
+    message: wire::Change,
+    record: Option<&RawRecord>,
+) -> Result<Change, InvalidMessageError> {
+    let key = message
+        .key
+        .first_chunk()
+        .filter(|_| message.key.len() == Key::LEN);
+    let key = key.ok_or_else(|| InvalidMessageError::new("key", "has a wrong length"))?;
+    let key =
+        Key::from_bytes(key).map_err(|error| InvalidMessageError::new("key", error.to_string()))?;
+    let value = match message
+        .value
+        .ok_or_else(|| InvalidMessageError::missing("value"))?
+    {
+        WireValue::Image(page) => Value::Image(page),
+        WireValue::ZeroPage(_) => Value::ZeroPage,
+        WireValue::RecordWillInit(will_init) => {
+            let record = record
+                .cloned()
+                .ok_or_else(|| InvalidMessageError::missing("record"))?;
+            Value::Record { will_init, record }
+        }
+        WireValue::TruncateVisibilityMap(blocks) => Value::TruncateVisibilityMap {
+            heap_blocks: BlockNumber::new(blocks),
+        },
+        WireValue::RelSize(blocks) => Value::RelSize(BlockNumber::new(blocks)),
+        WireValue::File(content) => Value::File(content),
+        WireValue::Dropped(_) => Value::Dropped,
+    };
+    Ok(Change { key, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use palimpsest_types::{Fork, RelTag};
+
+    use super::*;
+
+    #[test]
+    fn a_batch_survives_the_wire_and_carries_a_record_once() {
+        let rel = RelTag {
+            spc: 1,
+            db: 2,
+            rel: 3,
+            fork: Fork::Main,
+        };
+        let bytes = Bytes::from_static(b"a record");
+        let record = RawRecord {
+            start_lsn: Lsn::new(8),
+            end_lsn: Lsn::new(16),
+            bytes,
+        };
+        let block = |number| Key::RelBlock(rel, BlockNumber::new(number));
+        let changes = vec![
+            Change {
+                key: block(0),
+                value: Value::Record {
+                    will_init: true,
+                    record: record.clone(),
+                },
+            },
+            Change {
+                key: block(1),
+                value: Value::Record {
+                    will_init: false,
+                    record,
+                },
+            },
+            Change {
+                key: block(2),
+                value: Value::ZeroPage,
+            },
+            Change {
+                key: block(3),
+                value: Value::Image(Bytes::from_static(b"page")),
+            },
+            Change {
+                key: Key::RelSize(rel),
+                value: Value::RelSize(BlockNumber::new(4)),
+            },
+            Change {
+                key: Key::RelMap { spc: 1, db: 2 },
+                value: Value::Dropped,
+            },
+        ];
+        let records = vec![LogRecord {
+            lsn: Lsn::new(16),
+            changes,
+        }];
+        let batch = FeedBatch {
+            epoch: WriterEpoch::FIRST,
+            up_to: Lsn::new(16),
+            records,
+        };
+        let message = wire::SubscribeResponse::from(batch.clone());
+        assert!(message.records[0].record.is_some());
+        assert_eq!(FeedBatch::try_from(message).unwrap(), batch);
+    }
+
+    #[test]
+    fn a_change_that_refers_to_no_record_is_an_error() {
+        let value = Some(WireValue::RecordWillInit(false));
+        let key = Key::RelMap { spc: 1, db: 2 }.to_bytes().to_vec().into();
+        let changes = vec![wire::Change { key, value }];
+        let records = vec![wire::RecordChanges {
+            lsn: 1,
+            record: None,
+            changes,
+        }];
+        let message = wire::SubscribeResponse {
+            writer_epoch: 1,
+            up_to_lsn: 1,
+            records,
+        };
+        assert!(FeedBatch::try_from(message).is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! What services say to each other, as domain types, and the clients to say it with.
+//!
+//! Generated messages end here: conversions validate once, and cores never see protobuf. This is
+//! also the one place where an [`ErrorKind`](palimpsest_types::ErrorKind) becomes a gRPC status.
+
+pub mod broker;
+pub mod channel;
+mod convert;
+pub mod feed;
+pub mod page;
+pub mod redo;
+mod status;
+
+pub use convert::{InvalidMessageError, TimelineRef, lsn_from_wire, rel_tag, rel_tag_to_wire};
+pub use status::{RemoteError, error_detail, error_status};

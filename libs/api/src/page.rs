@@ -1,0 +1,295 @@
+//! Pages and sizes at an LSN: the client of page-serve.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use palimpsest_proto::page::v1 as wire;
+use palimpsest_types::{BlockNumber, ErrorKind, Lsn, RelTag};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Channel};
+use wire::page_service_client::PageServiceClient;
+
+use crate::{
+    channel::MAX_MESSAGE,
+    convert::{InvalidMessageError, TimelineRef, lsn_from_wire, rel_tag, rel_tag_to_wire},
+    status::RemoteError,
+};
+
+/// At which LSN to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadAt {
+    /// As of this LSN; `None` is the newest that has arrived.
+    pub lsn: Option<Lsn>,
+    /// Nothing asked for has changed after this LSN.
+    pub not_modified_since: Option<Lsn>,
+}
+
+/// Asks for some pages of one relation fork.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PagesRequest {
+    /// Of which timeline.
+    pub timeline: TimelineRef,
+    /// When.
+    pub at: ReadAt,
+    /// Of which fork.
+    pub rel: RelTag,
+    /// Which pages; at most [`MAX_BLOCKS`].
+    pub blocks: Vec<BlockNumber>,
+}
+
+/// Pages as they were at an LSN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pages {
+    /// The LSN that was read.
+    pub lsn: Lsn,
+    /// In the order of the request.
+    pub pages: Vec<Bytes>,
+}
+
+/// The size of a relation fork.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelationSize {
+    /// The LSN that was read.
+    pub lsn: Lsn,
+    /// Its length; `None` if it does not exist.
+    pub blocks: Option<BlockNumber>,
+}
+
+/// Pages in one request, at most.
+pub const MAX_BLOCKS: usize = 256;
+/// Requests on their way, at most; more wait.
+const REQUESTS: usize = 64;
+
+type Answers = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Pages, RemoteError>>>>>;
+
+/// A client of one page-serve. Its pages go over one long-lived stream.
+#[derive(Debug)]
+pub struct PageClient {
+    unary: PageServiceClient<Channel>,
+    requests: mpsc::Sender<wire::GetPagesRequest>,
+    answers: Answers,
+    next_id: std::sync::atomic::AtomicU64,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl PageClient {
+    /// Opens the stream.
+    ///
+    /// # Errors
+    /// If page-serve can't be reached.
+    pub async fn connect(channel: Channel) -> Result<Self, RemoteError> {
+        let mut unary = PageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (requests, outgoing) = mpsc::channel(REQUESTS);
+        let stream = unary
+            .get_pages(ReceiverStream::new(outgoing))
+            .await?
+            .into_inner();
+        let answers = Answers::default();
+        let reader = tokio::spawn(read_answers(stream, Arc::clone(&answers)));
+        Ok(Self {
+            unary,
+            requests,
+            answers,
+            next_id: 1.into(),
+            reader,
+        })
+    }
+
+    /// Pages at an LSN. Many calls may be under way; each is answered as it is ready.
+    ///
+    /// # Errors
+    /// What page-serve says, or that the stream broke.
+    pub async fn pages(&self, request: PagesRequest) -> Result<Pages, RemoteError> {
+        let id = self
+            .next_id
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, answer);
+        if self
+            .requests
+            .send(pages_request_to_wire(id, request))
+            .await
+            .is_err()
+        {
+            return Err(stream_broke());
+        }
+        answered.await.unwrap_or_else(|_| Err(stream_broke()))
+    }
+
+    /// The size of a relation fork.
+    ///
+    /// # Errors
+    /// What page-serve says.
+    pub async fn relation_size(
+        &self,
+        timeline: TimelineRef,
+        at: ReadAt,
+        rel: RelTag,
+    ) -> Result<RelationSize, RemoteError> {
+        let request = wire::GetRelationSizeRequest {
+            timeline: Some(timeline.into()),
+            read_lsn: Some(at.into()),
+            rel: Some(rel_tag_to_wire(rel)),
+        };
+        let answer = self
+            .unary
+            .clone()
+            .get_relation_size(request)
+            .await?
+            .into_inner();
+        let blocks = answer.exists.then(|| BlockNumber::new(answer.blocks));
+        Ok(RelationSize {
+            lsn: Lsn::new(answer.lsn),
+            blocks,
+        })
+    }
+
+    /// All relation forks with their sizes, and the LSN that was read.
+    ///
+    /// # Errors
+    /// What page-serve says.
+    pub async fn relations(
+        &self,
+        timeline: TimelineRef,
+        at: ReadAt,
+    ) -> Result<(Lsn, Vec<(RelTag, BlockNumber)>), RemoteError> {
+        let request = wire::ListRelationsRequest {
+            timeline: Some(timeline.into()),
+            read_lsn: Some(at.into()),
+        };
+        let mut stream = self
+            .unary
+            .clone()
+            .list_relations(request)
+            .await?
+            .into_inner();
+        let (mut lsn, mut relations) = (Lsn::ZERO, Vec::new());
+        while let Some(message) = stream.message().await? {
+            lsn = Lsn::new(message.lsn);
+            for relation in message.relations {
+                let rel = rel_tag(relation.rel).map_err(malformed)?;
+                relations.push((rel, BlockNumber::new(relation.blocks)));
+            }
+        }
+        Ok((lsn, relations))
+    }
+
+    /// The oldest and the newest LSN that can be read there now.
+    ///
+    /// # Errors
+    /// What page-serve says.
+    pub async fn readable(&self, timeline: TimelineRef) -> Result<(Lsn, Lsn), RemoteError> {
+        let request = wire::GetReadableRequest {
+            timeline: Some(timeline.into()),
+        };
+        let answer = self.unary.clone().get_readable(request).await?.into_inner();
+        Ok((Lsn::new(answer.oldest_lsn), Lsn::new(answer.newest_lsn)))
+    }
+}
+
+impl Drop for PageClient {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+async fn read_answers(mut stream: Streaming<wire::GetPagesResponse>, answers: Answers) {
+    let lock = || answers.lock().unwrap_or_else(PoisonError::into_inner);
+    let ended = loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                let answer = lock().remove(&message.request_id);
+                // A caller that has gone away does not want its answer.
+                answer.map(|answer| answer.send(pages_from_wire(message)).is_ok());
+            }
+            Ok(None) => break stream_broke(),
+            Err(status) => break status.into(),
+        }
+    };
+    for (_, answer) in lock().drain() {
+        let _ = answer.send(Err(ended.clone()));
+    }
+}
+
+fn stream_broke() -> RemoteError {
+    let message = "the stream to page-serve ended; connect again".to_owned();
+    RemoteError {
+        kind: ErrorKind::NotReady,
+        message,
+    }
+}
+
+fn malformed(error: InvalidMessageError) -> RemoteError {
+    RemoteError {
+        kind: ErrorKind::Internal,
+        message: format!("malformed answer: {error}"),
+    }
+}
+
+impl From<ReadAt> for wire::ReadLsn {
+    fn from(at: ReadAt) -> Self {
+        Self {
+            request_lsn: at.lsn.unwrap_or_default().get(),
+            not_modified_since_lsn: at.not_modified_since.unwrap_or_default().get(),
+        }
+    }
+}
+
+impl From<Option<wire::ReadLsn>> for ReadAt {
+    fn from(message: Option<wire::ReadLsn>) -> Self {
+        let message = message.unwrap_or_default();
+        Self {
+            lsn: lsn_from_wire(message.request_lsn),
+            not_modified_since: lsn_from_wire(message.not_modified_since_lsn),
+        }
+    }
+}
+
+fn pages_request_to_wire(request_id: u64, request: PagesRequest) -> wire::GetPagesRequest {
+    wire::GetPagesRequest {
+        request_id,
+        timeline: Some(request.timeline.into()),
+        read_lsn: Some(request.at.into()),
+        rel: Some(rel_tag_to_wire(request.rel)),
+        block_numbers: request.blocks.into_iter().map(BlockNumber::get).collect(),
+    }
+}
+
+impl TryFrom<wire::GetPagesRequest> for PagesRequest {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::GetPagesRequest) -> Result<Self, Self::Error> {
+        let count = message.block_numbers.len();
+        if count == 0 || count > MAX_BLOCKS {
+            let problem = format!("has {count} entries; 1 to {MAX_BLOCKS} are allowed");
+            return Err(InvalidMessageError::new("block_numbers", problem));
+        }
+        Ok(Self {
+            timeline: message.timeline.try_into()?,
+            at: message.read_lsn.into(),
+            rel: rel_tag(message.rel)?,
+            blocks: message
+                .block_numbers
+                .into_iter()
+                .map(BlockNumber::new)
+                .collect(),
+        })
+    }
+}
+
+fn pages_from_wire(message: wire::GetPagesResponse) -> Result<Pages, RemoteError> {
+    match message.error {
+        Some(error) => Err(error.into()),
+        None => Ok(Pages {
+            lsn: Lsn::new(message.lsn),
+            pages: message.pages,
+        }),
+    }
+}

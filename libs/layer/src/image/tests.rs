@@ -1,0 +1,101 @@
+use palimpsest_types::{Fork, RelTag};
+use proptest::prelude::*;
+
+use super::*;
+
+const REL: RelTag = RelTag {
+    spc: 1663,
+    db: 5,
+    rel: 16384,
+    fork: Fork::Main,
+};
+
+fn block(number: u32) -> Key {
+    Key::RelBlock(REL, BlockNumber::new(number))
+}
+
+fn noisy_page(seed: u32) -> [u8; PAGE_SIZE] {
+    let mut state = u64::from(seed) | 1;
+    std::array::from_fn(|_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    })
+}
+
+fn file() -> Bytes {
+    let mut writer = ImageLayerWriter::new(Lsn::new(77));
+    writer.page(block(2), &[7; PAGE_SIZE]);
+    writer.page(block(1), &noisy_page(3));
+    writer.rel_size(Key::RelSize(REL), BlockNumber::new(3));
+    writer.file(Key::RelMap { spc: 1663, db: 5 }, b"map");
+    writer.finish().unwrap().0
+}
+
+fn open(file: &Bytes) -> Result<ImageLayerIndex, ImageLayerError> {
+    let len = file.len();
+    let tail = file.slice(len.saturating_sub(Footer::LEN)..);
+    let footer = Footer::decode(&tail, len as u64)?;
+    let end = (footer.index_offset + footer.index_len) as usize;
+    ImageLayerIndex::decode(&footer, &file.slice(footer.index_offset as usize..end))
+}
+
+fn read(file: &Bytes, key: Key) -> Result<Option<Value>, ImageLayerError> {
+    let Some(value) = open(file)?.find(key) else {
+        return Ok(None);
+    };
+    let start = value.offset as usize;
+    value
+        .decode(key, file.slice(start..start + value.len as usize))
+        .map(Some)
+}
+
+#[test]
+fn every_value_comes_back() {
+    let file = file();
+    assert_eq!(open(&file).unwrap().lsn(), Lsn::new(77));
+    let pages = [(1, noisy_page(3)), (2, [7; PAGE_SIZE])];
+    for (number, page) in pages {
+        let expected = Value::Image(Bytes::copy_from_slice(&page));
+        assert_eq!(read(&file, block(number)).unwrap(), Some(expected));
+    }
+    let size = read(&file, Key::RelSize(REL)).unwrap();
+    assert_eq!(size, Some(Value::RelSize(BlockNumber::new(3))));
+    let map = read(&file, Key::RelMap { spc: 1663, db: 5 }).unwrap();
+    assert_eq!(map, Some(Value::File(Bytes::from_static(b"map"))));
+    assert_eq!(read(&file, block(9)).unwrap(), None);
+    let keys: Vec<_> = open(&file)
+        .unwrap()
+        .range(block(0)..block(9))
+        .map(|(k, _)| k)
+        .collect();
+    assert_eq!(keys, [block(1), block(2)]);
+}
+
+#[test]
+fn an_empty_layer_is_no_file() {
+    assert!(ImageLayerWriter::new(Lsn::ZERO).finish().is_none());
+}
+
+proptest! {
+    #[test]
+    fn a_flipped_byte_is_an_error_or_harmless(at in 0usize..100_000, flip in 1u8..) {
+        let clean = file();
+        let mut damaged = Vec::from(clean.clone());
+        let at = at % damaged.len();
+        damaged[at] ^= flip;
+        let damaged = Bytes::from(damaged);
+        for key in [block(1), block(2), Key::RelSize(REL)] {
+            if let Ok(value) = read(&damaged, key) {
+                prop_assert_eq!(value, read(&clean, key).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn a_shortened_file_is_an_error(len in 0usize..1000) {
+        let file = file();
+        prop_assert!(open(&file.slice(..len.min(file.len() - 1))).is_err());
+    }
+}

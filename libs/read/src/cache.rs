@@ -1,0 +1,44 @@
+use bytes::Bytes;
+use palimpsest_types::{ByteCount, Key, Lsn, PAGE_SIZE, TimelineId};
+use quick_cache::sync::Cache;
+
+use crate::error::ReadError;
+
+/// Versions of pages that were made already, of all timelines, within a bound.
+///
+/// Identical reads at the same time make a page once.
+#[derive(Debug)]
+pub struct PageCache {
+    pages: Cache<Version, Bytes>,
+}
+
+/// A version of a key: it never changes, so neither does what is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Version {
+    pub(crate) timeline: TimelineId,
+    pub(crate) key: Key,
+    /// LSN of the change that made it.
+    pub(crate) lsn: Lsn,
+}
+
+impl PageCache {
+    /// A cache of about `size`.
+    pub fn new(size: ByteCount) -> Self {
+        Self {
+            pages: Cache::new(size.as_len() / PAGE_SIZE),
+        }
+    }
+
+    pub(crate) fn get(&self, version: &Version) -> Option<Bytes> {
+        self.pages.get(version)
+    }
+
+    /// The version, made by `make` unless it is there or being made.
+    pub(crate) async fn get_or_make(
+        &self,
+        version: &Version,
+        make: impl Future<Output = Result<Bytes, ReadError>>,
+    ) -> Result<Bytes, ReadError> {
+        self.pages.get_or_insert_async(version, make).await
+    }
+}

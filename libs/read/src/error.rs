@@ -1,0 +1,110 @@
+use palimpsest_layer::image::ImageLayerError;
+use palimpsest_redo::ReconstructError;
+use palimpsest_store::StoreError;
+use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, RelTag};
+
+/// A read could not be answered.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// The LSN is before what can be read.
+    #[error("{lsn} is below {oldest}, the oldest LSN that can be read")]
+    BelowHorizon {
+        /// What was asked for.
+        lsn: Lsn,
+        /// The oldest readable LSN.
+        oldest: Lsn,
+    },
+    /// The LSN has not arrived within the deadline.
+    #[error("{lsn} has not arrived yet, {newest} is the newest here; try again")]
+    NotYet {
+        /// What was asked for.
+        lsn: Lsn,
+        /// The newest LSN here.
+        newest: Lsn,
+    },
+    /// The fork does not exist at that LSN.
+    #[error("relation {rel} does not exist at {lsn}")]
+    NoRelation {
+        /// The fork.
+        rel: RelTag,
+        /// The LSN.
+        lsn: Lsn,
+    },
+    /// The fork is shorter.
+    #[error("relation {rel} has {blocks} blocks at {lsn}, there is no block {block}")]
+    BeyondEnd {
+        /// The fork.
+        rel: RelTag,
+        /// The LSN.
+        lsn: Lsn,
+        /// What was asked for.
+        block: BlockNumber,
+        /// Its length.
+        blocks: BlockNumber,
+    },
+    /// A layer file can't be read.
+    #[error("layer {layer} can't be read: {message}")]
+    Store {
+        /// Its name.
+        layer: String,
+        /// What the caller may do.
+        kind: ErrorKind,
+        /// What the store said.
+        message: String,
+    },
+    /// A layer file is damaged.
+    #[error("layer {layer} is damaged")]
+    Layer {
+        /// Its name.
+        layer: String,
+        /// What is wrong.
+        #[source]
+        source: ImageLayerError,
+    },
+    /// The page could not be built.
+    #[error("page can't be built: {message}")]
+    Reconstruct {
+        /// What the caller may do.
+        kind: ErrorKind,
+        /// Why.
+        message: String,
+    },
+    /// A key has a version of a wrong kind.
+    #[error("the version of {0} is of a wrong kind")]
+    WrongValue(Key),
+}
+
+impl ReadError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::BelowHorizon { .. } => ErrorKind::Invalid,
+            Self::NotYet { .. } => ErrorKind::NotReady,
+            Self::NoRelation { .. } | Self::BeyondEnd { .. } => ErrorKind::NotFound,
+            Self::Store { kind, .. } | Self::Reconstruct { kind, .. } => *kind,
+            Self::Layer { .. } | Self::WrongValue(_) => ErrorKind::Corrupt,
+        }
+    }
+
+    pub(crate) fn store(layer: &str, error: &StoreError) -> Self {
+        // A layer that the manifest lists and the store lacks is damage, not a wrong request.
+        let kind = match error.kind() {
+            ErrorKind::NotFound => ErrorKind::Corrupt,
+            kind => kind,
+        };
+        Self::Store {
+            layer: layer.to_owned(),
+            kind,
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<ReconstructError> for ReadError {
+    fn from(error: ReconstructError) -> Self {
+        Self::Reconstruct {
+            kind: error.kind(),
+            message: error.to_string(),
+        }
+    }
+}

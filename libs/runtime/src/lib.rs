@@ -1,0 +1,99 @@
+//! Owned background tasks.
+//!
+//! A [`TaskScope`] is the only way services start tasks: each has a name, all are told to stop by
+//! one token, and the scope waits for them. A task that panics takes its scope down, because what
+//! it was doing is not being done any more.
+
+use std::future::Future;
+
+pub use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+/// Tasks that live and end together.
+#[derive(Debug, Clone)]
+pub struct TaskScope {
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Default for TaskScope {
+    fn default() -> Self {
+        Self::new(CancellationToken::new())
+    }
+}
+
+impl TaskScope {
+    /// A scope whose tasks are told to stop when `cancel` is.
+    pub fn new(cancel: CancellationToken) -> Self {
+        Self {
+            cancel,
+            tracker: TaskTracker::new(),
+        }
+    }
+
+    /// A scope that stops with this one and can be stopped alone; its tasks count for both.
+    pub fn child(&self) -> Self {
+        let child = Self::new(self.cancel.child_token());
+        let tracker = child.tracker.clone();
+        let cancel = child.cancel.clone();
+        self.tracker.spawn(async move {
+            cancel.cancelled().await;
+            tracker.close();
+            tracker.wait().await;
+        });
+        child
+    }
+
+    /// What tells the tasks to stop.
+    pub fn token(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Starts a task. It should end soon after the token is cancelled.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.cancel.clone();
+        let span = tracing::info_span!("task", name);
+        let guarded = async move {
+            if let Err(error) = tokio::spawn(task.in_current_span()).await {
+                tracing::error!(%error, "a task panicked; stopping what belongs to it");
+                cancel.cancel();
+            }
+        };
+        self.tracker.spawn(guarded.instrument(span));
+    }
+
+    /// Tells all tasks to stop and waits until they have.
+    pub async fn stop(&self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn stopping_a_scope_stops_its_children_first() {
+        let scope = TaskScope::default();
+        let child = scope.child();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let token = child.token().clone();
+        child.spawn("waits", async move {
+            token.cancelled().await;
+            let _ = sender.send(());
+        });
+        scope.stop().await;
+        assert!(receiver.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_panic_stops_the_scope() {
+        let scope = TaskScope::default();
+        scope.spawn("panics", async { panic!("on purpose") });
+        scope.token().cancelled().await;
+        scope.stop().await;
+    }
+}

@@ -1,0 +1,42 @@
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use palimpsest_types::Lsn;
+use palimpsest_wal::{RawRecord, RecordReader, SegmentSize};
+
+/// Shows every record of the segment files below a directory, from a record's start on.
+///
+/// Ends where the WAL ends: at a record that was never written, or at a missing segment.
+pub fn read_wal(
+    pg_wal: &Path,
+    start: Lsn,
+    size: SegmentSize,
+    mut show: impl FnMut(RawRecord) -> Result<()>,
+) -> Result<Lsn> {
+    let mut reader = RecordReader::new(start, size);
+    let mut segment = size.number_of(start);
+    let mut end = start;
+    loop {
+        let path = pg_wal.join(size.file_name(1, segment));
+        if !path.exists() {
+            return Ok(end);
+        }
+        let mut bytes =
+            bytes::Bytes::from(fs::read(&path).with_context(|| path.display().to_string())?);
+        let at = reader.expects();
+        bytes = bytes.slice(usize::try_from(at.offset_in(size.bytes()))?..);
+        reader.push(at, bytes)?;
+        loop {
+            match reader.next_record() {
+                Ok(Some(record)) => {
+                    end = record.end_lsn;
+                    show(record)?;
+                }
+                Ok(None) => break,
+                // Behind the last record of a stopped server stand zeros or a recycled segment.
+                Err(_) => return Ok(end),
+            }
+        }
+        segment = segment.next();
+    }
+}

@@ -1,0 +1,37 @@
+//! What several judges need.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use palimpsest_redo_postgres::{Engine, EngineSettings, RunAs};
+use palimpsest_testkit::Cluster;
+use palimpsest_types::Lsn;
+
+/// Where `make -C compute/redo` puts what it builds.
+const REDO_BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../compute/redo/build/15");
+
+/// An engine for a cluster with or without `wal_log_hints` (or checksums, which imply it).
+pub(crate) async fn engine(wal_log_hints: bool) -> Result<Engine> {
+    let bin = palimpsest_testkit::cluster::pg_bin();
+    let mut settings = EngineSettings::discover(&bin, Path::new(REDO_BUILD))?;
+    settings.wal_log_hints = wal_log_hints;
+    settings.run_as = RunAs::unprivileged()?;
+    Ok(Engine::start(settings).await?)
+}
+
+/// What `pg_controldata` says about a stopped cluster's newest checkpoint.
+pub(crate) fn checkpoint(cluster: &Cluster) -> Result<Lsn> {
+    let output =
+        std::process::Command::new(palimpsest_testkit::cluster::pg_bin().join("pg_controldata"))
+            .arg(cluster.data_dir())
+            .env("LC_ALL", "C")
+            .output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Latest checkpoint location:"));
+    Ok(line
+        .context("pg_controldata names no checkpoint")?
+        .trim()
+        .parse()?)
+}

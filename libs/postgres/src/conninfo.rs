@@ -1,0 +1,282 @@
+//! Connection strings as libpq reads them: `host=db port=5432 …` or `postgresql://…`.
+
+mod endpoint;
+mod key_value;
+mod passfile;
+mod ssl_mode;
+#[cfg(test)]
+mod tests;
+mod uri;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+pub use endpoint::{Endpoint, Host};
+pub(crate) use passfile::lookup as lookup_passfile;
+pub use ssl_mode::SslMode;
+
+/// How to reach a PostgreSQL server and as whom. Neither `Debug` nor `Display` shows the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ConnInfo {
+    endpoints: Vec<Endpoint>,
+    user: String,
+    password: Option<Password>,
+    dbname: Option<String>,
+    ssl_mode: SslMode,
+    ssl_root_cert: Option<PathBuf>,
+    application_name: Option<String>,
+    connect_timeout: Option<Duration>,
+    passfile: Option<PathBuf>,
+}
+
+/// A secret that prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+/// The text is not a connection string.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnInfoError {
+    /// A key that this client does not know.
+    #[error("unknown key {0:?} in the connection string; known are {known}", known = KEYS.join(", "))]
+    UnknownKey(String),
+    /// A key without a value, or an unfinished quotation.
+    #[error("malformed connection string near {near:?}: {reason}")]
+    Syntax {
+        /// The key, or the part of the text, that is wrong; never a value.
+        near: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A key that must be there.
+    #[error("the connection string lacks {0}")]
+    Missing(&'static str),
+    /// A value that its key does not allow.
+    #[error("{key} in the connection string must be {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it may be.
+        expected: &'static str,
+    },
+}
+
+/// Every key that is understood.
+const KEYS: [&str; 12] = [
+    "host",
+    "hostaddr",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "sslmode",
+    "sslrootcert",
+    "application_name",
+    "connect_timeout",
+    "passfile",
+    "fallback_application_name",
+];
+
+/// libpq waits for ever; a service that does is stuck, so an absent `connect_timeout` means this.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Keys and values before they are understood.
+type Pairs = BTreeMap<String, String>;
+
+impl ConnInfo {
+    /// The servers, in the order in which they are tried. Never empty.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// The role to log in as.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The password, if the string has one.
+    pub fn password(&self) -> Option<&Password> {
+        self.password.as_ref()
+    }
+
+    /// The database, which physical replication ignores.
+    pub fn dbname(&self) -> Option<&str> {
+        self.dbname.as_deref()
+    }
+
+    /// How much TLS is asked for.
+    pub fn ssl_mode(&self) -> SslMode {
+        self.ssl_mode
+    }
+
+    /// File of trusted certificates; `None` is the system's.
+    pub fn ssl_root_cert(&self) -> Option<&Path> {
+        self.ssl_root_cert.as_deref()
+    }
+
+    /// The name shown in `pg_stat_replication`.
+    pub fn application_name(&self) -> Option<&str> {
+        self.application_name.as_deref()
+    }
+
+    /// Limit on connecting to one server and logging in; `None` is no limit.
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.connect_timeout
+    }
+
+    /// The password file to look in when there is no password.
+    pub fn passfile(&self) -> Option<&Path> {
+        self.passfile.as_deref()
+    }
+
+    /// Names the password file to use if the string does not: the value of `PGPASSFILE`, else
+    /// `.pgpass` in the home directory. The caller reads the environment, this library does not.
+    #[must_use]
+    pub fn with_default_passfile(mut self, pgpassfile: Option<&Path>, home: Option<&Path>) -> Self {
+        let default = || {
+            pgpassfile
+                .map(Path::to_owned)
+                .or_else(|| Some(home?.join(".pgpass")))
+        };
+        self.passfile = self.passfile.or_else(default);
+        self
+    }
+
+    /// Names the application if the string does not.
+    #[must_use]
+    pub fn with_fallback_application_name(mut self, name: &str) -> Self {
+        self.application_name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// The connection string with the password replaced by `***`, fit for logs.
+    pub fn redacted(&self) -> String {
+        let join = |part: &dyn Fn(&Endpoint) -> String| {
+            self.endpoints
+                .iter()
+                .map(part)
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        let mut pairs = vec![
+            ("host", join(&|e| e.host.to_string())),
+            ("port", join(&|e| e.port.to_string())),
+            ("user", self.user.clone()),
+            ("sslmode", self.ssl_mode.name().to_owned()),
+        ];
+        if self.endpoints.iter().any(|e| e.host.addr().is_some()) {
+            let addr = |e: &Endpoint| e.host.addr().map(|a| a.to_string()).unwrap_or_default();
+            pairs.push(("hostaddr", join(&addr)));
+        }
+        let path = |path: &PathBuf| path.display().to_string();
+        let optional = [
+            ("password", self.password.as_ref().map(|_| "***".to_owned())),
+            ("dbname", self.dbname.clone()),
+            ("sslrootcert", self.ssl_root_cert.as_ref().map(path)),
+            ("application_name", self.application_name.clone()),
+            (
+                "connect_timeout",
+                self.connect_timeout
+                    .map(|limit| limit.as_secs().to_string()),
+            ),
+            ("passfile", self.passfile.as_ref().map(path)),
+        ];
+        pairs.extend(
+            optional
+                .into_iter()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        key_value::format(&pairs)
+    }
+
+    fn from_pairs(mut pairs: Pairs) -> Result<Self, ConnInfoError> {
+        if let Some(unknown) = pairs.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(ConnInfoError::UnknownKey(unknown.clone()));
+        }
+        // libpq takes an empty value for an absent one.
+        let mut take = |key: &str| pairs.remove(key).filter(|value| !value.is_empty());
+        let endpoints = endpoint::endpoints(take("host"), take("hostaddr"), take("port"))?;
+        let fallback_name = take("fallback_application_name");
+        Ok(Self {
+            endpoints,
+            user: take("user").ok_or(ConnInfoError::Missing("user"))?,
+            password: take("password").map(Password),
+            dbname: take("dbname"),
+            ssl_mode: take("sslmode").map_or(Ok(SslMode::default()), |mode| mode.parse())?,
+            ssl_root_cert: take("sslrootcert")
+                .filter(|path| path != "system")
+                .map(PathBuf::from),
+            application_name: take("application_name").or(fallback_name),
+            connect_timeout: connect_timeout(take("connect_timeout"))?,
+            passfile: take("passfile").map(PathBuf::from),
+        })
+    }
+}
+
+impl FromStr for ConnInfo {
+    type Err = ConnInfoError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        // Neither the protocol nor the file system can carry a NUL.
+        if text.contains('\0') {
+            let near = "\\0".to_owned();
+            return Err(ConnInfoError::Syntax {
+                near,
+                reason: "it contains a NUL character",
+            });
+        }
+        let uri = ["postgresql://", "postgres://"]
+            .iter()
+            .find_map(|s| text.strip_prefix(s));
+        Self::from_pairs(match uri {
+            Some(rest) => uri::parse(rest)?,
+            None => key_value::parse(text)?,
+        })
+    }
+}
+
+impl fmt::Display for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted())
+    }
+}
+
+impl fmt::Debug for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnInfo({})", self.redacted())
+    }
+}
+
+impl Password {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+fn connect_timeout(text: Option<String>) -> Result<Option<Duration>, ConnInfoError> {
+    let Some(text) = text else {
+        return Ok(Some(DEFAULT_CONNECT_TIMEOUT));
+    };
+    let expected = "a number of seconds, 0 for no limit";
+    let seconds: u32 = text.parse().map_err(|_| ConnInfoError::Value {
+        key: "connect_timeout",
+        expected,
+    })?;
+    Ok((seconds > 0).then(|| Duration::from_secs(u64::from(seconds))))
+}

@@ -1,0 +1,347 @@
+//! `global/pg_control` of PostgreSQL 15 on a little-endian 64-bit machine.
+//!
+//! | bytes   | field                                                      |
+//! |---------|------------------------------------------------------------|
+//! | 0–7     | system identifier                                          |
+//! | 8–11    | version of this format, 1300                               |
+//! | 12–15   | catalog version                                            |
+//! | 16–31   | state, time of the last change                             |
+//! | 32–39   | position of the last checkpoint record                     |
+//! | 40–127  | copy of that record                                        |
+//! | 128–171 | recovery positions                                         |
+//! | 172–203 | settings that a standby needs: `wal_level`, `wal_log_hints`… |
+//! | 204–255 | what the server was built with, checksum version           |
+//! | 256–287 | nonce                                                      |
+//! | 288–291 | CRC-32C of all before                                      |
+//!
+//! The file is padded with zeros to 8 KiB. The version stands near the front so that every version
+//! of PostgreSQL finds it there.
+
+use bytes::Bytes;
+use palimpsest_codec::{Cursor, TruncatedError, crc32c};
+use palimpsest_types::{ErrorKind, Lsn, Oid, SystemIdentifier};
+
+use crate::Tli;
+
+/// What a control file says about its cluster, as far as following it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlFile {
+    /// The cluster.
+    pub system_identifier: SystemIdentifier,
+    /// Version of the control file's format.
+    pub control_version: u32,
+    /// Version of the system catalogues.
+    pub catalog_version: u32,
+    /// Position of the last checkpoint record.
+    pub checkpoint: Lsn,
+    /// The record itself.
+    pub checkpoint_copy: CheckPoint,
+    /// Whether hint bits are WAL-logged without checksums.
+    pub wal_log_hints: bool,
+    /// Bytes of a data page.
+    pub block_size: u32,
+    /// Pages of a segment file of a relation.
+    pub relation_segment_size: u32,
+    /// Bytes of a WAL page.
+    pub wal_block_size: u32,
+    /// Bytes of a WAL segment; a power of two from 1 MiB to 1 GiB.
+    pub wal_segment_size: u32,
+    /// Version of the data pages' checksums; 0 is none.
+    pub data_checksum_version: u32,
+}
+
+/// A checkpoint record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckPoint {
+    /// Where replay begins.
+    pub redo: Lsn,
+    /// The timeline.
+    pub timeline: Tli,
+    /// The timeline before; the same unless this record begins a new one.
+    pub previous_timeline: Tli,
+    /// Whether full page writes are on.
+    pub full_page_writes: bool,
+    /// Next transaction id, with its epoch in the upper half.
+    pub next_xid: u64,
+    /// Next object id.
+    pub next_oid: Oid,
+    /// Next multixact id.
+    pub next_multi: u32,
+    /// Next offset in the members of multixacts.
+    pub next_multi_offset: u32,
+    /// Oldest transaction id that is not frozen anywhere.
+    pub oldest_xid: u32,
+    /// The database that holds it.
+    pub oldest_xid_db: Oid,
+    /// Oldest multixact id in use anywhere.
+    pub oldest_multi: u32,
+    /// The database that holds it.
+    pub oldest_multi_db: Oid,
+    /// When, in seconds of Unix time.
+    pub time: i64,
+    /// Oldest transaction id with a commit time stamp; 0 is none.
+    pub oldest_commit_ts_xid: u32,
+    /// Newest transaction id with a commit time stamp; 0 is none.
+    pub newest_commit_ts_xid: u32,
+    /// Oldest transaction id that was running; 0 in a shutdown checkpoint.
+    pub oldest_active_xid: u32,
+}
+
+/// These bytes are not a usable control file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlFileError {
+    /// Too short.
+    #[error("the control file is cut short")]
+    Truncated(#[source] TruncatedError),
+    /// Of a server that this crate does not know.
+    #[error(
+        "the control file has version {found}; only {VERSION}, of PostgreSQL 13 to 16, is read"
+    )]
+    Version {
+        /// Its version.
+        found: u32,
+    },
+    /// Damaged.
+    #[error(
+        "the control file is damaged: its checksum is {found:08x} and should be {computed:08x}"
+    )]
+    Checksum {
+        /// The checksum in the file.
+        found: u32,
+        /// That of its bytes.
+        computed: u32,
+    },
+    /// A size that PostgreSQL cannot be built with.
+    #[error(
+        "the control file gives a WAL segment size of {found}, which is not a power of two from 1 MiB to 1 GiB"
+    )]
+    SegmentSize {
+        /// The size.
+        found: u32,
+    },
+}
+
+/// `PG_CONTROL_VERSION`, unchanged from PostgreSQL 13 to 16.
+const VERSION: u32 = 1300;
+/// Bytes before the checksum.
+const CHECKED: usize = 288;
+
+impl ControlFile {
+    /// Reads a control file. Bytes after the checksum do not matter.
+    ///
+    /// # Errors
+    /// If it is of another version (kind `Invalid`) or damaged (kind `Corrupt`).
+    pub fn parse(bytes: &Bytes) -> Result<Self, ControlFileError> {
+        let mut head = Cursor::new(bytes.clone());
+        head.skip(8, "system identifier")?;
+        // Before the checksum: in another version that stands elsewhere.
+        let found = head.u32("version")?;
+        if found != VERSION {
+            return Err(ControlFileError::Version { found });
+        }
+        let mut whole = Cursor::new(bytes.clone());
+        let computed = crc32c(&whole.bytes(CHECKED, "control file")?);
+        let found = whole.u32("checksum")?;
+        if found != computed {
+            return Err(ControlFileError::Checksum { found, computed });
+        }
+        let control = Self::fields(Cursor::new(bytes.clone()))?;
+        match control.wal_segment_size {
+            size if size.is_power_of_two() && (1 << 20..=1 << 30).contains(&size) => Ok(control),
+            found => Err(ControlFileError::SegmentSize { found }),
+        }
+    }
+
+    fn fields(mut cursor: Cursor) -> Result<Self, TruncatedError> {
+        let system_identifier = SystemIdentifier::new(cursor.u64("system identifier")?);
+        let control_version = cursor.u32("version")?;
+        let catalog_version = cursor.u32("catalog version")?;
+        cursor.skip(16, "state and time")?;
+        let checkpoint = Lsn::new(cursor.u64("checkpoint position")?);
+        let checkpoint_copy = CheckPoint::fields(&mut cursor)?;
+        cursor.skip(48, "recovery positions and wal_level")?;
+        let wal_log_hints = flag(&mut cursor, 4, "wal_log_hints")?;
+        cursor.skip(36, "limits and alignment")?;
+        let block_size = cursor.u32("block size")?;
+        let relation_segment_size = cursor.u32("relation segment size")?;
+        let wal_block_size = cursor.u32("WAL block size")?;
+        let wal_segment_size = cursor.u32("WAL segment size")?;
+        cursor.skip(20, "name lengths and float passing")?;
+        let data_checksum_version = cursor.u32("checksum version")?;
+        Ok(Self {
+            system_identifier,
+            control_version,
+            catalog_version,
+            checkpoint,
+            checkpoint_copy,
+            wal_log_hints,
+            block_size,
+            relation_segment_size,
+            wal_block_size,
+            wal_segment_size,
+            data_checksum_version,
+        })
+    }
+}
+
+impl CheckPoint {
+    /// The 88 bytes of the record, trailing padding included. Fields stand in the order of reading.
+    fn fields(cursor: &mut Cursor) -> Result<Self, TruncatedError> {
+        let record = Self {
+            redo: Lsn::new(cursor.u64("redo position")?),
+            timeline: cursor.u32("timeline")?,
+            previous_timeline: cursor.u32("previous timeline")?,
+            full_page_writes: flag(cursor, 8, "full page writes")?,
+            next_xid: cursor.u64("next transaction id")?,
+            next_oid: cursor.u32("next OID")?,
+            next_multi: cursor.u32("next multixact")?,
+            next_multi_offset: cursor.u32("next multixact offset")?,
+            oldest_xid: cursor.u32("oldest transaction id")?,
+            oldest_xid_db: cursor.u32("its database")?,
+            oldest_multi: cursor.u32("oldest multixact")?,
+            oldest_multi_db: cursor.u32("its database")?,
+            time: {
+                cursor.skip(4, "padding")?;
+                cursor.array("checkpoint time").map(i64::from_le_bytes)?
+            },
+            oldest_commit_ts_xid: cursor.u32("oldest commit time")?,
+            newest_commit_ts_xid: cursor.u32("newest commit time")?,
+            oldest_active_xid: cursor.u32("oldest running transaction")?,
+        };
+        cursor.skip(4, "padding")?;
+        Ok(record)
+    }
+}
+
+impl ControlFileError {
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Version { .. } => ErrorKind::Invalid,
+            Self::Truncated(_) | Self::Checksum { .. } | Self::SegmentSize { .. } => {
+                ErrorKind::Corrupt
+            }
+        }
+    }
+}
+
+impl From<TruncatedError> for ControlFileError {
+    fn from(error: TruncatedError) -> Self {
+        Self::Truncated(error)
+    }
+}
+
+/// A `bool` of C and the padding up to the next field, `width` bytes together.
+fn flag(cursor: &mut Cursor, width: usize, what: &'static str) -> Result<bool, TruncatedError> {
+    let value = cursor.u8(what)? != 0;
+    cursor.skip(width - 1, what)?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A control file with recognisable values at the offsets that the C compiler gives them.
+    fn sample() -> Vec<u8> {
+        let mut bytes = vec![0; 8192];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &77u64.to_le_bytes());
+        put(8, &VERSION.to_le_bytes());
+        put(12, &202_209_061u32.to_le_bytes());
+        put(32, &0x300_0060u64.to_le_bytes());
+        put(40, &0x300_0028u64.to_le_bytes());
+        put(48, &3u32.to_le_bytes());
+        put(52, &2u32.to_le_bytes());
+        put(56, &[1]);
+        put(64, &(1u64 << 32 | 740).to_le_bytes());
+        put(72, &16_390u32.to_le_bytes());
+        put(104, &1_700_000_000i64.to_le_bytes());
+        put(120, &739u32.to_le_bytes());
+        put(176, &[1]);
+        for (at, value) in [
+            (216, 8192),
+            (220, 131_072),
+            (224, 8192),
+            (228, 1 << 24),
+            (252, 1u32),
+        ] {
+            put(at, &value.to_le_bytes());
+        }
+        seal(&mut bytes);
+        bytes
+    }
+
+    fn seal(bytes: &mut [u8]) {
+        let crc = crc32c(&bytes[..CHECKED]);
+        bytes[CHECKED..CHECKED + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
+        ControlFile::parse(&Bytes::copy_from_slice(bytes))
+    }
+
+    #[test]
+    fn reads_fields_where_the_c_struct_has_them() {
+        let control = parse(&sample()).unwrap();
+        assert_eq!(control.system_identifier, SystemIdentifier::new(77));
+        assert_eq!(control.checkpoint, Lsn::new(0x300_0060));
+        let copy = &control.checkpoint_copy;
+        assert_eq!((copy.redo, copy.timeline), (Lsn::new(0x300_0028), 3));
+        assert_eq!((copy.previous_timeline, copy.full_page_writes), (2, true));
+        assert_eq!((copy.next_xid, copy.next_oid), (1 << 32 | 740, 16_390));
+        assert_eq!((copy.time, copy.oldest_active_xid), (1_700_000_000, 739));
+        assert!(control.wal_log_hints);
+        assert_eq!(
+            (control.block_size, control.wal_segment_size),
+            (8192, 1 << 24)
+        );
+        assert_eq!(
+            (control.relation_segment_size, control.data_checksum_version),
+            (131_072, 1)
+        );
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_cut_is_found() {
+        let bytes = sample();
+        for bit in 0..(CHECKED + 4) * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse(&damaged).is_err(), "bit {bit}");
+        }
+        for end in 0..CHECKED + 4 {
+            let error = parse(&bytes[..end]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn another_version_or_segment_size_is_refused() {
+        let mut bytes = sample();
+        bytes[8..12].copy_from_slice(&1700u32.to_le_bytes());
+        assert_eq!(
+            parse(&bytes),
+            Err(ControlFileError::Version { found: 1700 })
+        );
+        let mut bytes = sample();
+        bytes[228..232].copy_from_slice(&3u32.to_le_bytes());
+        seal(&mut bytes);
+        assert_eq!(
+            parse(&bytes),
+            Err(ControlFileError::SegmentSize { found: 3 })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_sealed_bytes_are_a_control_file_or_an_error(noise: [u8; 32], at in 0usize..256) {
+            let mut bytes = sample();
+            bytes[at..at + 32].copy_from_slice(&noise);
+            seal(&mut bytes);
+            let _ = parse(&bytes);
+        }
+    }
+}

@@ -172,7 +172,10 @@ impl Interpreter {
             | ResourceManager::Generic
             | ResourceManager::LogicalMessage => {}
         }
-        for block in &record.blocks {
+        // Redo skips what such a record names without an image: it does not even extend the fork.
+        let needs_image = v15::is_for_hint(&record.header);
+        let skipped = |block: &&BlockRef| needs_image && block.image.is_none();
+        for block in record.blocks.iter().filter(|block| !skipped(block)) {
             changes.block(block, raw)?;
         }
         Ok(changes.finish())

@@ -45,3 +45,37 @@ fn a_relation_does_not_grow_without_bound() {
     assert_eq!(list.len(), 3);
     assert_eq!(list[2].value, Value::RelSize(BlockNumber::new(3)));
 }
+
+/// A record of the log's own resource manager that names one page and holds nothing else.
+fn reference_only(rmgr_info: u8) -> RawRecord {
+    let rel = [1663u32, 5, 16384].map(u32::to_le_bytes).concat();
+    let block = 7u32.to_le_bytes();
+    let reference = [&[0, 0, 0, 0], rel.as_slice(), &block].concat();
+    let mut bytes = vec![0; 24];
+    bytes[..4].copy_from_slice(&44u32.to_le_bytes());
+    bytes[16] = rmgr_info;
+    bytes.extend(reference);
+    RawRecord {
+        start_lsn: Lsn::new(8),
+        end_lsn: Lsn::new(56),
+        bytes: bytes.into(),
+    }
+}
+
+#[test]
+fn a_hint_record_without_an_image_changes_nothing() {
+    const XLOG_FPI_FOR_HINT: u8 = 0xA0;
+    const XLOG_FPI: u8 = 0xB0;
+    let mut interpreter = Interpreter::new(RelationSizes::default());
+    let changes = interpreter.interpret(&reference_only(XLOG_FPI_FOR_HINT));
+    assert_eq!(changes.unwrap(), []);
+    assert_eq!(interpreter.sizes(), &RelationSizes::default());
+
+    // Without its image the other kind is damaged, and must not go unnoticed.
+    let changes = interpreter.interpret(&reference_only(XLOG_FPI)).unwrap();
+    assert!(
+        changes
+            .iter()
+            .any(|change| matches!(change.value, Value::Record { .. }))
+    );
+}

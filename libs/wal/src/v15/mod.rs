@@ -19,8 +19,15 @@ use crate::{record::RecordHeader, rmgr::ResourceManager};
 pub const PAGE_MAGIC: u16 = 0xD110;
 
 const XLOG_SWITCH: u8 = 0x40;
+const XLOG_FPI_FOR_HINT: u8 = 0xA0;
 
 /// The rest of the segment after this record is padding (`XLOG_SWITCH`).
 pub(crate) fn is_switch(header: &RecordHeader) -> bool {
     header.rmid == ResourceManager::Xlog.number() && header.rmgr_info() == XLOG_SWITCH
+}
+
+/// The record only saves pages whose hint bits changed (`XLOG_FPI_FOR_HINT`). With
+/// `full_page_writes` off it still names the page, but has no image of it.
+pub(crate) fn is_for_hint(header: &RecordHeader) -> bool {
+    header.rmid == ResourceManager::Xlog.number() && header.rmgr_info() == XLOG_FPI_FOR_HINT
 }

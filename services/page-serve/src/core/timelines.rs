@@ -1,0 +1,142 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use palimpsest_api::{
+    TimelineRef,
+    broker::ClusterView,
+    redo::{RedoPool, TenantRedo},
+};
+use palimpsest_read::{PageCache, TimelineReader};
+use palimpsest_runtime::TaskScope;
+use palimpsest_store::ObjectStore;
+use palimpsest_types::ByteCount;
+use tokio::sync::watch;
+
+use super::{error::ServeError, served::Served};
+
+/// Every timeline that the cluster knows, opened and kept up with.
+#[derive(Debug)]
+pub struct Timelines {
+    shared: Arc<Shared>,
+    open: Mutex<HashMap<TimelineRef, Entry>>,
+    scope: TaskScope,
+}
+
+/// Bounds on what page-serve holds and waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Pages kept, of all timelines.
+    pub page_cache: ByteCount,
+    /// Changes kept for each timeline.
+    pub tail: ByteCount,
+    /// How long a request waits for its LSN.
+    pub patience: Duration,
+}
+
+/// What all timelines use.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) store: ObjectStore,
+    pub(super) redo: RedoPool,
+    pub(super) cache: Arc<PageCache>,
+    pub(super) cluster: watch::Receiver<ClusterView>,
+    pub(super) limits: Limits,
+}
+
+#[derive(Debug)]
+struct Entry {
+    served: Arc<Served>,
+    scope: TaskScope,
+}
+
+impl Timelines {
+    /// Follows the cluster: opens what appears in it, closes what goes.
+    pub fn start(
+        store: ObjectStore,
+        redo: RedoPool,
+        cluster: watch::Receiver<ClusterView>,
+        limits: Limits,
+        scope: TaskScope,
+    ) -> Arc<Self> {
+        let cache = Arc::new(PageCache::new(limits.page_cache));
+        let shared = Shared {
+            store,
+            redo,
+            cache,
+            cluster: cluster.clone(),
+            limits,
+        };
+        let timelines = Arc::new(Self {
+            shared: Arc::new(shared),
+            open: Mutex::default(),
+            scope,
+        });
+        let following = Arc::clone(&timelines);
+        timelines
+            .scope
+            .spawn("timelines", async move { following.follow(cluster).await });
+        timelines
+    }
+
+    /// The reader of a timeline.
+    ///
+    /// # Errors
+    /// If there is no such timeline, or it is not open yet.
+    pub fn reader(
+        &self,
+        timeline: TimelineRef,
+    ) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = open
+            .get(&timeline)
+            .ok_or(ServeError::UnknownTimeline(timeline))?;
+        entry.served.reader(timeline)
+    }
+
+    /// How long a request waits for its LSN.
+    pub fn patience(&self) -> Duration {
+        self.shared.limits.patience
+    }
+
+    async fn follow(&self, mut cluster: watch::Receiver<ClusterView>) {
+        loop {
+            let known: Vec<_> = cluster
+                .borrow_and_update()
+                .timelines
+                .iter()
+                .map(|view| view.timeline)
+                .collect();
+            self.open_and_close(&known);
+            // Cancel-safe: the newest picture is still there after a cancelled wait.
+            tokio::select! {
+                () = self.scope.token().cancelled() => return,
+                changed = cluster.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn open_and_close(&self, known: &[TimelineRef]) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|timeline, entry| {
+            let stays = known.contains(timeline);
+            if !stays {
+                entry.scope.token().cancel();
+            }
+            stays
+        });
+        for timeline in known {
+            open.entry(*timeline).or_insert_with(|| {
+                let scope = self.scope.child();
+                let served = Served::start(*timeline, Arc::clone(&self.shared), &scope);
+                Entry { served, scope }
+            });
+        }
+    }
+}

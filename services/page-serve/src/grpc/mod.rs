@@ -1,0 +1,5 @@
+//! The gRPC adaptor: messages in, one core call, messages out.
+
+mod page;
+
+pub(crate) use page::PageHandler;

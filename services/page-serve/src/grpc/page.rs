@@ -1,0 +1,189 @@
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, StreamExt as _, future::try_join_all, stream};
+use palimpsest_api::{
+    TimelineRef, error_detail, error_status,
+    page::{PagesRequest, ReadAt},
+    rel_tag, rel_tag_to_wire,
+};
+use palimpsest_proto::page::v1::{
+    GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
+    GetRelationSizeRequest, GetRelationSizeResponse, ListRelationsRequest, ListRelationsResponse,
+    list_relations_response::Relation, page_service_server::PageService,
+};
+use palimpsest_types::ErrorKind;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::core::{ServeError, Timelines};
+
+/// Answers `PageService`.
+#[derive(Debug, Clone)]
+pub(crate) struct PageHandler {
+    timelines: Arc<Timelines>,
+}
+
+/// Requests of one stream that are worked on at once; more wait unread.
+const IN_FLIGHT: usize = 64;
+/// Relations in one message of a listing.
+const RELATIONS: usize = 1000;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl PageHandler {
+    pub(crate) fn new(timelines: Arc<Timelines>) -> Self {
+        Self { timelines }
+    }
+
+    /// Errors of a request are in its answer, so that the stream lives on.
+    async fn answer(&self, message: GetPagesRequest) -> GetPagesResponse {
+        let request_id = message.request_id;
+        let answered = match PagesRequest::try_from(message) {
+            Ok(request) => self
+                .pages(request)
+                .await
+                .map_err(|error| (error.kind(), error.into())),
+            Err(error) => Err((
+                ErrorKind::Invalid,
+                Box::<dyn std::error::Error>::from(error),
+            )),
+        };
+        match answered {
+            Ok(answer) => GetPagesResponse {
+                request_id,
+                ..answer
+            },
+            Err((kind, error)) => {
+                let error = Some(error_detail(kind, &*error));
+                GetPagesResponse {
+                    request_id,
+                    error,
+                    ..GetPagesResponse::default()
+                }
+            }
+        }
+    }
+
+    async fn pages(&self, request: PagesRequest) -> Result<GetPagesResponse, ServeError> {
+        let reader = self.timelines.reader(request.timeline)?;
+        let ReadAt {
+            lsn,
+            not_modified_since,
+        } = request.at;
+        let patience = self.timelines.patience();
+        let lsn = reader.settle(lsn, not_modified_since, patience).await?;
+        let page = |block| reader.page(request.rel, block, lsn);
+        let pages = try_join_all(request.blocks.iter().copied().map(page)).await?;
+        Ok(GetPagesResponse {
+            lsn: lsn.get(),
+            pages,
+            ..GetPagesResponse::default()
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl PageService for PageHandler {
+    type GetPagesStream = Answers<GetPagesResponse>;
+    type ListRelationsStream = Answers<ListRelationsResponse>;
+
+    async fn get_pages(
+        &self,
+        request: Request<Streaming<GetPagesRequest>>,
+    ) -> Result<Response<Self::GetPagesStream>, Status> {
+        let handler = self.clone();
+        let answer = move |message| {
+            let handler = handler.clone();
+            async move {
+                match message {
+                    Ok(message) => Ok(handler.answer(message).await),
+                    Err(status) => Err(status),
+                }
+            }
+        };
+        let answers = request.into_inner().map(answer).buffer_unordered(IN_FLIGHT);
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn get_relation_size(
+        &self,
+        request: Request<GetRelationSizeRequest>,
+    ) -> Result<Response<GetRelationSizeResponse>, Status> {
+        let message = request.into_inner();
+        let timeline = TimelineRef::try_from(message.timeline).map_err(invalid)?;
+        let rel = rel_tag(message.rel).map_err(invalid)?;
+        let reader = self.timelines.reader(timeline).map_err(status)?;
+        let ReadAt {
+            lsn,
+            not_modified_since,
+        } = message.read_lsn.into();
+        let patience = self.timelines.patience();
+        let lsn = reader
+            .settle(lsn, not_modified_since, patience)
+            .await
+            .map_err(failed)?;
+        let blocks = reader.relation_size(rel, lsn).await.map_err(failed)?;
+        Ok(Response::new(GetRelationSizeResponse {
+            exists: blocks.is_some(),
+            blocks: blocks.unwrap_or_default().get(),
+            lsn: lsn.get(),
+        }))
+    }
+
+    async fn list_relations(
+        &self,
+        request: Request<ListRelationsRequest>,
+    ) -> Result<Response<Self::ListRelationsStream>, Status> {
+        let message = request.into_inner();
+        let timeline = TimelineRef::try_from(message.timeline).map_err(invalid)?;
+        let reader = self.timelines.reader(timeline).map_err(status)?;
+        let ReadAt {
+            lsn,
+            not_modified_since,
+        } = message.read_lsn.into();
+        let patience = self.timelines.patience();
+        let lsn = reader
+            .settle(lsn, not_modified_since, patience)
+            .await
+            .map_err(failed)?;
+        let relations = reader.relations(lsn).await.map_err(failed)?;
+        let relation = |(rel, blocks): &(_, palimpsest_types::BlockNumber)| Relation {
+            rel: Some(rel_tag_to_wire(*rel)),
+            blocks: blocks.get(),
+        };
+        let message = |some: &[_]| ListRelationsResponse {
+            lsn: lsn.get(),
+            relations: some.iter().map(relation).collect(),
+        };
+        let mut messages: Vec<_> = relations.chunks(RELATIONS).map(message).collect();
+        if messages.is_empty() {
+            messages.push(message(&[]));
+        }
+        Ok(Response::new(Box::pin(stream::iter(
+            messages.into_iter().map(Ok),
+        ))))
+    }
+
+    async fn get_readable(
+        &self,
+        request: Request<GetReadableRequest>,
+    ) -> Result<Response<GetReadableResponse>, Status> {
+        let timeline = request.into_inner().timeline.try_into().map_err(invalid)?;
+        let (oldest, newest) = self.timelines.reader(timeline).map_err(status)?.readable();
+        Ok(Response::new(GetReadableResponse {
+            oldest_lsn: oldest.get(),
+            newest_lsn: newest.get(),
+        }))
+    }
+}
+
+fn invalid(error: palimpsest_api::InvalidMessageError) -> Status {
+    error_status(ErrorKind::Invalid, &error)
+}
+
+fn status(error: ServeError) -> Status {
+    error_status(error.kind(), &error)
+}
+
+fn failed(error: palimpsest_read::ReadError) -> Status {
+    error_status(error.kind(), &error)
+}

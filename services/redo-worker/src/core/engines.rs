@@ -1,0 +1,286 @@
+//! Which tenants have processes, and who gets their room.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    future::Future,
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use palimpsest_api::redo::RedoTenant;
+use palimpsest_redo::{ApplyRequest, Engine, EngineError};
+use palimpsest_types::ErrorKind;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+
+/// Starts processes.
+pub trait ProcessSource: Send + Sync + 'static {
+    /// What it starts.
+    type Process: RedoProcess;
+
+    /// Refuses a tenant that no process could serve.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check(&self, tenant: &RedoTenant) -> Result<(), StartFailure>;
+
+    /// A process for this tenant alone.
+    fn start(
+        &self,
+        tenant: &RedoTenant,
+    ) -> impl Future<Output = Result<Self::Process, StartFailure>> + Send;
+}
+
+/// A process that applies records. Dropping the last clone ends it too, but nobody waits then.
+pub trait RedoProcess: Engine + Clone + Debug + 'static {
+    /// How often it died and was replaced.
+    fn deaths(&self) -> u64;
+
+    /// Answers what it has, then ends.
+    fn stop(self) -> impl Future<Output = ()> + Send;
+}
+
+/// There is no process for a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StartFailure {
+    /// What the caller may do.
+    pub kind: ErrorKind,
+    /// Why not, in words.
+    pub message: String,
+}
+
+/// How many processes there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For one tenant.
+    pub processes_per_tenant: NonZeroUsize,
+    /// Tenants that have some at the same time.
+    pub tenants: NonZeroUsize,
+}
+
+/// The processes of all tenants. They are started when first used; when another tenant needs the
+/// room, those that were idle for longest end.
+#[derive(Debug)]
+pub struct TenantEngines<S: ProcessSource> {
+    source: S,
+    limits: Limits,
+    /// One permit per tenant with processes. Its queue is fair: with more busy tenants than room
+    /// they take turns.
+    room: Arc<Semaphore>,
+    tenants: Mutex<Tenants<S::Process>>,
+    deaths: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Tenants<P: RedoProcess> {
+    slots: HashMap<RedoTenant, Arc<Slot<P>>>,
+    /// Counts uses, to tell which slot was used last.
+    uses: u64,
+    stopped: bool,
+}
+
+/// One tenant's processes, from before they are started.
+#[derive(Debug)]
+struct Slot<P: RedoProcess> {
+    last_use: AtomicU64,
+    started: OnceCell<Started<P>>,
+}
+
+#[derive(Debug)]
+struct Started<P: RedoProcess> {
+    processes: Vec<Counted<P>>,
+    deaths_before: Arc<AtomicU64>,
+    _room: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Counted<P> {
+    process: P,
+    outstanding: AtomicUsize,
+}
+
+impl<S: ProcessSource> TenantEngines<S> {
+    /// No processes yet.
+    pub fn new(source: S, limits: Limits) -> Self {
+        let tenants = Tenants {
+            slots: HashMap::new(),
+            uses: 0,
+            stopped: false,
+        };
+        Self {
+            source,
+            limits,
+            room: Arc::new(Semaphore::new(limits.tenants.get())),
+            tenants: Mutex::new(tenants),
+            deaths: Arc::default(),
+        }
+    }
+
+    /// Applies a job by a process of its tenant. Dropping the future abandons the job.
+    ///
+    /// # Errors
+    /// What the process says, or why there is none.
+    pub async fn apply(
+        &self,
+        tenant: RedoTenant,
+        request: ApplyRequest,
+    ) -> Result<Bytes, EngineError> {
+        let (rel, block) = (request.rel, request.block);
+        let failed = |StartFailure { kind, message }| EngineError {
+            rel,
+            block,
+            kind,
+            message,
+        };
+        self.source.check(&tenant).map_err(failed)?;
+        let slot = self.slot(tenant).map_err(failed)?;
+        let started = slot.started.get_or_try_init(|| self.start(&tenant));
+        started.await.map_err(failed)?.apply(request).await
+    }
+
+    /// How many processes died or were killed over jobs.
+    pub fn deaths(&self) -> u64 {
+        let before = self.deaths.load(Ordering::Relaxed);
+        let slots = &self.lock().slots;
+        let started = slots.values().filter_map(|slot| slot.started.get());
+        before + started.map(Started::deaths).sum::<u64>()
+    }
+
+    /// Tenants that have processes or are about to.
+    pub fn tenants(&self) -> usize {
+        self.lock().slots.len()
+    }
+
+    /// Ends all processes after they have answered what was submitted to them. Later jobs fail as
+    /// not ready, so that they are tried elsewhere.
+    pub async fn stop(&self) {
+        let slots: Vec<_> = {
+            let mut tenants = self.lock();
+            tenants.stopped = true;
+            tenants.slots.drain().map(|(_, slot)| slot).collect()
+        };
+        for started in slots.iter().filter_map(|slot| slot.started.get()) {
+            for counted in &started.processes {
+                counted.process.clone().stop().await;
+            }
+        }
+    }
+
+    /// The slot of a tenant, new if need be; then the least useful other one makes room for it.
+    fn slot(&self, tenant: RedoTenant) -> Result<Arc<Slot<S::Process>>, StartFailure> {
+        let mut tenants = self.lock();
+        if tenants.stopped {
+            return Err(StartFailure {
+                kind: ErrorKind::NotReady,
+                message: "this redo-worker is shutting down".to_owned(),
+            });
+        }
+        tenants.uses += 1;
+        let uses = tenants.uses;
+        if let Some(slot) = tenants.slots.get(&tenant) {
+            slot.last_use.store(uses, Ordering::Relaxed);
+            return Ok(Arc::clone(slot));
+        }
+        if tenants.slots.len() >= self.limits.tenants.get()
+            && let Some(victim) = least_useful(&tenants.slots)
+        {
+            // Its processes end and its room is free when its last job is done; at once if idle.
+            tenants.slots.remove(&victim);
+            tracing::debug!(tenant = %victim.tenant, "redo processes make room for another tenant");
+        }
+        let slot = Arc::new(Slot {
+            last_use: uses.into(),
+            started: OnceCell::new(),
+        });
+        tenants.slots.insert(tenant, Arc::clone(&slot));
+        Ok(slot)
+    }
+
+    async fn start(&self, tenant: &RedoTenant) -> Result<Started<S::Process>, StartFailure> {
+        let room = Arc::clone(&self.room).acquire_owned().await;
+        let room = room.map_err(|_| StartFailure {
+            kind: ErrorKind::NotReady,
+            message: "there is no room for processes".to_owned(),
+        })?;
+        let mut processes = Vec::with_capacity(self.limits.processes_per_tenant.get());
+        for _ in 0..self.limits.processes_per_tenant.get() {
+            processes.push(Counted {
+                process: self.source.start(tenant).await?,
+                outstanding: AtomicUsize::new(0),
+            });
+        }
+        tracing::debug!(tenant = %tenant.tenant, "redo processes started");
+        Ok(Started {
+            processes,
+            deaths_before: Arc::clone(&self.deaths),
+            _room: room,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tenants<S::Process>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The tenant that loses its processes: an idle one if there is any, used least recently.
+fn least_useful<P: RedoProcess>(slots: &HashMap<RedoTenant, Arc<Slot<P>>>) -> Option<RedoTenant> {
+    let rank = |slot: &Arc<Slot<P>>| {
+        let busy = Arc::strong_count(slot) > 1;
+        (busy, slot.last_use.load(Ordering::Relaxed))
+    };
+    let victim = slots.iter().min_by_key(|(_, slot)| rank(slot));
+    victim.map(|(tenant, _)| *tenant)
+}
+
+impl<P: RedoProcess> Started<P> {
+    /// Applies by the process that has the least to do.
+    async fn apply(&self, request: ApplyRequest) -> Result<Bytes, EngineError> {
+        let load = |counted: &&Counted<P>| counted.outstanding.load(Ordering::Relaxed);
+        let chosen = self.processes.iter().min_by_key(load);
+        let Counted {
+            process,
+            outstanding,
+        } = chosen.expect("a tenant has at least one process");
+        let _outstanding = Outstanding::enter(outstanding);
+        process.apply(request).await
+    }
+
+    fn deaths(&self) -> u64 {
+        let deaths = self
+            .processes
+            .iter()
+            .map(|counted| counted.process.deaths());
+        deaths.sum()
+    }
+}
+
+impl<P: RedoProcess> Drop for Started<P> {
+    fn drop(&mut self) {
+        self.deaths_before
+            .fetch_add(self.deaths(), Ordering::Relaxed);
+    }
+}
+
+/// One job more, until dropped.
+struct Outstanding<'a>(&'a AtomicUsize);
+
+impl<'a> Outstanding<'a> {
+    fn enter(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Outstanding<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

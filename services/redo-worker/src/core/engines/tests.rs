@@ -1,0 +1,155 @@
+use palimpsest_types::{BlockNumber, Fork, RelTag, TenantId};
+use tokio::{sync::watch, time::timeout};
+
+use super::*;
+
+/// Starts processes that answer while the gate is open; tells how many live.
+struct Fake {
+    gate: watch::Sender<bool>,
+    living: Arc<AtomicUsize>,
+    started: AtomicUsize,
+}
+
+#[derive(Debug, Clone)]
+struct FakeProcess {
+    gate: watch::Receiver<bool>,
+    _alive: Arc<Alive>,
+}
+
+#[derive(Debug)]
+struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Fake {
+    fn new() -> Self {
+        Self {
+            gate: watch::Sender::new(true),
+            living: Arc::default(),
+            started: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl ProcessSource for Fake {
+    type Process = FakeProcess;
+
+    fn check(&self, tenant: &RedoTenant) -> Result<(), StartFailure> {
+        let wrong = || StartFailure {
+            kind: ErrorKind::Invalid,
+            message: "wrong version".to_owned(),
+        };
+        (tenant.pg_version == 15).then_some(()).ok_or_else(wrong)
+    }
+
+    async fn start(&self, _: &RedoTenant) -> Result<FakeProcess, StartFailure> {
+        self.started.fetch_add(1, Ordering::SeqCst);
+        self.living.fetch_add(1, Ordering::SeqCst);
+        Ok(FakeProcess {
+            gate: self.gate.subscribe(),
+            _alive: Arc::new(Alive(Arc::clone(&self.living))),
+        })
+    }
+}
+
+impl Engine for FakeProcess {
+    async fn apply(&self, _: ApplyRequest) -> Result<Bytes, EngineError> {
+        let mut gate = self.gate.clone();
+        gate.wait_for(|open| *open).await.unwrap();
+        Ok(Bytes::from_static(b"page"))
+    }
+}
+
+impl RedoProcess for FakeProcess {
+    fn deaths(&self) -> u64 {
+        3
+    }
+
+    async fn stop(self) {}
+}
+
+fn engines(tenants: usize) -> Arc<TenantEngines<Fake>> {
+    let limits = Limits {
+        processes_per_tenant: NonZeroUsize::MIN,
+        tenants: NonZeroUsize::new(tenants).unwrap(),
+    };
+    Arc::new(TenantEngines::new(Fake::new(), limits))
+}
+
+fn tenant(number: u8) -> RedoTenant {
+    RedoTenant {
+        tenant: TenantId::from_bytes([number; 16]),
+        pg_version: 15,
+        wal_log_hints: false,
+    }
+}
+
+fn request() -> ApplyRequest {
+    ApplyRequest {
+        rel: RelTag {
+            spc: 1663,
+            db: 5,
+            rel: 16384,
+            fork: Fork::Main,
+        },
+        block: BlockNumber::ZERO,
+        base: None,
+        records: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn the_tenant_that_was_idle_for_longest_makes_room() {
+    let engines = engines(2);
+    for number in [1, 2, 1, 3, 1] {
+        engines.apply(tenant(number), request()).await.unwrap();
+    }
+    assert_eq!(engines.source.living.load(Ordering::SeqCst), 2);
+    assert_eq!(engines.source.started.load(Ordering::SeqCst), 3);
+    assert_eq!(engines.deaths(), 9, "deaths of ended processes count on");
+}
+
+#[tokio::test]
+async fn a_busy_tenant_ends_its_jobs_before_another_takes_its_room() {
+    let engines = engines(1);
+    engines.source.gate.send_replace(false);
+    let apply = |number| {
+        let engines = Arc::clone(&engines);
+        tokio::spawn(async move { engines.apply(tenant(number), request()).await })
+    };
+    let first = apply(1);
+    while engines.source.living.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut second = apply(2);
+    let early = timeout(std::time::Duration::from_millis(20), &mut second).await;
+    assert!(early.is_err(), "there is no room yet");
+    assert_eq!(engines.source.started.load(Ordering::SeqCst), 1);
+
+    engines.source.gate.send_replace(true);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(engines.source.living.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn refuses_what_it_cannot_serve_and_everything_once_stopped() {
+    let engines = engines(1);
+    let wrong = RedoTenant {
+        pg_version: 16,
+        ..tenant(1)
+    };
+    let error = engines.apply(wrong, request()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    assert_eq!(engines.tenants(), 0);
+
+    engines.apply(tenant(1), request()).await.unwrap();
+    engines.stop().await;
+    assert_eq!(engines.source.living.load(Ordering::SeqCst), 0);
+    let error = engines.apply(tenant(1), request()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotReady);
+}

@@ -1,0 +1,155 @@
+//! One stream: batches in, results out as each is ready.
+
+use std::{collections::VecDeque, mem, sync::Arc};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use palimpsest_api::{
+    InvalidMessageError, error_status,
+    redo::{Batch, BatchStream, RedoTenant, result_to_wire},
+};
+use palimpsest_proto::redo::v1::{self as wire, apply_response::Result as JobResult};
+use palimpsest_redo::ApplyRequest;
+use palimpsest_runtime::CancellationToken;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::core::{ProcessSource, TenantEngines};
+
+/// Jobs of one stream that are worked on or whose results wait to be sent, at most.
+const MAX_JOBS: usize = 256;
+/// Bytes of the jobs that are worked on; the one that exceeds them is the last to be started.
+const MAX_BYTES: usize = 32 << 20;
+
+pub(super) type Answers = mpsc::Sender<Result<wire::ApplyResponse, Status>>;
+
+/// The state of a stream. Messages are read only when all jobs of those before are worked on, so
+/// that a caller who sends more than we can do waits.
+pub(super) struct Conversation<S: ProcessSource> {
+    engines: Arc<TenantEngines<S>>,
+    waiting: VecDeque<Job>,
+    running: FuturesUnordered<BoxFuture<'static, Done>>,
+    running_bytes: usize,
+    ready: Vec<JobResult>,
+}
+
+struct Job {
+    id: u64,
+    tenant: RedoTenant,
+    request: ApplyRequest,
+}
+
+struct Done {
+    bytes: usize,
+    result: JobResult,
+}
+
+impl<S: ProcessSource> Conversation<S> {
+    pub(super) fn new(engines: Arc<TenantEngines<S>>) -> Self {
+        Self {
+            engines,
+            waiting: VecDeque::new(),
+            running: FuturesUnordered::new(),
+            running_bytes: 0,
+            ready: Vec::new(),
+        }
+    }
+
+    /// Runs until the caller ends the stream and has all results. Once the token is cancelled only
+    /// what is worked on is answered; the caller has the rest done elsewhere.
+    pub(super) async fn run(
+        mut self,
+        mut batches: BatchStream,
+        answers: Answers,
+        token: CancellationToken,
+    ) {
+        let mut reading = true;
+        while reading || !self.is_idle() {
+            self.start_jobs();
+            // Cancel-safe: `message`, `next` and `reserve` lose nothing when dropped.
+            tokio::select! {
+                () = answers.closed() => return,
+                () = token.cancelled(), if reading => {
+                    reading = false;
+                    self.waiting.clear();
+                }
+                message = batches.message(), if reading && self.waiting.is_empty() => {
+                    match message {
+                        Ok(Some(message)) => match self.accept(message) {
+                            Ok(()) => {}
+                            Err(error) => return refuse(&answers, &error).await,
+                        },
+                        // A broken stream ends like a finished one: nobody reads the results.
+                        Ok(None) | Err(_) => reading = false,
+                    }
+                }
+                Some(done) = self.running.next(), if !self.running.is_empty() => self.finish(done),
+                permit = answers.reserve(), if !self.ready.is_empty() => {
+                    let Ok(permit) = permit else { return };
+                    let results = mem::take(&mut self.ready);
+                    permit.send(Ok(wire::ApplyResponse { results }));
+                }
+            }
+            self.collect();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty() && self.ready.is_empty()
+    }
+
+    fn accept(&mut self, message: wire::ApplyRequest) -> Result<(), InvalidMessageError> {
+        let Batch { tenant, jobs } = message.try_into()?;
+        let jobs = jobs.into_iter().map(|(id, request)| Job {
+            id,
+            tenant,
+            request,
+        });
+        self.waiting.extend(jobs);
+        Ok(())
+    }
+
+    fn start_jobs(&mut self) {
+        while self.has_room() {
+            let Some(Job {
+                id,
+                tenant,
+                request,
+            }) = self.waiting.pop_front()
+            else {
+                return;
+            };
+            let bytes = request.size();
+            self.running_bytes += bytes;
+            let engines = Arc::clone(&self.engines);
+            self.running.push(Box::pin(async move {
+                let outcome = engines.apply(tenant, request).await;
+                let result = result_to_wire(id, outcome);
+                Done { bytes, result }
+            }));
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let jobs = self.running.len() + self.ready.len();
+        jobs < MAX_JOBS && self.running_bytes < MAX_BYTES
+    }
+
+    /// Takes all results that are there, so that they go out in one message.
+    fn collect(&mut self) {
+        while let Some(Some(done)) = self.running.next().now_or_never() {
+            self.finish(done);
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        self.running_bytes -= done.bytes;
+        self.ready.push(done.result);
+    }
+}
+
+/// A malformed message ends the stream: which jobs it was about can't be told.
+async fn refuse(answers: &Answers, error: &InvalidMessageError) {
+    let status = error_status(error.kind(), error);
+    // A caller that has gone away does not want to know.
+    let _ = answers.send(Err(status)).await;
+}

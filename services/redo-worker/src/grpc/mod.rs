@@ -1,0 +1,6 @@
+//! The redo-worker's gRPC services.
+
+mod conversation;
+mod redo;
+
+pub use redo::RedoApi;

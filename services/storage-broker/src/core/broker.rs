@@ -1,0 +1,269 @@
+//! The one owner of the broker's state, and the handle to it.
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use palimpsest_api::{
+    TimelineRef,
+    broker::{Assignment, ClusterView, Member, TimelineState, TimelineStatus},
+};
+use palimpsest_runtime::{CancellationToken, TaskScope};
+use palimpsest_types::{ErrorKind, TenantId, TimelineId};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    catalog::{Catalog, Change},
+    catalog_store::{CatalogStore, CatalogStoreError},
+    catalog_writer::{ChangeError, Command, write_catalog},
+    membership::{Membership, Timing, TooManyMembersError},
+    picture,
+    tenant::{NewTenant, Tenant, TenantName, TenantState},
+};
+
+/// The storage-broker. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    events: mpsc::Sender<Event>,
+    changes: mpsc::Sender<Command>,
+    view: watch::Receiver<ClusterView>,
+}
+
+/// A heartbeat was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// There is no room for another member.
+    #[error(transparent)]
+    TooManyMembers(#[from] TooManyMembersError),
+    /// The broker ends.
+    #[error("the storage-broker is shutting down; try again")]
+    Stopped,
+}
+
+/// What changes the state.
+#[derive(Debug)]
+pub(super) enum Event {
+    Heartbeat {
+        member: Member,
+        statuses: Vec<(TimelineRef, TimelineStatus)>,
+        answer: oneshot::Sender<Result<Vec<Assignment>, TooManyMembersError>>,
+    },
+    Catalog {
+        catalog: Catalog,
+        /// Dropped when the change is in the picture.
+        applied: oneshot::Sender<()>,
+    },
+    Tick,
+}
+
+struct State {
+    catalog: Catalog,
+    membership: Membership,
+    changes: mpsc::Sender<Command>,
+    view: watch::Sender<ClusterView>,
+}
+
+/// Events that wait, at most; senders wait then.
+const EVENTS: usize = 256;
+/// Changes of the catalog that wait, at most.
+const CHANGES: usize = 64;
+/// How often leases are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+impl Broker {
+    /// Starts it in `scope`, with the catalog as it is in the store.
+    ///
+    /// # Errors
+    /// If the catalog can't be read.
+    pub async fn start(
+        store: CatalogStore,
+        timing: Timing,
+        scope: &TaskScope,
+    ) -> Result<Self, CatalogStoreError> {
+        let catalog = store.newest().await?.state;
+        let (events, queue) = mpsc::channel(EVENTS);
+        let (changes, commands) = mpsc::channel(CHANGES);
+        let (sender, view) = watch::channel(ClusterView::default());
+        let mut state = State {
+            catalog: Catalog::default(),
+            membership: Membership::new(timing, Instant::now()),
+            changes: changes.clone(),
+            view: sender,
+        };
+        state.set_catalog(catalog);
+        state.publish();
+        let token = scope.token();
+        scope.spawn("broker", state.run(queue, token.clone()));
+        let writer = write_catalog(store, commands, events.clone(), token.clone());
+        scope.spawn("catalog writer", writer);
+        Ok(Self {
+            events,
+            changes,
+            view,
+        })
+    }
+
+    /// Takes a heartbeat in; gives what the member is to write.
+    ///
+    /// # Errors
+    /// If there are too many members, or the broker ends.
+    pub async fn heartbeat(
+        &self,
+        member: Member,
+        statuses: Vec<(TimelineRef, TimelineStatus)>,
+    ) -> Result<Vec<Assignment>, BrokerError> {
+        let (answer, answered) = oneshot::channel();
+        let event = Event::Heartbeat {
+            member,
+            statuses,
+            answer,
+        };
+        let sent = self.events.send(event).await;
+        sent.map_err(|_| BrokerError::Stopped)?;
+        Ok(answered.await.map_err(|_| BrokerError::Stopped)??)
+    }
+
+    /// Makes the intent to attach a tenant durable. It is done even if the future is dropped.
+    ///
+    /// # Errors
+    /// If the catalog does not allow it or can't be changed.
+    pub async fn attach(&self, new: NewTenant) -> Result<TimelineRef, ChangeError> {
+        let ids = TimelineRef {
+            tenant: TenantId::from_bytes(rand::random()),
+            timeline: TimelineId::from_bytes(rand::random()),
+        };
+        self.change(Change::Attach { new, ids }).await
+    }
+
+    /// Makes the intent to delete a tenant durable. It is done even if the future is dropped.
+    ///
+    /// # Errors
+    /// If there is no such tenant or the catalog can't be changed.
+    pub async fn delete(
+        &self,
+        name: TenantName,
+        forget_slot: bool,
+    ) -> Result<TimelineRef, ChangeError> {
+        self.change(Change::Delete { name, forget_slot }).await
+    }
+
+    /// The whole picture, always the newest.
+    pub fn watch(&self) -> watch::Receiver<ClusterView> {
+        self.view.clone()
+    }
+
+    async fn change(&self, change: Change) -> Result<TimelineRef, ChangeError> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command {
+            change,
+            answer: Some(answer),
+        };
+        let sent = self.changes.send(command).await;
+        sent.map_err(|_| ChangeError::Stopped)?;
+        Ok(answered.await.map_err(|_| ChangeError::Stopped)??)
+    }
+}
+
+impl State {
+    async fn run(mut self, mut queue: mpsc::Receiver<Event>, token: CancellationToken) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Cancel-safe: neither a tick nor an event is lost when dropped.
+            let event = tokio::select! {
+                () = token.cancelled() => return,
+                event = queue.recv() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+                _ = ticks.tick() => Event::Tick,
+            };
+            self.apply(event, Instant::now());
+        }
+    }
+
+    fn apply(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Heartbeat {
+                member,
+                statuses,
+                answer,
+            } => {
+                let node = member.node;
+                let taken = self.membership.heartbeat(now, member, statuses);
+                self.settle(now);
+                let assigned =
+                    taken.map(|()| picture::assignments(&self.catalog, &self.membership, node));
+                // A member that has gone away asks again.
+                let _ = answer.send(assigned);
+                self.forget_deleted();
+            }
+            Event::Catalog { catalog, applied } => {
+                self.set_catalog(catalog);
+                self.settle(now);
+                drop(applied);
+            }
+            Event::Tick => {
+                self.membership.expire(now);
+                self.settle(now);
+            }
+        }
+    }
+
+    fn set_catalog(&mut self, catalog: Catalog) {
+        let timelines = catalog.tenants().iter().map(Tenant::timeline).collect();
+        self.membership.set_timelines(&timelines);
+        self.catalog = catalog;
+    }
+
+    fn settle(&mut self, now: Instant) {
+        self.membership.assign(now);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let view = picture::view(&self.catalog, &self.membership);
+        self.view.send_if_modified(|current| {
+            let modified = *current != view;
+            *current = view;
+            modified
+        });
+    }
+
+    /// Asks for the removal of tenants of which nothing is left. If the writer of the catalog is
+    /// busy, the next heartbeat asks again.
+    fn forget_deleted(&self) {
+        let is_gone = |tenant: &&Tenant| {
+            let state = self.membership.status(tenant.timeline()).state;
+            matches!(tenant.state, TenantState::Deleting { .. })
+                && state == TimelineState::Deleted
+                && self.membership.writer(tenant.timeline()).is_some()
+        };
+        for tenant in self.catalog.tenants().iter().filter(is_gone) {
+            let change = Change::Forget {
+                timeline: tenant.timeline(),
+            };
+            let command = Command {
+                change,
+                answer: None,
+            };
+            if self.changes.try_send(command).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl BrokerError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TooManyMembers(_) => ErrorKind::Throttled,
+            Self::Stopped => ErrorKind::NotReady,
+        }
+    }
+}

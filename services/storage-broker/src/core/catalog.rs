@@ -1,0 +1,157 @@
+//! The tenants that exist, and how the list of them may change.
+
+#[cfg(test)]
+mod tests;
+
+use palimpsest_api::TimelineRef;
+use palimpsest_types::ErrorKind;
+use serde::{Deserialize, Serialize};
+
+use super::tenant::{NewTenant, Tenant, TenantName, TenantState};
+
+/// All tenants. The only durable state of the storage-broker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalog {
+    /// Differs in every catalog ever written, so that a writer recognises its own.
+    pub(super) nonce: u128,
+    tenants: Vec<Tenant>,
+}
+
+/// A change of the catalog. Applying it twice is as good as once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A tenant is to exist, with these ids if it is new.
+    Attach {
+        /// The tenant.
+        new: NewTenant,
+        /// Ids that nothing has yet.
+        ids: TimelineRef,
+    },
+    /// A tenant is to go.
+    Delete {
+        /// Its name.
+        name: TenantName,
+        /// Do not insist on dropping its slot.
+        forget_slot: bool,
+    },
+    /// Nothing is left of a tenant that was to go.
+    Forget {
+        /// Its timeline.
+        timeline: TimelineRef,
+    },
+}
+
+/// The catalog does not allow a change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    /// No tenant has that name.
+    #[error("there is no tenant {0}")]
+    Unknown(TenantName),
+    /// The name is taken.
+    #[error(
+        "tenant {0} exists already, with another source or slot; choose another name or delete it first"
+    )]
+    Differs(TenantName),
+    /// The name is taken by a tenant that goes.
+    #[error("tenant {0} is being deleted; wait until it is gone")]
+    BeingDeleted(TenantName),
+    /// Two tenants can't read from one slot.
+    #[error("tenant {owner} uses slot {slot} of that source already; name another slot")]
+    SlotTaken {
+        /// The slot.
+        slot: String,
+        /// Who uses it.
+        owner: TenantName,
+    },
+}
+
+impl CatalogError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unknown(_) => ErrorKind::NotFound,
+            Self::Differs(_) | Self::SlotTaken { .. } => ErrorKind::AlreadyExists,
+            Self::BeingDeleted(_) => ErrorKind::Conflict,
+        }
+    }
+}
+
+impl Catalog {
+    /// The tenants, in the order in which they were attached.
+    pub fn tenants(&self) -> &[Tenant] {
+        &self.tenants
+    }
+
+    /// The tenant of a timeline.
+    pub fn tenant(&self, timeline: TimelineRef) -> Option<&Tenant> {
+        self.tenants
+            .iter()
+            .find(|tenant| tenant.timeline() == timeline)
+    }
+
+    /// Makes a change; gives the timeline that it is about.
+    ///
+    /// # Errors
+    /// If the catalog does not allow it; then nothing has changed.
+    pub fn apply(&mut self, change: &Change) -> Result<TimelineRef, CatalogError> {
+        match change {
+            Change::Attach { new, ids } => self.attach(new, *ids),
+            Change::Delete { name, forget_slot } => self.delete(name, *forget_slot),
+            Change::Forget { timeline } => {
+                let gone = |tenant: &Tenant| {
+                    let deleting = matches!(tenant.state, TenantState::Deleting { .. });
+                    tenant.timeline() == *timeline && deleting
+                };
+                self.tenants.retain(|tenant| !gone(tenant));
+                Ok(*timeline)
+            }
+        }
+    }
+
+    fn attach(&mut self, new: &NewTenant, ids: TimelineRef) -> Result<TimelineRef, CatalogError> {
+        if let Some(tenant) = self.named(&new.name) {
+            let same_slot = new
+                .slot
+                .as_ref()
+                .is_none_or(|slot| slot.as_str() == tenant.slot);
+            return match tenant.state {
+                TenantState::Deleting { .. } => Err(CatalogError::BeingDeleted(new.name.clone())),
+                TenantState::Attached if tenant.source == new.source && same_slot => {
+                    Ok(tenant.timeline())
+                }
+                TenantState::Attached => Err(CatalogError::Differs(new.name.clone())),
+            };
+        }
+        let slot = new.slot();
+        let uses_slot = |tenant: &&Tenant| tenant.source == new.source && tenant.slot == slot;
+        if let Some(owner) = self.tenants.iter().find(uses_slot) {
+            let owner = owner.name.clone();
+            return Err(CatalogError::SlotTaken { slot, owner });
+        }
+        self.tenants.push(Tenant::attached(new.clone(), ids));
+        Ok(ids)
+    }
+
+    /// A repeat may give up the slot, but not ask for its removal again.
+    fn delete(
+        &mut self,
+        name: &TenantName,
+        forget_slot: bool,
+    ) -> Result<TimelineRef, CatalogError> {
+        let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
+        let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        let forget_slot = match tenant.state {
+            TenantState::Attached => forget_slot,
+            TenantState::Deleting {
+                forget_slot: before,
+            } => before || forget_slot,
+        };
+        tenant.state = TenantState::Deleting { forget_slot };
+        Ok(tenant.timeline())
+    }
+
+    fn named(&self, name: &TenantName) -> Option<&Tenant> {
+        self.tenants.iter().find(|tenant| tenant.name == *name)
+    }
+}

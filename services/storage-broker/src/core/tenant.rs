@@ -1,0 +1,258 @@
+//! A tenant of the catalog.
+
+use std::{fmt, str::FromStr};
+
+use palimpsest_api::TimelineRef;
+use palimpsest_postgres::{ConnInfo, ConnInfoError, InvalidSlotNameError, SlotName};
+use palimpsest_types::{TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+/// A tenant and its only timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// The tenant.
+    pub id: TenantId,
+    /// What people call it.
+    pub name: TenantName,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// What people call the timeline.
+    pub timeline_name: String,
+    /// How to reach the PostgreSQL that it comes from.
+    pub source: Source,
+    /// The replication slot there.
+    pub slot: String,
+    /// Whether it comes or goes.
+    pub state: TenantState,
+}
+
+/// Where a tenant is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TenantState {
+    /// It exists, or is being attached.
+    Attached,
+    /// Slot and files are being removed; then it leaves the catalog.
+    Deleting {
+        /// Do not insist on dropping the slot: the source is gone for good.
+        forget_slot: bool,
+    },
+}
+
+/// A letter, then letters, digits, '-' and '_'; at most 40 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TenantName(String);
+
+/// A connection string. Neither `Debug` nor `Display` shows its password.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Source(String);
+
+/// What is asked for when a tenant is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTenant {
+    /// What people will call it.
+    pub name: TenantName,
+    /// How to reach the source.
+    pub source: Source,
+    /// The slot to make there; `None` is `palimpsest_NAME`.
+    pub slot: Option<SlotName>,
+}
+
+/// A tenant can't be described like that.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TenantError {
+    /// Not a name.
+    #[error(
+        "{0:?} is not a tenant name; use a letter, then letters, digits, '-' and '_', at most 40"
+    )]
+    Name(String),
+    /// Not a connection string.
+    #[error("the source can't be understood")]
+    Source(#[from] ConnInfoError),
+    /// Not a slot name.
+    #[error(transparent)]
+    Slot(#[from] InvalidSlotNameError),
+}
+
+const MAX_NAME: usize = 40;
+/// The first timeline of every tenant.
+const MAIN: &str = "main";
+
+impl Tenant {
+    /// A tenant that is to be attached.
+    pub fn attached(new: NewTenant, ids: TimelineRef) -> Self {
+        Self {
+            id: ids.tenant,
+            timeline: ids.timeline,
+            timeline_name: MAIN.to_owned(),
+            slot: new.slot(),
+            source: new.source,
+            name: new.name,
+            state: TenantState::Attached,
+        }
+    }
+
+    /// The tenant's timeline.
+    pub fn timeline(&self) -> TimelineRef {
+        TimelineRef {
+            tenant: self.id,
+            timeline: self.timeline,
+        }
+    }
+}
+
+impl NewTenant {
+    /// Understands what a person wrote.
+    ///
+    /// # Errors
+    /// If a part of it can't be.
+    pub fn parse(name: &str, source: &str, slot: Option<&str>) -> Result<Self, TenantError> {
+        Ok(Self {
+            name: name.parse()?,
+            source: source.parse()?,
+            slot: slot.map(str::parse).transpose()?,
+        })
+    }
+
+    /// The slot's name: the one asked for, else one made of the tenant's name.
+    pub fn slot(&self) -> String {
+        let default = || {
+            format!("palimpsest_{}", self.name.0)
+                .to_ascii_lowercase()
+                .replace('-', "_")
+        };
+        let asked_for = self.slot.as_ref().map(SlotName::to_string);
+        asked_for.unwrap_or_else(default)
+    }
+}
+
+impl TenantName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TenantName {
+    type Err = TenantError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let good = text.len() <= MAX_NAME
+            && text.starts_with(|first: char| first.is_ascii_alphabetic())
+            && text.bytes().all(allowed);
+        match good {
+            true => Ok(Self(text.to_owned())),
+            false => Err(TenantError::Name(text.chars().take(2 * MAX_NAME).collect())),
+        }
+    }
+}
+
+impl TryFrom<String> for TenantName {
+    type Error = TenantError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<TenantName> for String {
+    fn from(name: TenantName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for TenantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Source {
+    /// The whole string, for the one who connects.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The string for people and logs.
+    pub fn redacted(&self) -> String {
+        // A string that another version accepted may hold its password anywhere.
+        let unknown = |_| "(not understood by this version)".to_owned();
+        let conninfo = self.0.parse::<ConnInfo>();
+        conninfo.map_or_else(unknown, |conninfo| conninfo.redacted())
+    }
+}
+
+impl FromStr for Source {
+    type Err = ConnInfoError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<ConnInfo>()?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted())
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({})", self.redacted())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_letters_digits_and_two_signs() {
+        let longest = "a".repeat(40);
+        for name in ["a", "Shop-2_x", longest.as_str()] {
+            assert_eq!(name.parse::<TenantName>().unwrap().as_str(), name);
+        }
+        let too_long = "a".repeat(41);
+        for name in ["", "1a", "-a", "a b", "a/b", "ä", too_long.as_str()] {
+            assert!(name.parse::<TenantName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_slot_is_named_after_its_tenant_unless_told() {
+        let slot = |name, slot| {
+            let new = NewTenant::parse(name, "host=h user=u", slot).unwrap();
+            new.slot().parse::<SlotName>().unwrap().to_string()
+        };
+        assert_eq!(slot("My-Shop_1", None), "palimpsest_my_shop_1");
+        assert_eq!(slot("shop", Some("other")), "other");
+        slot(&"Z-".repeat(20), None);
+        assert!(NewTenant::parse("a", "host=h user=u", Some("Bad Slot")).is_err());
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        for text in [
+            "host=h user=u password=hunter2 port=5433",
+            "host=h user=u password = 'hun\\'ter2 hunter2'",
+            "postgresql://u:hunter2@h:5433/db",
+            "postgresql://u@h/?password=hunter2",
+        ] {
+            let source: Source = text.parse().unwrap();
+            for shown in [source.redacted(), source.to_string(), format!("{source:?}")] {
+                assert!(!shown.contains("ter2"), "{shown}");
+                assert!(shown.contains("***"), "{shown}");
+            }
+            assert_eq!(source.expose(), text);
+        }
+        let error = "host=h user=u passwort=hunter2".parse::<Source>();
+        assert!(!error.unwrap_err().to_string().contains("hunter2"));
+        let foreign = Source("password=hunter2 news=1".to_owned());
+        assert!(!foreign.redacted().contains("hunter2"));
+    }
+}

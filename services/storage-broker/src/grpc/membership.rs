@@ -1,0 +1,78 @@
+use std::pin::Pin;
+
+use futures::StreamExt as _;
+use palimpsest_api::{
+    InvalidMessageError, TimelineRef,
+    broker::{Member, TimelineStatus, assignment_to_wire, status_from_wire, view_to_wire},
+    error_status,
+};
+use palimpsest_proto::broker::v1::{
+    HeartbeatRequest, HeartbeatResponse, WatchClusterRequest, WatchClusterResponse,
+    membership_service_server::{MembershipService, MembershipServiceServer},
+};
+use palimpsest_runtime::CancellationToken;
+use tokio_stream::{Stream, wrappers::WatchStream};
+use tonic::{Request, Response, Status};
+
+use crate::core::Broker;
+
+/// `MembershipService`.
+#[derive(Debug)]
+pub struct MembershipApi {
+    broker: Broker,
+    token: CancellationToken,
+}
+
+impl MembershipApi {
+    /// Serves this broker; watchers are let go when the token is cancelled.
+    pub fn new(broker: Broker, token: CancellationToken) -> Self {
+        Self { broker, token }
+    }
+
+    /// The service with its limits.
+    pub fn into_server(self) -> MembershipServiceServer<Self> {
+        MembershipServiceServer::new(self)
+    }
+}
+
+#[tonic::async_trait]
+impl MembershipService for MembershipApi {
+    type WatchClusterStream =
+        Pin<Box<dyn Stream<Item = Result<WatchClusterResponse, Status>> + Send>>;
+
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
+        let (member, statuses) =
+            decode(request.into_inner()).map_err(|error| error_status(error.kind(), &error))?;
+        let answer = self.broker.heartbeat(member, statuses).await;
+        let assignments = answer.map_err(|error| error_status(error.kind(), &error))?;
+        Ok(Response::new(HeartbeatResponse {
+            assignments: assignments.into_iter().map(assignment_to_wire).collect(),
+        }))
+    }
+
+    async fn watch_cluster(
+        &self,
+        _: Request<WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        // Reads the watch only when the last picture has left, so slow readers skip to the latest.
+        let views = WatchStream::new(self.broker.watch())
+            .map(|view| Ok(view_to_wire(view)))
+            .take_until(self.token.clone().cancelled_owned());
+        Ok(Response::new(Box::pin(views)))
+    }
+}
+
+type Heartbeat = (Member, Vec<(TimelineRef, TimelineStatus)>);
+
+fn decode(message: HeartbeatRequest) -> Result<Heartbeat, InvalidMessageError> {
+    let missing = || InvalidMessageError {
+        field: "member",
+        problem: "is required".to_owned(),
+    };
+    let member = message.member.ok_or_else(missing)?.try_into()?;
+    let statuses = message.timelines.into_iter().map(status_from_wire);
+    Ok((member, statuses.collect::<Result<_, _>>()?))
+}

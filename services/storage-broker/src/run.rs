@@ -1,0 +1,105 @@
+use std::{
+    fs::DirBuilder,
+    io,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use palimpsest_runtime::TaskScope;
+use palimpsest_service_kit::{BindError, Failure, GrpcServer, Readiness, Services};
+use palimpsest_store::{ObjectStore, StoreError};
+use palimpsest_types::ErrorKind;
+
+use crate::{
+    core::{Broker, CatalogStore, CatalogStoreError},
+    grpc::{AdminApi, MembershipApi},
+    settings::Settings,
+};
+
+/// A storage-broker that is up. It lives in the scope it was started in, not in this handle.
+#[derive(Debug, Clone, Copy)]
+pub struct Running {
+    address: SocketAddr,
+}
+
+/// A storage-broker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It can't listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The store's directory can't be made.
+    #[error("can't make the directory {} for the object store", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The store can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The catalog can't be read.
+    #[error(transparent)]
+    Catalog(#[from] CatalogStoreError),
+}
+
+/// Only the owner may look in: the catalog holds passwords.
+const STORE_MODE: u32 = 0o700;
+
+/// Starts a storage-broker in `scope`; it ends with the scope's token.
+///
+/// # Errors
+/// If it can't listen, or the store or the catalog in it can't be used.
+pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
+    let server = GrpcServer::bind(&settings.listen).await?;
+    let address = server.address();
+    make_private(&settings.store)?;
+    let store = ObjectStore::open(&settings.store).await?;
+    let broker = Broker::start(CatalogStore::new(store), settings.timing, scope).await?;
+    let services = Services::default()
+        .with(MembershipApi::new(broker.clone(), scope.token().clone()).into_server())
+        .with(AdminApi::new(broker).into_server());
+    server.start(services, &Readiness::new(true), scope);
+    tracing::info!(%address, store = %settings.store.display(), "storage-broker is up");
+    Ok(Running { address })
+}
+
+/// Makes the directory if it does not exist; one that does keeps its permissions.
+fn make_private(directory: &Path) -> Result<(), StartError> {
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(STORE_MODE)
+        .create(directory);
+    made.map_err(|source| StartError::Directory {
+        path: directory.to_owned(),
+        source,
+    })
+}
+
+impl Running {
+    /// Where it listens, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl StartError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Bind(error) => error.kind(),
+            Self::Directory { .. } => ErrorKind::Invalid,
+            Self::Store(error) => error.kind(),
+            Self::Catalog(error) => error.kind(),
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::new(error.kind(), &error)
+    }
+}

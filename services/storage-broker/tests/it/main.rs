@@ -1,0 +1,224 @@
+//! The storage-broker over real gRPC, as the other services meet it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use palimpsest_api::{
+    TimelineRef,
+    broker::{
+        AssignedTask, Assignment, BrokerClient, ClusterView, Member, Role, TimelineState,
+        TimelineStatus, watch_cluster,
+    },
+};
+use palimpsest_runtime::TaskScope;
+use palimpsest_service_kit::{Heartbeat, node_id};
+use palimpsest_storage_broker::{Settings, core::Timing, run};
+use palimpsest_types::{ErrorKind, Lsn};
+use tokio::{sync::watch, time::timeout};
+
+const SOURCE: &str = "host=127.0.0.1 user=replicator password=hunter2";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A broker in a scope of its own.
+struct TestBroker {
+    scope: TaskScope,
+    address: String,
+}
+
+/// A wal-ingest without WAL: it does at once what it is told, and says so.
+struct FakeIngest {
+    scope: TaskScope,
+    assigned: Arc<Mutex<Vec<Assignment>>>,
+}
+
+async fn start(listen: &str, store: PathBuf) -> TestBroker {
+    let scope = TaskScope::default();
+    let settings = Settings {
+        listen: listen.to_owned(),
+        store,
+        timing: Timing {
+            grace: Duration::from_millis(500),
+            ..Timing::default()
+        },
+    };
+    let running = run(settings, &scope).await.unwrap();
+    TestBroker {
+        scope,
+        address: running.address().to_string(),
+    }
+}
+
+impl FakeIngest {
+    fn start(broker: &str) -> Self {
+        let scope = TaskScope::default();
+        let assigned = Arc::new(Mutex::new(Vec::new()));
+        let member = Member {
+            node: node_id(),
+            role: Role::WalIngest,
+            address: "127.0.0.1:7701".to_owned(),
+        };
+        let (reports, orders) = (Arc::clone(&assigned), Arc::clone(&assigned));
+        let mut heartbeat = Heartbeat::new(broker, member);
+        heartbeat.period = Duration::from_millis(100);
+        heartbeat
+            .start(
+                &scope,
+                move || reports.lock().unwrap().iter().map(report).collect(),
+                move |assignments| *orders.lock().unwrap() = assignments,
+            )
+            .unwrap();
+        Self { scope, assigned }
+    }
+
+    fn assigned(&self) -> Vec<Assignment> {
+        self.assigned.lock().unwrap().clone()
+    }
+}
+
+fn report(assignment: &Assignment) -> (TimelineRef, TimelineStatus) {
+    let state = match assignment.task {
+        AssignedTask::Ingest => TimelineState::Streaming,
+        AssignedTask::Delete { .. } => TimelineState::Deleted,
+    };
+    let status = TimelineStatus {
+        state,
+        last_record: Lsn::new(0x16_B374_D848),
+        ..TimelineStatus::default()
+    };
+    (assignment.timeline, status)
+}
+
+async fn wait_for(
+    views: &mut watch::Receiver<ClusterView>,
+    condition: impl FnMut(&ClusterView) -> bool,
+) -> ClusterView {
+    let seen = timeout(PATIENCE, views.wait_for(condition)).await;
+    seen.expect("it comes in time").unwrap().clone()
+}
+
+fn is_streaming(view: &ClusterView) -> bool {
+    let states = view.timelines.iter().map(|timeline| timeline.status.state);
+    states.eq([TimelineState::Streaming])
+}
+
+#[tokio::test]
+async fn a_tenant_is_attached_assigned_shown_and_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("data/store");
+    let broker = start("127.0.0.1:0", store.clone()).await;
+    assert_private(&store);
+    let scope = TaskScope::default();
+    let mut views = watch_cluster(&broker.address, &scope).unwrap();
+    let mut client = BrokerClient::new(&broker.address).unwrap();
+
+    let timeline = client.attach_tenant("shop", SOURCE, None).await.unwrap();
+    let ingest = FakeIngest::start(&broker.address);
+    let view = wait_for(&mut views, is_streaming).await;
+    let shown = view.find("shop").unwrap();
+    assert_eq!(shown.timeline, timeline);
+    assert_eq!(shown.writer.as_deref(), Some("127.0.0.1:7701"));
+    assert_eq!(shown.status.last_record, Lsn::new(0x16_B374_D848));
+    assert_eq!(shown.slot, "palimpsest_shop");
+    assert!(!shown.source.contains("hunter2"), "{}", shown.source);
+    let [assignment] = &ingest.assigned()[..] else {
+        panic!("one timeline, one assignment");
+    };
+    assert_eq!(
+        (assignment.timeline, assignment.task),
+        (timeline, AssignedTask::Ingest)
+    );
+    assert_eq!(assignment.source, SOURCE);
+
+    assert_eq!(client.delete_tenant("shop", false).await.unwrap(), timeline);
+    wait_for(&mut views, |view| view.timelines.is_empty()).await;
+    let error = client.delete_tenant("shop", false).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    ingest.scope.stop().await;
+    scope.stop().await;
+    broker.scope.stop().await;
+}
+
+#[tokio::test]
+async fn errors_say_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = start("127.0.0.1:0", directory.path().to_owned()).await;
+    let mut client = BrokerClient::new(&broker.address).unwrap();
+    client.attach_tenant("shop", SOURCE, None).await.unwrap();
+    for (name, source, slot, kind) in [
+        ("1shop", SOURCE, None, ErrorKind::Invalid),
+        ("other", "hunter2", None, ErrorKind::Invalid),
+        ("other", SOURCE, Some("Big Slot"), ErrorKind::Invalid),
+        ("shop", "host=h user=u", None, ErrorKind::AlreadyExists),
+        (
+            "other",
+            SOURCE,
+            Some("palimpsest_shop"),
+            ErrorKind::AlreadyExists,
+        ),
+    ] {
+        let error = client.attach_tenant(name, source, slot).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(!error.message.is_empty());
+    }
+    broker.scope.stop().await;
+}
+
+#[tokio::test]
+async fn all_is_well_again_within_a_heartbeat_of_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = start("127.0.0.1:0", directory.path().to_owned()).await;
+    let scope = TaskScope::default();
+    let mut views = watch_cluster(&broker.address, &scope).unwrap();
+    let mut client = BrokerClient::new(&broker.address).unwrap();
+    client.attach_tenant("shop", SOURCE, None).await.unwrap();
+    let ingest = FakeIngest::start(&broker.address);
+    let before = wait_for(&mut views, is_streaming).await;
+
+    let stopping = tokio::time::Instant::now();
+    broker.scope.stop().await;
+    assert!(
+        stopping.elapsed() < Duration::from_secs(4),
+        "watchers do not hold it"
+    );
+    assert_eq!(*views.borrow(), before, "what is known is not forgotten");
+    assert_eq!(ingest.assigned().len(), 1, "the writer goes on");
+
+    let broker = start(&broker.address, directory.path().to_owned()).await;
+    let restarted = tokio::time::Instant::now();
+    views.mark_unchanged();
+    timeout(PATIENCE, views.changed()).await.unwrap().unwrap();
+    let after = wait_for(&mut views, is_streaming).await;
+    assert_eq!(after, before);
+    assert!(
+        restarted.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        restarted.elapsed()
+    );
+    ingest.scope.stop().await;
+    scope.stop().await;
+    broker.scope.stop().await;
+}
+
+#[tokio::test]
+async fn refuses_settings_before_it_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        listen: "0.0.0.0:0".to_owned(),
+        store: directory.path().join("store"),
+        ..Settings::default()
+    };
+    let error = run(settings, &TaskScope::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(!directory.path().join("store").exists());
+}
+
+fn assert_private(directory: &Path) {
+    let mode = std::fs::metadata(directory).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}

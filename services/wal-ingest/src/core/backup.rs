@@ -1,0 +1,318 @@
+//! A base backup's files as image layers.
+
+use std::{collections::BTreeMap, path::Path};
+
+use bytes::{Bytes, BytesMut};
+use palimpsest_layer::image::ImageLayerWriter;
+use palimpsest_manifest::LayerEntry;
+use palimpsest_postgres::{ControlFile, TarDecoder, TarEvent};
+use palimpsest_store::{ObjectStore, StorePath};
+use palimpsest_types::{
+    BlockNumber, ByteCount, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, WriterEpoch,
+};
+
+use super::error::IngestError;
+
+/// Turns the files of a backup into layers of bounded size, uploading each when it is full.
+pub(super) struct BackupLayers {
+    store: ObjectStore,
+    directory: StorePath,
+    lsn: Lsn,
+    epoch: WriterEpoch,
+    relation_segment_blocks: u32,
+    open: ImageLayerWriter,
+    uploaded: Vec<LayerEntry>,
+    sizes: BTreeMap<RelTag, BlockNumber>,
+    control: Option<ControlFile>,
+    /// Of the archive being read: its tablespace, `None` for the data directory itself.
+    tablespace: Option<Oid>,
+    tar: Option<TarDecoder>,
+    file: OpenFile,
+}
+
+/// What the file being read is to us.
+enum OpenFile {
+    Ignored,
+    Relation {
+        rel: RelTag,
+        next: BlockNumber,
+        partial: BytesMut,
+    },
+    Whole {
+        kind: WholeFile,
+        content: BytesMut,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WholeFile {
+    ControlFile,
+    RelationMap { spc: Oid, db: Oid },
+}
+
+/// A layer is uploaded when it has this size: as much as is held in memory.
+const LAYER_SIZE: usize = 32 << 20;
+/// Files that are kept whole are a page at most.
+const MAX_WHOLE_FILE: usize = PAGE_SIZE;
+
+const DEFAULT_TABLESPACE: Oid = 1663;
+const GLOBAL_TABLESPACE: Oid = 1664;
+
+impl BackupLayers {
+    /// Layers below `directory`, of versions at `lsn`.
+    pub(super) fn new(
+        store: ObjectStore,
+        directory: StorePath,
+        lsn: Lsn,
+        epoch: WriterEpoch,
+        relation_segment_blocks: u32,
+    ) -> Self {
+        Self {
+            store,
+            directory,
+            lsn,
+            epoch,
+            relation_segment_blocks,
+            open: ImageLayerWriter::new(lsn),
+            uploaded: Vec::new(),
+            sizes: BTreeMap::new(),
+            control: None,
+            tablespace: None,
+            tar: None,
+            file: OpenFile::Ignored,
+        }
+    }
+
+    /// Another archive begins; the one before must be complete.
+    pub(super) fn begin_archive(&mut self, tablespace: Option<Oid>) -> Result<(), IngestError> {
+        self.finish_archive()?;
+        self.tablespace = tablespace;
+        self.tar = Some(TarDecoder::new());
+        Ok(())
+    }
+
+    fn finish_archive(&mut self) -> Result<(), IngestError> {
+        Ok(self.tar.take().map_or(Ok(()), TarDecoder::finish)?)
+    }
+
+    /// Some bytes of the archive.
+    pub(super) async fn data(&mut self, mut bytes: Bytes) -> Result<(), IngestError> {
+        loop {
+            let tar = self
+                .tar
+                .as_mut()
+                .ok_or(IngestError::Backup("bytes of no archive"))?;
+            let Some(event) = tar.decode(&mut bytes)? else {
+                return Ok(());
+            };
+            match event {
+                TarEvent::File { path, .. } => self.file = self.open_file(&path),
+                TarEvent::Data(data) => self.file_data(&data)?,
+                TarEvent::FileEnd => self.end_file()?,
+                TarEvent::Directory { .. } | TarEvent::Symlink { .. } => {}
+            }
+            if self.open.len() >= LAYER_SIZE {
+                self.upload().await?;
+            }
+        }
+    }
+
+    /// Ends the backup: the layers, and what its control file says.
+    pub(super) async fn finish(mut self) -> Result<(Vec<LayerEntry>, ControlFile), IngestError> {
+        self.finish_archive()?;
+        for (rel, blocks) in std::mem::take(&mut self.sizes) {
+            self.open.rel_size(Key::RelSize(rel), blocks);
+        }
+        self.upload().await?;
+        let control = self
+            .control
+            .ok_or(IngestError::Backup("it has no control file"))?;
+        Ok((self.uploaded, control))
+    }
+
+    fn open_file(&self, path: &str) -> OpenFile {
+        let Some(file) = parse_path(path, self.tablespace) else {
+            return OpenFile::Ignored;
+        };
+        match file {
+            BackupFile::Relation { rel, segment } => {
+                let first = segment.saturating_mul(self.relation_segment_blocks);
+                let partial = BytesMut::with_capacity(PAGE_SIZE);
+                OpenFile::Relation {
+                    rel,
+                    next: BlockNumber::new(first),
+                    partial,
+                }
+            }
+            BackupFile::Whole(kind) => OpenFile::Whole {
+                kind,
+                content: BytesMut::new(),
+            },
+        }
+    }
+
+    fn file_data(&mut self, mut data: &[u8]) -> Result<(), IngestError> {
+        match &mut self.file {
+            OpenFile::Ignored => {}
+            OpenFile::Whole { content, .. } => {
+                if content.len() + data.len() > MAX_WHOLE_FILE {
+                    return Err(IngestError::Backup("a control or map file is too long"));
+                }
+                content.extend_from_slice(data);
+            }
+            OpenFile::Relation { rel, next, partial } => {
+                while !data.is_empty() {
+                    let (some, rest) = data.split_at(data.len().min(PAGE_SIZE - partial.len()));
+                    partial.extend_from_slice(some);
+                    data = rest;
+                    if let Some(page) = partial.first_chunk() {
+                        self.open.page(Key::RelBlock(*rel, *next), page);
+                        let too_long = IngestError::Backup("a relation is too long");
+                        *next = next.next().ok_or(too_long)?;
+                        partial.clear();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A piece of a page at the end of a relation's file is not a page: it was being written when
+    /// the file was read, and the log has the whole of it.
+    fn end_file(&mut self) -> Result<(), IngestError> {
+        match std::mem::replace(&mut self.file, OpenFile::Ignored) {
+            OpenFile::Ignored => {}
+            OpenFile::Relation { rel, next, .. } => {
+                let size = self.sizes.entry(rel).or_default();
+                *size = next.max(*size);
+            }
+            OpenFile::Whole {
+                kind: WholeFile::ControlFile,
+                content,
+            } => {
+                self.control = Some(ControlFile::parse(&content.freeze())?);
+            }
+            OpenFile::Whole {
+                kind: WholeFile::RelationMap { spc, db },
+                content,
+            } => {
+                self.open.file(Key::RelMap { spc, db }, &content);
+            }
+        }
+        Ok(())
+    }
+
+    async fn upload(&mut self) -> Result<(), IngestError> {
+        let full = std::mem::replace(&mut self.open, ImageLayerWriter::new(self.lsn));
+        let Some((bytes, _keys)) = full.finish() else {
+            return Ok(());
+        };
+        let name = format!(
+            "image-{:016X}-{}-{:016x}",
+            self.lsn.get(),
+            self.epoch,
+            rand::random::<u64>()
+        );
+        let size = ByteCount::new(bytes.len() as u64);
+        self.store
+            .create(&self.directory.child(&name), bytes)
+            .await?;
+        self.uploaded.push(LayerEntry {
+            name,
+            lsn: self.lsn,
+            size,
+        });
+        Ok(())
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum BackupFile {
+    Relation { rel: RelTag, segment: u32 },
+    Whole(WholeFile),
+}
+
+/// What a path of an archive is to us; `None` for what is not kept.
+fn parse_path(path: &str, tablespace: Option<Oid>) -> Option<BackupFile> {
+    let path = Path::new(path);
+    let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+    let (spc, db, name) = match (tablespace, parts.as_slice()) {
+        (None, ["global", "pg_control"]) => {
+            return Some(BackupFile::Whole(WholeFile::ControlFile));
+        }
+        (None, ["global", name]) => (GLOBAL_TABLESPACE, 0, *name),
+        (None, ["base", db, name]) => (DEFAULT_TABLESPACE, db.parse().ok()?, *name),
+        // A tablespace in place, which has no archive of its own.
+        (None, ["pg_tblspc", spc, _version, db, name]) => {
+            (spc.parse().ok()?, db.parse().ok()?, *name)
+        }
+        (Some(spc), [_version, db, name]) => (spc, db.parse().ok()?, *name),
+        _ => return None,
+    };
+    if name == "pg_filenode.map" {
+        return Some(BackupFile::Whole(WholeFile::RelationMap { spc, db }));
+    }
+    let (stem, segment) = match name.split_once('.') {
+        Some((stem, segment)) => (stem, segment.parse().ok()?),
+        None => (name, 0),
+    };
+    let (rel, fork) = match stem.split_once('_') {
+        Some((rel, fork)) => (rel, Fork::from_name(fork)?),
+        None => (stem, Fork::Main),
+    };
+    let rel = RelTag {
+        spc,
+        db,
+        rel: rel.parse().ok()?,
+        fork,
+    };
+    Some(BackupFile::Relation { rel, segment })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relation(path: &str, tablespace: Option<Oid>) -> Option<(String, u32)> {
+        match parse_path(path, tablespace)? {
+            BackupFile::Relation { rel, segment } => Some((rel.to_string(), segment)),
+            BackupFile::Whole(_) => None,
+        }
+    }
+
+    #[test]
+    fn finds_relations_in_every_place_they_can_be() {
+        let found = |path, tablespace| relation(path, tablespace).unwrap();
+        assert_eq!(found("global/1262", None), ("1664/0/1262".into(), 0));
+        assert_eq!(found("base/5/16384.2", None), ("1663/5/16384".into(), 2));
+        assert_eq!(
+            found("base/5/16384_vm", None),
+            ("1663/5/16384:vm".into(), 0)
+        );
+        assert_eq!(
+            found("PG_15_202209061/5/7_init", Some(99)),
+            ("99/5/7:init".into(), 0)
+        );
+        assert_eq!(
+            found("pg_tblspc/99/PG_15_202209061/5/7", None),
+            ("99/5/7".into(), 0)
+        );
+    }
+
+    #[test]
+    fn knows_the_files_it_keeps_whole_and_ignores_the_rest() {
+        let control = BackupFile::Whole(WholeFile::ControlFile);
+        assert_eq!(parse_path("global/pg_control", None), Some(control));
+        let map = BackupFile::Whole(WholeFile::RelationMap { spc: 1663, db: 5 });
+        assert_eq!(parse_path("base/5/pg_filenode.map", None), Some(map));
+        for path in [
+            "PG_VERSION",
+            "base/5/PG_VERSION",
+            "pg_xact/0000",
+            "base/5/t3_16384",
+            "",
+        ] {
+            assert_eq!(parse_path(path, None), None, "{path}");
+        }
+    }
+}

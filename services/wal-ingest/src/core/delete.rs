@@ -1,0 +1,74 @@
+//! Removing a timeline: the slot at the source first, then everything stored.
+
+use palimpsest_api::broker::TimelineState;
+use palimpsest_store::StorePath;
+use palimpsest_types::ErrorKind;
+
+use super::{
+    error::IngestError,
+    source::connect,
+    timeline::{BackOff, Timeline},
+};
+
+impl Timeline {
+    /// Removes everything, trying again until it is done.
+    pub(super) async fn delete(&self, forget_slot: bool) {
+        self.update(|status| status.state = TimelineState::Deleting);
+        let mut back_off = BackOff::default();
+        while let Err(error) = self.try_delete(forget_slot).await {
+            let reason = format!(
+                "{}; trying again (--forget-slot goes on without it)",
+                error.in_words()
+            );
+            tracing::warn!(timeline = %self.id(), reason, "can't delete the timeline");
+            self.update(|status| status.reason = reason);
+            back_off.wait().await;
+        }
+        tracing::info!(timeline = %self.id(), "timeline deleted");
+        self.update(|status| {
+            status.state = TimelineState::Deleted;
+            status.reason.clear();
+        });
+    }
+
+    async fn try_delete(&self, forget_slot: bool) -> Result<(), IngestError> {
+        match self.drop_slot().await {
+            Err(error) if forget_slot => {
+                tracing::warn!(timeline = %self.id(), error = error.in_words(), "leaving the slot behind, as asked");
+            }
+            outcome => outcome?,
+        }
+        self.shared
+            .store
+            .delete_below(&StorePath::tenant(self.id().tenant))
+            .await?;
+        self.remove_directory().await
+    }
+
+    /// A slot that is gone already is dropped already. Only a slot of a timeline that got as far
+    /// as making one is ours to drop.
+    async fn drop_slot(&self) -> Result<(), IngestError> {
+        let began = !self.shared.store.list(&self.store_path()).await?.is_empty();
+        if !began {
+            return Ok(());
+        }
+        let mut connection = connect(&self.assignment.source).await?;
+        match connection.drop_slot(&self.slot).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            Ok(()) | Err(_) => {}
+        }
+        connection.close().await;
+        Ok(())
+    }
+
+    /// Removes everything local of this timeline.
+    pub(super) async fn remove_directory(&self) -> Result<(), IngestError> {
+        let path = self.directory();
+        match tokio::fs::remove_dir_all(&path).await {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(IngestError::WalFile { path, source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+use std::path::PathBuf;
+
+use palimpsest_api::RemoteError;
+use palimpsest_manifest::{ManifestError, SequenceError};
+use palimpsest_postgres::{ClientError, ConnInfoError, ControlFileError, TarError};
+use palimpsest_read::{ReadError, TailError};
+use palimpsest_store::StoreError;
+use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_wal::{InterpretError, WalError};
+
+use super::source::CheckError;
+
+/// Something failed while a timeline was attached, resumed, streamed or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The connection string is wrong.
+    #[error("the connection string can't be used")]
+    ConnInfo(#[from] ConnInfoError),
+    /// The source, or the way to it.
+    #[error(transparent)]
+    Source(#[from] ClientError),
+    /// The source can't be attached as it is.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// The base backup is not an archive.
+    #[error("the base backup can't be read")]
+    Tar(#[from] TarError),
+    /// The source's control file can't be read.
+    #[error("the base backup's control file can't be read")]
+    ControlFile(#[from] ControlFileError),
+    /// The base backup lacks something.
+    #[error("the base backup is incomplete: {0}")]
+    Backup(&'static str),
+    /// The object store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The layers that the manifest lists.
+    #[error(transparent)]
+    Layers(#[from] ReadError),
+    /// A local WAL file.
+    #[error("WAL file {path} failed")]
+    WalFile {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The WAL can't be taken apart.
+    #[error("the WAL can't be decoded")]
+    Wal(#[from] WalError),
+    /// A record can't be applied.
+    #[error(transparent)]
+    Interpret(#[from] InterpretError),
+    /// The changes can't be added.
+    #[error(transparent)]
+    Tail(#[from] TailError),
+    /// The storage-broker.
+    #[error(transparent)]
+    Broker(#[from] RemoteError),
+    /// It can't go on.
+    #[error(transparent)]
+    Stop(#[from] Stop),
+}
+
+/// A timeline can't go on, and a retry would not help.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// The slot was dropped or invalidated, or the WAL is gone.
+    #[error(
+        "the source no longer has the WAL from {from} on (slot {slot:?} was lost or its limit reached); delete the tenant and attach again"
+    )]
+    WalGone {
+        /// The slot.
+        slot: String,
+        /// Where we would have gone on.
+        from: Lsn,
+    },
+    /// The server at that address is another cluster.
+    #[error(
+        "the server is another cluster now: system identifier {found}, expected {expected}; point the connection string at the right one or attach it under a new name"
+    )]
+    OtherCluster {
+        /// What it says.
+        found: u64,
+        /// What it was.
+        expected: u64,
+    },
+    /// The source was promoted or recovered to another PostgreSQL timeline.
+    #[error(
+        "the source went from PostgreSQL timeline {expected} to {found}, which can't be followed yet; delete the tenant and attach again"
+    )]
+    OtherTimeline {
+        /// What it is on.
+        found: u32,
+        /// What it was on.
+        expected: u32,
+    },
+    /// Someone else publishes this timeline's manifest.
+    #[error("another wal-ingest has taken over this timeline")]
+    Superseded,
+    /// The slot is not ours.
+    #[error(
+        "the source already has a replication slot {slot:?} that this attachment did not make; drop it there or choose another with --slot"
+    )]
+    ForeignSlot {
+        /// The slot.
+        slot: String,
+    },
+    /// The slot held back more WAL than allowed, and was dropped to save the source's disk.
+    #[error(
+        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; delete the tenant and attach again"
+    )]
+    SlotDropped {
+        /// The slot.
+        slot: String,
+        /// What it kept.
+        retained: palimpsest_types::ByteCount,
+        /// What is allowed.
+        limit: palimpsest_types::ByteCount,
+    },
+}
+
+/// What to do about an error of a running timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Connect again after a while.
+    Retry,
+    /// Wait without a connection: there is no room for more changes.
+    Pause,
+    /// Nothing: a person must act.
+    GiveUp,
+}
+
+impl IngestError {
+    /// What can be done about it.
+    pub(super) fn remedy(&self) -> Remedy {
+        match self {
+            Self::Tail(TailError::Full { .. }) => Remedy::Pause,
+            Self::Stop(_)
+            | Self::Wal(_)
+            | Self::Interpret(_)
+            | Self::Tail(TailError::OutOfOrder(_))
+            | Self::ConnInfo(_)
+            | Self::Check(_) => Remedy::GiveUp,
+            Self::Manifest(ManifestError::Sequence(SequenceError::Lost { .. })) => Remedy::GiveUp,
+            Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
+            Self::Source(_)
+            | Self::Tar(_)
+            | Self::ControlFile(_)
+            | Self::Backup(_)
+            | Self::Store(_)
+            | Self::Manifest(_)
+            | Self::Layers(_)
+            | Self::WalFile { .. }
+            | Self::Broker(_) => Remedy::Retry,
+        }
+    }
+
+    /// The error with its causes, as one line.
+    pub(super) fn in_words(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let next = error.to_string();
+            if !text.ends_with(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}

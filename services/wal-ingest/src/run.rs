@@ -1,0 +1,103 @@
+use std::{net::SocketAddr, sync::Arc};
+
+use palimpsest_api::{
+    RemoteError,
+    broker::{Member, Role, watch_cluster},
+};
+use palimpsest_proto::ingest::v1::feed_service_server::FeedServiceServer;
+use palimpsest_runtime::TaskScope;
+use palimpsest_service_kit::{
+    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
+};
+use palimpsest_store::{ObjectStore, StoreError};
+use palimpsest_types::ErrorKind;
+
+use crate::{
+    core::{Limits, Node},
+    grpc::FeedHandler,
+    settings::Settings,
+};
+
+/// A wal-ingest that is up. It lives in the scope it was started in, not in this handle.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+}
+
+/// A wal-ingest could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The object store can't be used.
+    #[error("the object store can't be used")]
+    Store(#[from] StoreError),
+    /// It can't listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The storage-broker's address is none.
+    #[error("the storage-broker's address is wrong")]
+    Broker(#[source] RemoteError),
+}
+
+/// Starts a wal-ingest in `scope`; it ends with the scope's token.
+///
+/// # Errors
+/// If the object store can't be used or it can't listen.
+pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
+    let store = ObjectStore::open(&settings.store).await?;
+    let server = GrpcServer::bind(&settings.listen).await?;
+    let address = server.address();
+    let cluster = watch_cluster(&settings.broker, scope).map_err(StartError::Broker)?;
+    let limits = Limits {
+        tail: settings.tail_memory,
+        slot_retention: settings.slot_retention_limit,
+    };
+    let node = Arc::new(Node::new(
+        store,
+        settings.data,
+        limits,
+        cluster,
+        scope.clone(),
+    ));
+
+    let member = Member {
+        node: node_id(),
+        role: Role::WalIngest,
+        address: address.to_string(),
+    };
+    let (reporting, assigned) = (Arc::clone(&node), Arc::clone(&node));
+    Heartbeat::new(&settings.broker, member)
+        .start(
+            scope,
+            move || reporting.statuses(),
+            move |list| assigned.assign(list),
+        )
+        .map_err(StartError::Broker)?;
+    let feed = FeedServiceServer::new(FeedHandler::new(node, scope.clone()));
+    server.start(Services::default().with(feed), &Readiness::new(true), scope);
+    tracing::info!(%address, "wal-ingest is up");
+    Ok(Running { address })
+}
+
+impl Running {
+    /// Where it listens, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl StartError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Bind(error) => error.kind(),
+            Self::Broker(_) => ErrorKind::Invalid,
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::new(error.kind(), &error)
+    }
+}

@@ -3,17 +3,22 @@
 //! This is the shortest way from WAL to pages, so that the judges of decoding and redo need
 //! nothing else to work.
 
-use std::path::Path;
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use palimpsest_layer::{DeltaLayer as _, LogRecord, OpenLayer, Visit};
 use palimpsest_redo::{Chain, reconstruct};
 use palimpsest_redo_postgres::Engine;
 use palimpsest_types::{BlockNumber, Fork, Key, Lsn, Oid, RelTag, WriterEpoch};
 use palimpsest_wal::{Interpreter, RawRecord, RelationSizes, SegmentSize, Value};
 
-use crate::oracle::{DataFiles, read_wal};
+use crate::oracle::{DataFiles, PageSource, read_wal};
 
 /// A base and the changes since.
 #[derive(Debug)]
@@ -21,6 +26,16 @@ pub struct OfflineTimeline {
     base: DataFiles,
     changes: OpenLayer,
     sizes: RelationSizes,
+    boundaries: Vec<Lsn>,
+}
+
+/// An offline timeline with what it takes to make pages of it.
+#[derive(Debug)]
+pub struct OfflineSource<'a> {
+    timeline: &'a OfflineTimeline,
+    engine: Engine,
+    sabotage: Sabotage,
+    sabotaged: AtomicU64,
 }
 
 /// Cuts chains short, to show that the oracle notices.
@@ -32,9 +47,18 @@ pub enum Sabotage {
     DropLastChange,
 }
 
+/// Pages that are built at once.
+const CONCURRENCY: usize = 64;
+
+impl Sabotage {
+    fn cuts(self, chain: &Chain) -> bool {
+        self == Self::DropLastChange && chain.changes.len() > 1
+    }
+}
+
 impl OfflineTimeline {
-    /// Takes the files of a cluster that was stopped with its checkpoint at `checkpoint`, and the
-    /// WAL from there on.
+    /// Takes the files of a cluster that was stopped with its checkpoint at `checkpoint`, or of a
+    /// base backup that begins there, and the WAL from there on.
     pub fn build(
         base_dir: &Path,
         pg_wal: &Path,
@@ -48,7 +72,9 @@ impl OfflineTimeline {
         }
         let mut interpreter = Interpreter::new(sizes);
         let mut changes = OpenLayer::new(WriterEpoch::FIRST, checkpoint);
+        let mut boundaries = Vec::new();
         read_wal(pg_wal, checkpoint, segment_size, |record: RawRecord| {
+            boundaries.push(record.end_lsn);
             let found = interpreter.interpret(&record)?;
             Ok(changes.append(LogRecord {
                 lsn: record.end_lsn,
@@ -60,7 +86,13 @@ impl OfflineTimeline {
             base,
             changes,
             sizes,
+            boundaries,
         })
+    }
+
+    /// The ends of all records, in order.
+    pub fn boundaries(&self) -> &[Lsn] {
+        &self.boundaries
     }
 
     /// True if the base has files of this database.
@@ -80,50 +112,131 @@ impl OfflineTimeline {
     /// extends it without logging that; the pages there are empty.
     pub fn chains(&self, rel: RelTag, blocks: BlockNumber) -> Result<Vec<Chain>> {
         let logged = self.sizes.get(rel).unwrap_or_default();
-        let base = self
-            .base
-            .get(rel)
-            .map(|file| file.pages())
-            .transpose()?
-            .unwrap_or_default();
+        let base = self.base_pages(rel)?;
         let chain = |number: u32| {
             let block = BlockNumber::new(number);
-            let mut changes = Vec::new();
-            self.changes.versions(
-                Key::RelBlock(rel, block),
-                Lsn::MAX,
-                &mut |_, value: &Value| {
-                    changes.push(value.clone());
-                    if value.stands_alone() {
-                        Visit::Stop
-                    } else {
-                        Visit::Continue
-                    }
-                },
-            );
-            changes.reverse();
+            let mut chain = self.chain(rel, block, &base, Lsn::MAX);
             if rel.fork == Fork::VisibilityMap && block >= logged {
-                changes = vec![Value::ZeroPage];
+                chain.changes = vec![Value::ZeroPage];
             }
-            let begins_alone = changes.first().is_some_and(Value::stands_alone);
-            let base = base.get(number as usize).filter(|_| !begins_alone).cloned();
-            Chain {
-                rel,
-                block,
-                base,
-                changes,
-            }
+            chain
         };
         Ok((0..blocks.get()).map(chain).collect())
     }
 
+    /// All forks with their lengths at an LSN.
+    pub fn sizes_at(&self, lsn: Lsn) -> Result<BTreeMap<RelTag, BlockNumber>> {
+        let mut sizes = BTreeMap::new();
+        for (rel, file) in self.base.iter() {
+            sizes.insert(rel, file.blocks()?);
+        }
+        let first = RelTag {
+            spc: 0,
+            db: 0,
+            rel: 0,
+            fork: Fork::Main,
+        };
+        // The kinds of keys are in order, and sizes come first.
+        let all_sizes = Key::RelSize(first)..Key::RelBlock(first, BlockNumber::ZERO);
+        self.changes
+            .newest(all_sizes, lsn, &mut |key, _, value| match (key, value) {
+                (Key::RelSize(rel), Value::RelSize(blocks)) => {
+                    sizes.insert(rel, *blocks);
+                }
+                (Key::RelSize(rel), Value::Dropped) => {
+                    sizes.remove(&rel);
+                }
+                _ => {}
+            });
+        Ok(sizes)
+    }
+
+    /// The chain of one page at an LSN, on the pages that the base has of its fork.
+    fn chain(&self, rel: RelTag, block: BlockNumber, base: &[Bytes], lsn: Lsn) -> Chain {
+        let mut changes = Vec::new();
+        self.changes
+            .versions(Key::RelBlock(rel, block), lsn, &mut |_, value: &Value| {
+                changes.push(value.clone());
+                if value.stands_alone() {
+                    Visit::Stop
+                } else {
+                    Visit::Continue
+                }
+            });
+        changes.reverse();
+        let begins_alone = changes.first().is_some_and(Value::stands_alone);
+        let base = base
+            .get(block.get() as usize)
+            .filter(|_| !begins_alone)
+            .cloned();
+        Chain {
+            rel,
+            block,
+            base,
+            changes,
+        }
+    }
+
+    fn base_pages(&self, rel: RelTag) -> Result<Vec<Bytes>> {
+        let file = self.base.get(rel);
+        Ok(file
+            .map(|file| file.pages())
+            .transpose()?
+            .unwrap_or_default())
+    }
+
     /// The page that a chain leads to.
     pub async fn page(engine: &Engine, mut chain: Chain, sabotage: Sabotage) -> Result<Bytes> {
-        if sabotage == Sabotage::DropLastChange && chain.changes.len() > 1 {
+        if sabotage.cuts(&chain) {
             chain.changes.pop();
         }
         let place = format!("{} block {}", chain.rel, chain.block);
         reconstruct(engine, chain).await.context(place)
+    }
+}
+
+impl<'a> OfflineSource<'a> {
+    /// A source of the timeline's pages, true or not.
+    pub fn new(timeline: &'a OfflineTimeline, engine: Engine, sabotage: Sabotage) -> Self {
+        Self {
+            timeline,
+            engine,
+            sabotage,
+            sabotaged: AtomicU64::new(0),
+        }
+    }
+
+    /// How many of the pages that it gave were made from a chain that was cut.
+    pub fn sabotaged(&self) -> u64 {
+        self.sabotaged.load(Ordering::Relaxed)
+    }
+}
+
+impl PageSource for OfflineSource<'_> {
+    async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>> {
+        Ok(self.timeline.sizes_at(lsn)?.into_iter().collect())
+    }
+
+    async fn pages(&self, rel: RelTag, blocks: &[BlockNumber], lsn: Lsn) -> Vec<Result<Bytes>> {
+        let base = match self.timeline.base_pages(rel) {
+            Ok(base) => base,
+            Err(error) => {
+                let error = format!("{error:#}");
+                let fail = |_| Err(anyhow!("the base of {rel}: {error}"));
+                return blocks.iter().map(fail).collect();
+            }
+        };
+        let chain = |block: &BlockNumber| self.timeline.chain(rel, *block, &base, lsn);
+        // Gathered first: closures that borrow within a stream confuse the check that it is Send.
+        let chains: Vec<_> = blocks.iter().map(chain).collect();
+        let cut = chains.iter().filter(|chain| self.sabotage.cuts(chain));
+        self.sabotaged
+            .fetch_add(cut.count() as u64, Ordering::Relaxed);
+        stream::iter(chains)
+            .map(|chain| OfflineTimeline::page(&self.engine, chain, self.sabotage))
+            .buffered(CONCURRENCY)
+            .collect()
+            .await
     }
 }
 

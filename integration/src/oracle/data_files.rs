@@ -53,6 +53,12 @@ impl DataFiles {
         self.relations.get(&rel)
     }
 
+    /// Length of a fork; none at all if it does not exist.
+    pub fn blocks(&self, rel: RelTag) -> Result<BlockNumber> {
+        self.get(rel)
+            .map_or(Ok(BlockNumber::ZERO), RelationFile::blocks)
+    }
+
     /// True for an unlogged relation: its other forks are not in the log.
     pub fn is_unlogged(&self, rel: RelTag) -> bool {
         self.relations.contains_key(&rel.with_fork(Fork::Init))

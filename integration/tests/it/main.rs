@@ -1,6 +1,10 @@
 //! The judges.
 #![expect(clippy::unwrap_used, reason = "a judge fails by panicking")]
 
+mod consistency_images;
+mod end_to_end;
+mod lifecycle;
 mod offline_pages;
 mod offline_records;
+mod recovered_instance;
 mod support;

@@ -65,7 +65,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     Heartbeat::new(&settings.broker, member)
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
-    let pages = PageServiceServer::new(PageHandler::new(timelines))
+    let pages = PageServiceServer::new(PageHandler::new(timelines, scope.token().clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     server.start(

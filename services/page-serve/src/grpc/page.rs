@@ -11,6 +11,7 @@ use palimpsest_proto::page::v1::{
     GetRelationSizeRequest, GetRelationSizeResponse, ListRelationsRequest, ListRelationsResponse,
     list_relations_response::Relation, page_service_server::PageService,
 };
+use palimpsest_runtime::CancellationToken;
 use palimpsest_types::ErrorKind;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,6 +21,7 @@ use crate::core::{ServeError, Timelines};
 #[derive(Debug, Clone)]
 pub(crate) struct PageHandler {
     timelines: Arc<Timelines>,
+    token: CancellationToken,
 }
 
 /// Requests of one stream that are worked on at once; more wait unread.
@@ -30,8 +32,9 @@ const RELATIONS: usize = 1000;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl PageHandler {
-    pub(crate) fn new(timelines: Arc<Timelines>) -> Self {
-        Self { timelines }
+    /// Reads no more requests once the token is cancelled; those under way are answered.
+    pub(crate) fn new(timelines: Arc<Timelines>, token: CancellationToken) -> Self {
+        Self { timelines, token }
     }
 
     /// Errors of a request are in its answer, so that the stream lives on.
@@ -100,7 +103,10 @@ impl PageService for PageHandler {
                 }
             }
         };
-        let answers = request.into_inner().map(answer).buffer_unordered(IN_FLIGHT);
+        let requests = request
+            .into_inner()
+            .take_until(self.token.clone().cancelled_owned());
+        let answers = requests.map(answer).buffer_unordered(IN_FLIGHT);
         Ok(Response::new(Box::pin(answers)))
     }
 

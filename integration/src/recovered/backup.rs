@@ -1,0 +1,107 @@
+use std::{
+    fs,
+    os::unix::{fs::chown, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use palimpsest_postgres::BackupLabel;
+use palimpsest_redo_postgres::RunAs;
+use palimpsest_testkit::{Cluster, cluster::SUPERUSER};
+use palimpsest_types::Lsn;
+use tempfile::TempDir;
+
+/// A base backup of a running cluster, extracted, without WAL.
+///
+/// Its pages are fuzzy: each is from some moment between start and end.
+#[derive(Debug)]
+pub struct BaseBackup {
+    directory: TempDir,
+    start: Lsn,
+    end: Lsn,
+}
+
+impl BaseBackup {
+    /// Takes one by `pg_basebackup`, at this speed at most, so that the cluster can change
+    /// meanwhile.
+    pub fn take(cluster: &Cluster, kib_per_second: u32) -> Result<Self> {
+        let directory = directory_for_server()?;
+        let data = data_dir_in(directory.path());
+        let mut command = Command::new(palimpsest_testkit::cluster::pg_bin().join("pg_basebackup"));
+        command
+            .args([
+                "--wal-method=none",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--dbname",
+            ])
+            .arg(cluster.conninfo(SUPERUSER))
+            .arg(format!("--max-rate={kib_per_second}"))
+            .arg("--pgdata")
+            .arg(&data)
+            .env("LC_ALL", "C");
+        if let Some(RunAs { uid, gid }) = RunAs::unprivileged()? {
+            command.uid(uid).gid(gid).current_dir(directory.path());
+        }
+        run(&mut command)?;
+        let label = BackupLabel::parse(&fs::read(data.join("backup_label"))?)?;
+        let end = end_in_manifest(&data.join("backup_manifest"))?;
+        Ok(Self {
+            directory,
+            start: label.start,
+            end,
+        })
+    }
+
+    /// The extracted data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        data_dir_in(self.directory.path())
+    }
+
+    /// Where replay begins.
+    pub fn start(&self) -> Lsn {
+        self.start
+    }
+
+    /// The first LSN at which replay has made the pages consistent with each other.
+    pub fn end(&self) -> Lsn {
+        self.end
+    }
+}
+
+/// Where a cluster's data directory is within the directory that is the cluster's own.
+pub(super) fn data_dir_in(directory: &Path) -> PathBuf {
+    directory.join("data")
+}
+
+/// A new directory that the server's user can write to.
+pub(super) fn directory_for_server() -> Result<TempDir> {
+    let directory = tempfile::Builder::new().prefix("pal-").tempdir()?;
+    if let Some(RunAs { uid, gid }) = RunAs::unprivileged()? {
+        chown(directory.path(), Some(uid), Some(gid))?;
+    }
+    Ok(directory)
+}
+
+/// Runs a program to its end; an error carries its complaints.
+pub(super) fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("executing {command:?}"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let status = output.status;
+    ensure!(
+        status.success(),
+        "{command:?} ended with {status}: {complaint}"
+    );
+    Ok(())
+}
+
+/// The backup needs one range of WAL; a second one would belong to another timeline.
+fn end_in_manifest(path: &Path) -> Result<Lsn> {
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(path)?)?;
+    let end = manifest["WAL-Ranges"][0]["End-LSN"].as_str();
+    let end = end.with_context(|| format!("{} names no range of WAL", path.display()))?;
+    Ok(end.parse()?)
+}

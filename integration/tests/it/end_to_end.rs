@@ -1,0 +1,102 @@
+//! P1 through the wire: attach a running PostgreSQL, and every page that page-serve gives at any
+//! LSN since is the page that a stock PostgreSQL recovers to.
+
+use anyhow::{Context as _, Result, ensure};
+use palimpsest_integration::{
+    embedded::Embedded,
+    judge::{Judge, JudgeSize, seed},
+    oracle::{Oracle, RecoveredTally, compare_at, read_wal},
+    recovered::{BaseBackup, Recovery},
+};
+use palimpsest_testkit::{
+    Cluster, ClusterOptions, Workload,
+    workload::{self, Extra},
+};
+use palimpsest_types::Lsn;
+use palimpsest_wal::SegmentSize;
+use rand::{SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
+
+use crate::support::engine;
+
+const NAME: &str = "end-to-end";
+/// As fast as the server likes.
+const UNHURRIED: u32 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p1_every_served_page_at_any_lsn_is_what_postgres_recovers_to() {
+    judge().await.unwrap();
+}
+
+async fn judge() -> Result<()> {
+    let size = JudgeSize::from_env();
+    let seed = seed();
+    eprintln!("{NAME}: {size:?}, seed {seed}");
+    let options = ClusterOptions::default();
+    let mut cluster = Cluster::temporary(options.clone())?;
+    tokio::task::block_in_place(|| cluster.start())?;
+    cluster.pgbench(&["--initialize", "--quiet", "--scale=2", "postgres"])?;
+    let backup = tokio::task::block_in_place(|| BaseBackup::take(&cluster, UNHURRIED))?;
+
+    let files = tempfile::tempdir()?;
+    let mut services = Embedded::start(files.path()).await?;
+    let timeline = services
+        .attach("judged", &cluster.conninfo("postgres"))
+        .await?;
+    let workload = Workload::full(seed as u32, workload::QUICK).with(Extra::Tablespaces);
+    tokio::task::block_in_place(|| workload.run(&cluster))?;
+    let end = tokio::task::block_in_place(|| {
+        cluster.psql("postgres", "SELECT pg_switch_wal()")?;
+        cluster.psql("postgres", "CREATE TABLE the_end ()")?;
+        cluster.flush_lsn()
+    })?;
+    let view = services
+        .wait_for(timeline, |view| view.status.last_record >= end)
+        .await?;
+    eprintln!("{NAME}: {:?}", view.status);
+    ensure!(view.status.flushed >= end, "readable before it is durable");
+
+    // The archive must hold WAL beyond the last LSN; the shutdown writes some.
+    tokio::task::block_in_place(|| cluster.stop())?;
+    let pg_wal = cluster.data_dir().join("pg_wal");
+    let oldest = view.status.oldest_readable;
+    let mut boundaries = Vec::new();
+    read_wal(&pg_wal, backup.start(), SegmentSize::DEFAULT, |record| {
+        if (oldest..end).contains(&record.end_lsn) {
+            boundaries.push(record.end_lsn);
+        }
+        Ok(())
+    })?;
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut lsns: Vec<Lsn> = boundaries.into_iter().sample(&mut random, size.pick(3, 20));
+    lsns.sort();
+    lsns.push(end);
+
+    let served = services.served(timeline).await?;
+    let engine = engine(false).await?;
+    let oracle = Oracle::new(engine.clone());
+    let mut judge = Judge::new(NAME, "P1");
+    for lsn in lsns {
+        let recovery = Recovery {
+            base: &backup.data_dir(),
+            archive: &pg_wal,
+            options: &options,
+        };
+        let reference = tokio::task::block_in_place(|| recovery.to(lsn))
+            .with_context(|| format!("recovering to {lsn}"))?;
+        let mut tally = RecoveredTally::default();
+        compare_at(
+            &served,
+            reference.files(),
+            lsn,
+            &oracle,
+            &mut judge,
+            &mut tally,
+        )
+        .await?;
+        eprintln!("{NAME}: at {lsn}: {tally:?}");
+    }
+    engine.stop().await;
+    services.stop().await;
+    judge.close();
+    Ok(())
+}

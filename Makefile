@@ -12,21 +12,28 @@ CARGO_TOOLS := cargo-nextest cargo-deny
 NO_CLUSTER := /etc/postgresql-common/createcluster.d/palimpsest.conf
 
 CARGO ?= cargo
-PAL := $(CARGO) run --quiet --locked --package palimpsest-console --bin pal --
+RUN := $(CARGO) run --quiet --locked
+PAL := $(RUN) --package palimpsest-console --bin pal --
+DEMO := $(RUN) --package palimpsest-integration --bin demo --
+# Where make up keeps everything.
+DATA ?= ./data
+# Where make install puts pal and, below lib/palimpsest, the redo library that it runs.
+INSTALL_ROOT ?= $(or $(CARGO_INSTALL_ROOT),$(CARGO_HOME),$(HOME)/.cargo)
+PG_MAJOR := 15
 
 # On a build machine compiled dependencies outlive the clone.
 ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/palimpsest/target
 endif
 
-.PHONY: help deps apt cargo-tools redo build up down demo test judge bench install clean
+.PHONY: help deps apt cargo-tools redo build programs up down demo test judge bench install clean
 
 help:
 	@echo 'make deps     install what is missing (as root), and build the redo library'
 	@echo 'make build    build everything'
 	@echo 'make up       all services and a demo PostgreSQL, in the foreground'
-	@echo 'make down     stop them'
-	@echo 'make demo     a guided tour'
+	@echo 'make down     stop them from another terminal'
+	@echo 'make demo     compare every page with PostgreSQL once, and end'
 	@echo 'make test     every check that must pass before a change lands'
 	@echo 'make judge    the judges in full size'
 	@echo 'make bench    the benchmarks'
@@ -73,14 +80,19 @@ redo:
 build: redo
 	$(CARGO) build --workspace --locked
 
-up: build
-	$(PAL) up --demo
+# Only what runs; pal is built with it, because the demo prints commands for it.
+programs: redo
+	$(CARGO) build --locked --package palimpsest-console --package palimpsest-integration \
+		--bin pal --bin demo
+
+up: programs
+	@$(DEMO) up --data '$(DATA)'
 
 down:
-	$(PAL) down
+	@$(PAL) down --data '$(DATA)'
 
-demo: build
-	$(PAL) demo
+demo: programs
+	@$(DEMO) check
 
 test: redo
 	$(CARGO) xtask ci
@@ -93,7 +105,10 @@ bench: redo
 	$(CARGO) bench --workspace --locked
 
 install: redo
-	$(CARGO) install --locked --path console
+	$(CARGO) install --locked --path console --root '$(INSTALL_ROOT)'
+	install -d '$(INSTALL_ROOT)/lib/palimpsest/$(PG_MAJOR)'
+	install compute/redo/build/$(PG_MAJOR)/palimpsest_redo.so \
+		compute/redo/build/$(PG_MAJOR)/mkcontrol '$(INSTALL_ROOT)/lib/palimpsest/$(PG_MAJOR)'
 
 clean:
 	$(CARGO) clean

@@ -15,7 +15,7 @@ use palimpsest_api::{
     page::{PageClient, PagesRequest, ReadAt},
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{BlockNumber, Lsn, RelTag};
+use palimpsest_types::{BlockNumber, ByteCount, Lsn, RelTag};
 use tokio::sync::watch;
 
 use crate::oracle::PageSource;
@@ -42,6 +42,8 @@ pub struct ServedTimeline {
 
 /// Nothing that judges wait for takes longer, even on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Changes kept in memory: the judges write more than production should hold.
+const TAIL_MEMORY: ByteCount = ByteCount::gib(3);
 /// Blocks in one request.
 const BLOCKS: usize = 64;
 /// Requests under way.
@@ -92,6 +94,8 @@ impl Embedded {
             listen: "127.0.0.1:0".to_owned(),
             broker: self.broker_address.clone(),
             store: self.directory.join("store"),
+            tail_memory: TAIL_MEMORY,
+            lsn_patience_seconds: 3,
             ..palimpsest_page_serve::Settings::default()
         };
         let running = palimpsest_page_serve::run(settings, scope).await?;
@@ -105,6 +109,7 @@ impl Embedded {
             broker: self.broker_address.clone(),
             store: self.directory.join("store"),
             data: self.directory.join("wal-ingest"),
+            tail_memory: TAIL_MEMORY,
             ..palimpsest_wal_ingest::Settings::default()
         };
         let running = palimpsest_wal_ingest::run(settings, scope).await?;
@@ -164,6 +169,11 @@ impl Embedded {
         outcome.with_context(last)?
     }
 
+    /// A client of the broker.
+    pub fn broker(&self) -> BrokerClient {
+        self.broker.clone()
+    }
+
     /// The view of the cluster, as it changes.
     pub fn cluster(&self) -> &watch::Receiver<ClusterView> {
         &self.cluster
@@ -201,6 +211,11 @@ pub async fn start_broker(directory: &Path, listen: &str, scope: &TaskScope) -> 
 }
 
 impl ServedTimeline {
+    /// What this client reads of a timeline.
+    pub fn new(client: PageClient, timeline: TimelineRef) -> Self {
+        Self { client, timeline }
+    }
+
     /// The client, for what pages alone do not show.
     pub fn client(&self) -> &PageClient {
         &self.client

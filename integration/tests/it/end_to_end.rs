@@ -14,7 +14,7 @@ use palimpsest_testkit::{
 };
 use palimpsest_types::Lsn;
 use palimpsest_wal::SegmentSize;
-use rand::{SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 
 use crate::support::engine;
 
@@ -27,11 +27,28 @@ async fn p1_every_served_page_at_any_lsn_is_what_postgres_recovers_to() {
     judge().await.unwrap();
 }
 
+/// A cell of the matrix, so that successive seeds cover it.
+fn options(random: &mut StdRng) -> ClusterOptions {
+    let full_page_writes = if random.random() { "on" } else { "off" };
+    let compression = ["off", "pglz", "lz4", "zstd"]
+        .into_iter()
+        .choose(random)
+        .unwrap_or("off");
+    ClusterOptions {
+        data_checksums: random.random(),
+        wal_segment_size_mib: [1, 16].into_iter().choose(random).unwrap_or(16),
+        ..ClusterOptions::default()
+    }
+    .with("full_page_writes", full_page_writes)
+    .with("wal_compression", compression)
+}
+
 async fn judge() -> Result<()> {
     let size = JudgeSize::from_env();
     let seed = seed();
-    eprintln!("{NAME}: {size:?}, seed {seed}");
-    let options = ClusterOptions::default();
+    let mut random = StdRng::seed_from_u64(seed);
+    let options = options(&mut random);
+    eprintln!("{NAME}: {size:?}, seed {seed}, {:?}", options.settings);
     let mut cluster = Cluster::temporary(options.clone())?;
     tokio::task::block_in_place(|| cluster.start())?;
     cluster.pgbench(&["--initialize", "--quiet", "--scale=2", "postgres"])?;
@@ -60,19 +77,19 @@ async fn judge() -> Result<()> {
     let pg_wal = cluster.data_dir().join("pg_wal");
     let oldest = view.status.oldest_readable;
     let mut boundaries = Vec::new();
-    read_wal(&pg_wal, backup.start(), SegmentSize::DEFAULT, |record| {
+    let segment_size = SegmentSize::new(u64::from(options.wal_segment_size_mib) << 20)?;
+    read_wal(&pg_wal, backup.start(), segment_size, |record| {
         if (oldest..end).contains(&record.end_lsn) {
             boundaries.push(record.end_lsn);
         }
         Ok(())
     })?;
-    let mut random = StdRng::seed_from_u64(seed);
     let mut lsns: Vec<Lsn> = boundaries.into_iter().sample(&mut random, size.pick(3, 20));
     lsns.sort();
     lsns.push(end);
 
     let served = services.served(timeline).await?;
-    let engine = engine(false).await?;
+    let engine = engine(options.data_checksums).await?;
     let oracle = Oracle::new(engine.clone());
     let mut judge = Judge::new(NAME, "P1");
     for lsn in lsns {

@@ -106,6 +106,48 @@ async fn p9_one_cluster_is_attached_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p9_an_interrupted_attach_begins_anew_and_leaves_nothing_twice() {
+    let (cluster, files, services) = start().await.unwrap();
+    block_in_place(|| cluster.pgbench(&["-i", "-q", "-s", "5", "postgres"])).unwrap();
+    let mut broker = services.broker();
+    let source = cluster.conninfo("postgres");
+    let attach = broker.attach_tenant("torn", &source, None);
+    let timeline = attach.await.unwrap();
+    let begun = services.wait_for(timeline, |view| view.status.backup_done.get() > 0);
+    begun.await.unwrap();
+    // Without a chance to clean up, as kill -9 would.
+    services.stop().await;
+    assert_eq!(slots(&cluster).unwrap(), "palimpsest_torn");
+
+    let mut services = Embedded::start(files.path()).await.unwrap();
+    services
+        .attach("torn", &cluster.conninfo("postgres"))
+        .await
+        .unwrap();
+    assert_eq!(slots(&cluster).unwrap(), "palimpsest_torn");
+    let layers = files.path().join("store/tenants");
+    let bytes = std::process::Command::new("du")
+        .arg("-sm")
+        .arg(&layers)
+        .output()
+        .unwrap();
+    let megabytes = String::from_utf8(bytes.stdout).unwrap();
+    let megabytes: u64 = megabytes
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        megabytes < 100,
+        "layers of the first attempt were left: {megabytes} MiB"
+    );
+    services.delete("torn").await.unwrap();
+    assert_eq!(leaves(&layers), 0);
+    services.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p2_a_restart_goes_on_where_it_was() {
     let (cluster, files, mut services) = start().await.unwrap();
     let timeline = services

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a judge fails by panicking")]
 
 mod consistency_images;
+mod consistency_served;
 mod end_to_end;
 mod lifecycle;
 mod offline_pages;

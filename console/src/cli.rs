@@ -1,0 +1,105 @@
+//! What can be asked for on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    commands::{
+        attach::AttachArgs, completions::CompletionsArgs, page::PageCommand, rel::RelCommand,
+        tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
+    },
+    output::Format,
+};
+
+/// Keeps every version of every PostgreSQL page, and lets you read any of them.
+#[derive(Debug, Parser)]
+#[command(name = "pal", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What goes for every command.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The storage-broker; without it, that of the `pal up` in the data directory, or port 7700.
+    #[arg(
+        long,
+        global = true,
+        env = "PALIMPSEST_ENDPOINT",
+        value_name = "HOST:PORT"
+    )]
+    pub endpoint: Option<String>,
+    /// The data directory of `pal up`.
+    #[arg(
+        long,
+        global = true,
+        env = "PALIMPSEST_DATA",
+        value_name = "DIR",
+        default_value = "./data"
+    )]
+    pub data: PathBuf,
+    /// How to print answers.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t
+    )]
+    pub output: Format,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run all services in this process until Ctrl-C.
+    Up(UpArgs),
+    /// Stop the `pal up` of the data directory.
+    Down,
+    /// Attach a running PostgreSQL 15: copy it, then follow its WAL.
+    Attach(AttachArgs),
+    /// Show the services, the timelines and how far they are.
+    Status,
+    /// List or delete tenants, the attached clusters.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// List timelines or show one in detail.
+    #[command(subcommand)]
+    Timeline(TimelineCommand),
+    /// List relations, or show the size of one, at an LSN.
+    #[command(subcommand)]
+    Rel(RelCommand),
+    /// Show a page at an LSN, or what changed in it between two.
+    #[command(subcommand)]
+    Page(PageCommand),
+    /// Print the completion script of a shell.
+    Completions(CompletionsArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn understands_relations_and_lsns() {
+        let words = "pal page diff demo 1663/5/1259:vm 0 --lsn 0/1 --lsn 0/2 -o json";
+        assert!(Cli::try_parse_from(words.split(' ')).is_ok());
+        let words = "pal page get demo pg_class 0";
+        let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
+        assert!(error.to_string().contains("SPC/DB/REL"), "{error}");
+    }
+}

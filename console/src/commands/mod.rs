@@ -1,0 +1,37 @@
+//! The commands, by family.
+
+pub mod attach;
+pub mod completions;
+mod down;
+pub mod page;
+pub mod rel;
+mod status;
+pub mod tenant;
+pub mod timeline;
+pub mod up;
+
+use crate::{
+    cli::{Cli, Command},
+    error::CliError,
+    output::Output,
+};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What went wrong, for a person.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    let Cli { common, command } = cli;
+    let output = Output::new(common.output);
+    match command {
+        Command::Up(arguments) => up::run(&common, arguments, output).await,
+        Command::Down => down::run(&common, output).await,
+        Command::Attach(arguments) => attach::run(&common, arguments, output).await,
+        Command::Status => status::run(&common, output).await,
+        Command::Tenant(command) => tenant::run(&common, command, output).await,
+        Command::Timeline(command) => timeline::run(&common, command, output).await,
+        Command::Rel(command) => rel::run(&common, command, output).await,
+        Command::Page(command) => page::run(&common, command, output).await,
+        Command::Completions(arguments) => completions::run(&arguments, output),
+    }
+}

@@ -1,0 +1,213 @@
+//! `pal tenant`.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use palimpsest_api::{
+    TimelineRef,
+    broker::{ClusterView, TimelineState, TimelineView},
+};
+use serde::Serialize;
+
+use crate::{
+    cli::Common,
+    client::{Client, Watch},
+    error::CliError,
+    output::{Column, Output},
+    progress::{Progress, Step},
+};
+
+/// Commands about tenants.
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// List the attached clusters.
+    List,
+    /// Stop reading a cluster's WAL, drop the slot there, and remove every page stored of it.
+    Delete(DeleteArgs),
+}
+
+/// Deletes a tenant.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// The tenant.
+    pub name: String,
+    /// The source is gone for good: don't insist on dropping the replication slot there.
+    #[arg(long)]
+    pub forget_slot: bool,
+    /// Don't ask.
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// A tenant, for people and programs.
+#[derive(Debug, Serialize)]
+struct TenantLine {
+    name: String,
+    id: String,
+    timelines: Vec<String>,
+    state: &'static str,
+    source: String,
+    slot: String,
+}
+
+const COLUMNS: [Column; 5] = [
+    Column::Left("TENANT"),
+    Column::Left("STATE"),
+    Column::Left("TIMELINES"),
+    Column::Left("SLOT"),
+    Column::Left("SOURCE"),
+];
+
+/// How long a deletion is watched. It goes on without us.
+const DELETION_LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) async fn run(
+    common: &Common,
+    command: TenantCommand,
+    output: Output,
+) -> Result<(), CliError> {
+    let mut client = Client::new(common)?;
+    let view = client.cluster().await?;
+    match command {
+        TenantCommand::List => list(&view, output),
+        TenantCommand::Delete(arguments) => delete(&mut client, &view, arguments, output).await,
+    }
+}
+
+fn list(view: &ClusterView, output: Output) -> Result<(), CliError> {
+    let tenants = tenants(view);
+    if output.is_json() {
+        return output.json(&tenants);
+    }
+    let rows = tenants.into_iter().map(|tenant| {
+        vec![
+            tenant.name,
+            tenant.state.to_owned(),
+            tenant.timelines.join(", "),
+            tenant.slot,
+            tenant.source,
+        ]
+    });
+    output.table(&COLUMNS, rows.collect())
+}
+
+fn tenants(view: &ClusterView) -> Vec<TenantLine> {
+    let mut tenants: BTreeMap<&str, TenantLine> = BTreeMap::new();
+    for timeline in &view.timelines {
+        let tenant = tenants
+            .entry(&timeline.tenant_name)
+            .or_insert_with(|| TenantLine {
+                name: timeline.tenant_name.clone(),
+                id: timeline.timeline.tenant.to_string(),
+                timelines: Vec::new(),
+                state: timeline.status.state.name(),
+                source: timeline.source.clone(),
+                slot: timeline.slot.clone(),
+            });
+        tenant.timelines.push(timeline.timeline_name.clone());
+    }
+    tenants.into_values().collect()
+}
+
+async fn delete(
+    client: &mut Client,
+    view: &ClusterView,
+    arguments: DeleteArgs,
+    output: Output,
+) -> Result<(), CliError> {
+    let name = &arguments.name;
+    let mut of_tenant = view.timelines.iter();
+    let Some(timeline) = of_tenant.find(|timeline| timeline.tenant_name == *name) else {
+        return Err(CliError::UnknownTenant {
+            name: name.clone(),
+            known: tenants(view).into_iter().map(|line| line.name).collect(),
+        });
+    };
+    if !arguments.yes && !confirmed(timeline)? {
+        return output.line("nothing was deleted");
+    }
+    delete_and_wait(client, name, arguments.forget_slot).await?;
+    output.line(format!("tenant {name} is deleted"))
+}
+
+fn confirmed(timeline: &TimelineView) -> Result<bool, CliError> {
+    if !std::io::stdin().is_terminal() {
+        return Err(CliError::Failed {
+            what: "this deletes every page stored of the tenant, and nobody can be asked".into(),
+            hint: Some("add --yes if that is meant".into()),
+        });
+    }
+    let TimelineView {
+        tenant_name,
+        source,
+        slot,
+        ..
+    } = timeline;
+    let mut stderr = std::io::stderr();
+    let question = format!(
+        "delete tenant {tenant_name}, every page stored of it, and slot {slot} at {source}? [y/N] "
+    );
+    let asked = write!(stderr, "{question}").and_then(|()| stderr.flush());
+    let mut answer = String::new();
+    let answered = asked.and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+    answered.map_err(CliError::Output)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Deletes a tenant and waits until nothing is left of it.
+pub(crate) async fn delete_and_wait(
+    client: &mut Client,
+    name: &str,
+    forget_slot: bool,
+) -> Result<(), CliError> {
+    let deleted = client.broker().delete_tenant(name, forget_slot).await;
+    let timeline =
+        deleted.map_err(|source| client.refused(format!("deleting tenant {name}"), source))?;
+    let mut watch = client.watch()?;
+    let mut progress = Progress::start();
+    let mut obstacle = String::new();
+    let gone = wait_until_gone(&mut watch, timeline, &mut progress, &mut obstacle);
+    let in_time = tokio::time::timeout(DELETION_LIMIT, gone).await;
+    progress.end();
+    in_time.map_err(|_| unfinished(name, &obstacle))
+}
+
+async fn wait_until_gone(
+    watch: &mut Watch,
+    timeline: TimelineRef,
+    progress: &mut Progress,
+    obstacle: &mut String,
+) {
+    let look = |view: &ClusterView| {
+        let status = view.timeline(timeline).map(|view| &view.status);
+        let gone = status.is_none_or(|status| status.state == TimelineState::Deleted);
+        // Before the deletion begins, the reason is that of another state.
+        let deleting = status.filter(|status| status.state == TimelineState::Deleting);
+        if let Some(status) = deleting {
+            obstacle.clone_from(&status.reason);
+            progress.show(&Step::new(match status.reason.as_str() {
+                "" => "deleting".to_owned(),
+                reason => format!("deleting: {reason}"),
+            }));
+        }
+        gone.then_some(())
+    };
+    watch.until(look).await;
+}
+
+fn unfinished(name: &str, obstacle: &str) -> CliError {
+    let why = match obstacle {
+        "" => "wal-ingest has not said why; does it run?",
+        reason => reason,
+    };
+    CliError::Failed {
+        what: format!("tenant {name} is still being deleted: {why}"),
+        hint: Some(
+            "it goes on by itself; if the source is gone for good, add --forget-slot".into(),
+        ),
+    }
+}

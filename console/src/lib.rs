@@ -1,0 +1,30 @@
+//! `pal`: runs Palimpsest on one machine and looks into it from a terminal.
+//!
+//! ```text
+//! cli         what can be asked for
+//! commands/   one file per family of commands: ask a service, print the answer
+//! stack       the services, in this one process (`pal up`)
+//! place       the data directory: who runs there, and where its broker is
+//! client      the services as commands see them
+//! output      standard output: text, tables, JSON
+//! page_view   a page's bytes in words
+//! ```
+//!
+//! Commands decide nothing about storage; they only know `libs/api`. Errors say what failed, where,
+//! and what to do; [`CliError::exit_code`] is stable.
+
+pub mod cli;
+mod client;
+pub mod commands;
+mod error;
+mod hex_dump;
+mod output;
+mod page_view;
+pub mod place;
+mod progress;
+pub mod stack;
+mod views;
+
+pub use cli::Cli;
+pub use error::CliError;
+pub use output::{Format, Output};

@@ -1,0 +1,199 @@
+//! What is printed about services and timelines.
+
+use palimpsest_api::broker::{ClusterView, Member, Role, TimelineView};
+use palimpsest_types::{ByteCount, Lsn};
+use serde::Serialize;
+
+use crate::{client::full_name, output::Column};
+
+/// A service instance.
+#[derive(Debug, Serialize)]
+pub(crate) struct MemberLine {
+    service: &'static str,
+    address: String,
+    node: String,
+}
+
+/// A timeline, with what follows from its positions.
+#[derive(Debug, Serialize)]
+pub(crate) struct TimelineLine {
+    name: String,
+    tenant_id: String,
+    timeline_id: String,
+    state: &'static str,
+    reason: String,
+    writer: Option<String>,
+    writer_epoch: u64,
+    source: String,
+    slot: String,
+    received: Option<Lsn>,
+    flushed: Option<Lsn>,
+    last_record: Option<Lsn>,
+    remote_consistent: Option<Lsn>,
+    oldest_readable: Option<Lsn>,
+    lag_bytes: u64,
+    slot_retained_bytes: u64,
+    backup_done_bytes: u64,
+    backup_total_bytes: u64,
+    warnings: Vec<String>,
+}
+
+pub(crate) const MEMBER_COLUMNS: [Column; 3] = [
+    Column::Left("SERVICE"),
+    Column::Left("ADDRESS"),
+    Column::Left("NODE"),
+];
+
+pub(crate) const TIMELINE_COLUMNS: [Column; 7] = [
+    Column::Left("TIMELINE"),
+    Column::Left("STATE"),
+    Column::Left("OLDEST"),
+    Column::Left("NEWEST"),
+    Column::Right("LAG"),
+    Column::Right("SLOT KEEPS"),
+    Column::Left("SOURCE"),
+];
+
+impl From<&Member> for MemberLine {
+    fn from(member: &Member) -> Self {
+        Self {
+            service: role_name(member.role),
+            address: member.address.clone(),
+            node: member.node.to_string(),
+        }
+    }
+}
+
+impl From<&TimelineView> for TimelineLine {
+    fn from(view: &TimelineView) -> Self {
+        let status = &view.status;
+        Self {
+            name: full_name(view),
+            tenant_id: view.timeline.tenant.to_string(),
+            timeline_id: view.timeline.timeline.to_string(),
+            state: status.state.name(),
+            reason: status.reason.clone(),
+            writer: view.writer.clone(),
+            writer_epoch: status.epoch.get(),
+            source: view.source.clone(),
+            slot: view.slot.clone(),
+            received: known(status.received),
+            flushed: known(status.flushed),
+            last_record: known(status.last_record),
+            remote_consistent: known(status.remote_consistent),
+            oldest_readable: known(status.oldest_readable),
+            lag_bytes: status.received.saturating_sub(status.last_record),
+            slot_retained_bytes: status.slot_retained.get(),
+            backup_done_bytes: status.backup_done.get(),
+            backup_total_bytes: status.backup_total.get(),
+            warnings: status.warnings.clone(),
+        }
+    }
+}
+
+impl MemberLine {
+    /// All of them, by duty.
+    pub(crate) fn all(view: &ClusterView) -> Vec<Self> {
+        let mut members: Vec<_> = view.members.iter().collect();
+        members.sort_by_key(|member| (member.role, member.address.clone()));
+        members.into_iter().map(Self::from).collect()
+    }
+
+    /// In the order of [`MEMBER_COLUMNS`].
+    pub(crate) fn cells(&self) -> Vec<String> {
+        vec![
+            self.service.to_owned(),
+            self.address.clone(),
+            self.node.clone(),
+        ]
+    }
+}
+
+impl TimelineLine {
+    /// All of them, by name.
+    pub(crate) fn all(view: &ClusterView) -> Vec<Self> {
+        let mut lines: Vec<_> = view.timelines.iter().map(Self::from).collect();
+        lines.sort_by(|a, b| a.name.cmp(&b.name));
+        lines
+    }
+
+    /// In the order of [`TIMELINE_COLUMNS`].
+    pub(crate) fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.state.to_owned(),
+            shown(self.oldest_readable),
+            shown(self.last_record),
+            ByteCount::new(self.lag_bytes).to_string(),
+            ByteCount::new(self.slot_retained_bytes).to_string(),
+            self.source.clone(),
+        ]
+    }
+
+    /// What a person should read: why it is in its state, and its warnings.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        let Self { name, state, .. } = self;
+        let reason =
+            (!self.reason.is_empty()).then(|| format!("{name} is {state}: {}", self.reason));
+        let warnings = self.warnings.iter();
+        reason
+            .into_iter()
+            .chain(warnings.map(|warning| format!("{name}: {warning}")))
+            .collect()
+    }
+
+    /// Everything, as names and values.
+    pub(crate) fn details(&self) -> Vec<(&'static str, String)> {
+        let bytes = |bytes| ByteCount::new(bytes).to_string();
+        let mut details = vec![
+            ("timeline", self.name.clone()),
+            ("tenant id", self.tenant_id.clone()),
+            ("timeline id", self.timeline_id.clone()),
+            ("state", self.state.to_owned()),
+            ("source", self.source.clone()),
+            ("slot", self.slot.clone()),
+            (
+                "writer",
+                self.writer.clone().unwrap_or_else(|| "none".to_owned()),
+            ),
+            ("writer epoch", self.writer_epoch.to_string()),
+            ("oldest readable", shown(self.oldest_readable)),
+            ("newest readable", shown(self.last_record)),
+            ("WAL received", shown(self.received)),
+            ("WAL fsynced here", shown(self.flushed)),
+            ("in object store", shown(self.remote_consistent)),
+            ("lag", bytes(self.lag_bytes)),
+            ("slot keeps", bytes(self.slot_retained_bytes)),
+            (
+                "base backup",
+                format!(
+                    "{} of {}",
+                    bytes(self.backup_done_bytes),
+                    bytes(self.backup_total_bytes)
+                ),
+            ),
+        ];
+        if !self.reason.is_empty() {
+            details.insert(4, ("reason", self.reason.clone()));
+        }
+        details.extend(self.warnings.iter().map(|text| ("warning", text.clone())));
+        details
+    }
+}
+
+/// A service's name.
+pub(crate) const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::WalIngest => "wal-ingest",
+        Role::PageServe => "page-serve",
+        Role::RedoWorker => "redo-worker",
+    }
+}
+
+fn known(lsn: Lsn) -> Option<Lsn> {
+    (lsn != Lsn::ZERO).then_some(lsn)
+}
+
+fn shown(lsn: Option<Lsn>) -> String {
+    lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
+}

@@ -98,11 +98,10 @@ test: redo
 	$(CARGO) xtask ci
 
 judge: redo
-	PALIMPSEST_JUDGE_SIZE=full $(CARGO) nextest run --locked --profile judge \
-		--package palimpsest-integration
+	$(CARGO) xtask verify $(JUDGE)
 
 bench: redo
-	$(CARGO) bench --workspace --locked
+	@$(RUN) --package palimpsest-integration --bin bench
 
 install: redo
 	$(CARGO) install --locked --path console --root '$(INSTALL_ROOT)'

@@ -20,12 +20,14 @@ mod layers;
 mod manifests;
 mod protos;
 mod run;
+mod verify;
 
 const USAGE: &str = "\
 cargo xtask ci             every check that must pass before a change lands
 cargo xtask layers         which crate may depend on which (xtask/layers.toml)
 cargo xtask protos         form of the protocol files
-cargo xtask judges [FILE]  counts of the judges (integration/judges.toml) in captured test output";
+cargo xtask judges [FILE]  counts of the judges (integration/judges.toml) in captured test output
+cargo xtask verify [NAME]  the judges in full size, written to docs/verification.md";
 
 fn main() -> ExitCode {
     match dispatch() {
@@ -45,6 +47,8 @@ fn dispatch() -> Result<bool> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["ci"] => ci::run(&root),
+        ["verify"] => verify::run(&root, None),
+        ["verify", name] => verify::run(&root, Some(name)),
         ["layers"] => Ok(report(&layers::violations(&root)?)),
         ["protos"] => Ok(report(&protos::violations(&root)?)),
         ["judges"] => judge(&root, &io::read_to_string(io::stdin())?),

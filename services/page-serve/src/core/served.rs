@@ -131,13 +131,18 @@ impl Served {
 /// Follows the feed for ever. A feed that breaks is resumed where the tail ends.
 async fn follow(timeline: TimelineRef, shared: &Shared, epoch: WriterEpoch, tail: &Tail) {
     let mut newest_epoch = epoch;
+    let opened_at = tail.newest();
     let mut cluster = shared.cluster.clone();
     loop {
         let view = cluster.borrow_and_update().timeline(timeline).cloned();
         let writer = view.and_then(|view| view.writer);
         if let Some(writer) = writer {
             let ended = follow_once(timeline, shared, &writer, &mut newest_epoch, tail).await;
-            if let Err(error) = ended {
+            // Until the first batch has come, the writer may just not be ready yet.
+            let begun = tail.newest() > opened_at;
+            if let Err(error) = ended
+                && begun
+            {
                 tracing::warn!(%timeline, %writer, at = %tail.newest(), error = &error as &dyn std::error::Error, "not following the timeline; trying again");
             }
         }

@@ -1,5 +1,7 @@
 //! Removing a timeline: the slot at the source first, then everything stored.
 
+use std::time::Duration;
+
 use palimpsest_api::broker::TimelineState;
 use palimpsest_store::StorePath;
 use palimpsest_types::ErrorKind;
@@ -9,6 +11,10 @@ use super::{
     source::connect,
     timeline::{BackOff, Timeline},
 };
+
+/// How often, and after which pause, dropping a slot that is still in use is tried again.
+const SLOT_ATTEMPTS: u32 = 20;
+const SLOT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Timeline {
     /// Removes everything, trying again until it is done.
@@ -53,9 +59,17 @@ impl Timeline {
             return Ok(());
         }
         let mut connection = connect(&self.assignment.source).await?;
-        match connection.drop_slot(&self.slot).await {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-            Ok(()) | Err(_) => {}
+        let mut attempts = 0;
+        loop {
+            match connection.drop_slot(&self.slot).await {
+                // The source notices only after a moment that our own connection has gone.
+                Err(error) if error.kind() == ErrorKind::Conflict && attempts < SLOT_ATTEMPTS => {
+                    attempts += 1;
+                    tokio::time::sleep(SLOT_PAUSE).await;
+                }
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                Ok(()) | Err(_) => break,
+            }
         }
         connection.close().await;
         Ok(())

@@ -1,7 +1,7 @@
 //! Consistency images: under `wal_consistency_checking` the primary puts into each record an image
 //! of every page as it is after the record. Replay must give that page, record by record.
 //!
-//! A [`Walk`] replays each page's whole history once, oldest change first, and has the engine
+//! A `Walk` replays each page's whole history once, oldest change first, and has the engine
 //! compare after each record. Such a log is large, so it is walked in portions: between two
 //! portions only the pages are kept. Images that redo would put in a page's place are taken as the
 //! page, and prove nothing.
@@ -57,7 +57,6 @@ struct Walk {
     portion: BTreeMap<PageId, Vec<Value>>,
     portion_bytes: u64,
     found: Images,
-    left: String,
 }
 
 /// Records kept in memory before pages are made of them.
@@ -106,7 +105,6 @@ impl Walk {
             portion: BTreeMap::new(),
             portion_bytes: 0,
             found: Images::default(),
-            left: String::new(),
         })
     }
 
@@ -134,8 +132,7 @@ impl Walk {
             .collect()
             .await;
         for replay in replays {
-            for (request, left) in replay.proofs {
-                self.left = left;
+            for request in replay.proofs {
                 self.prove(request).await;
             }
             for (rmgr, count) in replay.compared {
@@ -151,62 +148,8 @@ impl Walk {
     /// Replays what lacks a record. One at a time: the engine's process may well die of it.
     async fn prove(&mut self, request: ApplyRequest) {
         self.found.sabotaged += 1;
-        let dbg = request.clone();
         let verified = self.engine.apply_verify(request).await;
-        if dbg.records.len() < 9 && self.left.starts_with("Some(Heap) 12") {
-            if let Ok(v) = &verified {
-                if v.differing == 0 {
-                    eprintln!(
-                        "UNN compared {} of {} base {}",
-                        v.compared,
-                        dbg.records.len(),
-                        dbg.base.is_some()
-                    );
-                    for r in &dbg.records {
-                        let d = palimpsest_wal::RawRecord {
-                            start_lsn: r.start_lsn,
-                            end_lsn: r.end_lsn,
-                            bytes: r.bytes.clone(),
-                        }
-                        .decode()
-                        .unwrap();
-                        eprintln!(
-                            "   {} rm {} info {:x} xid {} main {:x?} blocks {:?}",
-                            r.start_lsn,
-                            d.header.rmid,
-                            d.header.info,
-                            d.header.xid,
-                            &d.main_data[..],
-                            d.blocks
-                                .iter()
-                                .map(|b| (b.block, b.image.as_ref().map(|i| i.apply)))
-                                .collect::<Vec<_>>()
-                        );
-                    }
-                }
-            }
-        }
         let unnoticed = verified.is_ok_and(|verified| verified.differing == 0);
-        if unnoticed {
-            let d = palimpsest_wal::RawRecord {
-                start_lsn: dbg.records[0].start_lsn,
-                end_lsn: dbg.records[0].end_lsn,
-                bytes: dbg.records[dbg.records.len() / 2].bytes.clone(),
-            }
-            .decode()
-            .unwrap();
-            eprintln!(
-                "UNNOTICED {} block {} n {} after {:?} {:x} lsns {} {} blocks {:?}",
-                dbg.rel,
-                dbg.block,
-                dbg.records.len() + 1,
-                ResourceManager::from_number(d.header.rmid),
-                d.header.info,
-                dbg.records[dbg.records.len() / 2 - 1].start_lsn,
-                dbg.records[dbg.records.len() / 2 - 1].end_lsn,
-                self.left
-            );
-        }
         self.found.noticed += u64::from(!unnoticed);
     }
 }

@@ -17,8 +17,9 @@ use crate::support::{checkpoint, engine};
 const NAME: &str = "consistency-images";
 /// Some ten times the quick size.
 const FULL_SCALE: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
-/// Of the pieces of history with a record left out, how many must be noticed.
-const NOTICED_PERCENT: u64 = 90;
+/// Of the pieces of history with a record left out, how many must be noticed. Not all can be: the
+/// next record may cover the loss, as an update does after a row lock, or pruning after a delete.
+const NOTICED_PERCENT: u64 = 80;
 /// Whose records the workload must have brought about.
 const OWNERS_OF_PAGES: [ResourceManager; 10] = [
     ResourceManager::Heap2,
@@ -49,8 +50,8 @@ async fn judge() -> Result<()> {
         ..ClusterOptions::default()
     }
     .with("wal_consistency_checking", "all")
-    // There is an image of every page in every record.
-    .with("wal_compression", "lz4");
+    // There is an image of every page in every record: even so a log of a gigabyte and more.
+    .with("wal_compression", "zstd");
     let workload = Workload::full(random.random(), size.pick(workload::QUICK, FULL_SCALE));
     let prepared = tokio::task::spawn_blocking(move || prepare(options, &workload));
     let (_cluster, _base, log) = prepared.await??;

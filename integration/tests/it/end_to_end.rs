@@ -134,15 +134,7 @@ async fn judge_cell(
         let reference = tokio::task::block_in_place(|| recovery.to(lsn))
             .with_context(|| format!("recovering to {lsn}"))?;
         let mut tally = RecoveredTally::default();
-        compare_at(
-            &served,
-            reference.files(),
-            lsn,
-            &oracle,
-            &mut judge,
-            &mut tally,
-        )
-        .await?;
+        compare_at(&served, reference.files(), lsn, &oracle, judge, &mut tally).await?;
         eprintln!("{NAME}: at {lsn}: {tally:?}");
     }
     engine.stop().await;

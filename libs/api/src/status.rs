@@ -30,11 +30,15 @@ pub fn error_detail(kind: ErrorKind, error: &dyn std::error::Error) -> wire::Err
 
 /// An error with its causes, as one line.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    with_causes(error.to_string(), error)
+}
+
+/// `text` and the causes of `error` that it does not name already.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.ends_with(&next) {
+        if !text.contains(&next) {
             text.push_str(": ");
             text.push_str(&next);
         }
@@ -118,7 +122,7 @@ impl From<Status> for RemoteError {
         };
         Self {
             kind,
-            message: status.message().to_owned(),
+            message: with_causes(status.message().to_owned(), &status),
         }
     }
 }

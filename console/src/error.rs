@@ -1,6 +1,7 @@
 use std::{error::Error, io, path::PathBuf};
 
 use palimpsest_api::RemoteError;
+use palimpsest_catalog::ResolveError;
 use palimpsest_types::{Lsn, RelTag};
 
 use crate::{place::PlaceError, stack::StackError};
@@ -49,6 +50,15 @@ pub enum CliError {
         rel: RelTag,
         /// When.
         lsn: Lsn,
+    },
+    /// A relation's name means nothing at that LSN, or can't be looked up.
+    #[error("can't find {name}")]
+    Unresolved {
+        /// As it was given.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<ResolveError<RemoteError>>,
     },
     /// No page-serve is alive.
     #[error("no page-serve has registered with the storage-broker")]
@@ -140,6 +150,7 @@ impl CliError {
             Self::UnknownTimeline { known, .. } | Self::UnknownTenant { known, .. } => {
                 Some(known_names(known))
             }
+            Self::Unresolved { source, .. } => unresolved(source).map(str::to_owned),
             Self::NoRelation { .. } => Some("`pal rel list` shows all relations".to_owned()),
             Self::Failed { hint, .. } => hint.clone(),
             _ => None,
@@ -149,6 +160,18 @@ impl CliError {
     /// Whether the reader of our output went away.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+fn unresolved(error: &ResolveError<RemoteError>) -> Option<&'static str> {
+    match error {
+        ResolveError::NoDatabase(_)
+        | ResolveError::NoSchema { .. }
+        | ResolveError::NoRelation { .. } => {
+            Some("names are taken as written, upper and lower case too, as they were at that LSN")
+        }
+        ResolveError::NoStorage { .. } => Some("name one of its partitions, or a table or index"),
+        ResolveError::Damaged(_) | ResolveError::Source(_) => None,
     }
 }
 

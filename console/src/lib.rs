@@ -22,6 +22,7 @@ mod output;
 mod page_view;
 pub mod place;
 mod progress;
+mod relation;
 pub mod stack;
 mod views;
 

@@ -190,7 +190,9 @@ fn report(name: &str, attached: &Attached, output: Output) -> Result<(), CliErro
         output.line(format!("! {warning}"))?;
     }
     output.line(format!("next: pal rel list {name}"))?;
-    output.line(format!("      pal page get {name} 1664/0/1262 0"))
+    output.line(format!(
+        "      pal page get {name} postgres.pg_catalog.pg_database 0"
+    ))
 }
 
 /// An attach that stopped is undone, so that it can be tried again under the same name.

@@ -8,6 +8,7 @@ use palimpsest_api::{
     TimelineRef,
     page::{PageClient, PagesRequest},
 };
+use palimpsest_catalog::RelationName;
 use palimpsest_types::{BlockNumber, Lsn, RelTag};
 use serde::Serialize;
 
@@ -19,6 +20,7 @@ use crate::{
     hex_dump::hex_dump,
     output::Output,
     page_view::{Difference, PageHeader, differences},
+    relation::locate,
 };
 
 /// Commands about pages.
@@ -35,8 +37,8 @@ pub enum PageCommand {
 pub struct PageName {
     /// TENANT or TENANT/TIMELINE.
     pub name: String,
-    /// SPC/DB/REL[:fork]; `pal rel list` shows them, and in SQL `pg_relation_filepath('table')`.
-    pub rel: RelTag,
+    /// database.schema.table\[:fork\], or SPC/DB/REL\[:fork\] as `pal rel list` shows them.
+    pub rel: RelationName,
     /// Block number, from 0.
     pub block: u32,
 }
@@ -67,6 +69,15 @@ pub struct DiffArgs {
     /// Give it twice: the earlier and the later LSN.
     #[arg(long, required = true, num_args = 1, value_name = "LSN")]
     pub lsn: Vec<Lsn>,
+}
+
+/// A page that was read.
+#[derive(Debug)]
+struct Fetched {
+    rel: RelTag,
+    block: u32,
+    lsn: Lsn,
+    bytes: Bytes,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,20 +112,20 @@ pub(crate) async fn run(
 
 async fn get(common: &Common, arguments: GetArgs, output: Output) -> Result<(), CliError> {
     let (client, timeline) = open(common, &arguments.page).await?;
-    let (lsn, bytes) = fetch(&client, timeline, &arguments.page, arguments.lsn).await?;
+    let fetched = fetch(&client, timeline, &arguments.page, arguments.lsn).await?;
     if let Some(path) = &arguments.out {
-        return write(path, &bytes);
+        return write(path, &fetched.bytes);
     }
-    let page = Page::new(&arguments.page, lsn, &bytes)?;
+    let page = Page::new(&fetched)?;
     if output.is_json() {
-        let hex = Some(hex(&bytes));
+        let hex = Some(hex(&fetched.bytes));
         return output.json(&Page { hex, ..page });
     }
     if !arguments.hex {
-        output.line(format!("{} block {} at {lsn}", page.rel, page.block))?;
+        output.line(format!("{} block {} at {}", page.rel, page.block, page.lsn))?;
         output.line(&page.header)?;
     }
-    output.line(hex_dump(&bytes))
+    output.line(hex_dump(&fetched.bytes))
 }
 
 async fn diff(common: &Common, arguments: DiffArgs, output: Output) -> Result<(), CliError> {
@@ -125,13 +136,13 @@ async fn diff(common: &Common, arguments: DiffArgs, output: Output) -> Result<()
         });
     };
     let (client, timeline) = open(common, &arguments.page).await?;
-    let (_, old) = fetch(&client, timeline, &arguments.page, Some(before)).await?;
-    let (_, new) = fetch(&client, timeline, &arguments.page, Some(after)).await?;
-    let diff = Diff::new(&arguments.page, (before, &old), (after, &new))?;
+    let old = fetch(&client, timeline, &arguments.page, Some(before)).await?;
+    let new = fetch(&client, timeline, &arguments.page, Some(after)).await?;
+    let diff = Diff::new(&old, &new)?;
     if output.is_json() {
         return output.json(&diff);
     }
-    diff.print([&old, &new], output)
+    diff.print([&old.bytes, &new.bytes], output)
 }
 
 async fn open(common: &Common, page: &PageName) -> Result<(PageClient, TimelineRef), CliError> {
@@ -146,22 +157,28 @@ async fn fetch(
     timeline: TimelineRef,
     page: &PageName,
     lsn: Option<Lsn>,
-) -> Result<(Lsn, Bytes), CliError> {
+) -> Result<Fetched, CliError> {
+    let (rel, lsn) = locate(client, timeline, &page.rel, lsn).await?;
+    let block = page.block;
     let request = PagesRequest {
         timeline,
         at: at(lsn),
-        rel: page.rel,
-        blocks: vec![BlockNumber::new(page.block)],
+        rel,
+        blocks: vec![BlockNumber::new(block)],
     };
-    let PageName { rel, block, name } = page;
-    let what = format!("reading {rel} block {block} of {name}");
+    let what = format!("reading {rel} block {block} of {}", page.name);
     let answer = client
         .pages(request)
         .await
         .map_err(CliError::remote(what.clone()))?;
     let bytes = answer.pages.into_iter().next();
     let bytes = bytes.ok_or_else(|| no_page(what))?;
-    Ok((answer.lsn, bytes))
+    Ok(Fetched {
+        rel,
+        block,
+        lsn: answer.lsn,
+        bytes,
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
@@ -195,12 +212,12 @@ fn excerpt(page: &[u8], difference: &Difference) -> String {
 }
 
 impl Page {
-    fn new(page: &PageName, lsn: Lsn, bytes: &[u8]) -> Result<Self, CliError> {
-        let header = PageHeader::read(bytes);
+    fn new(fetched: &Fetched) -> Result<Self, CliError> {
+        let header = PageHeader::read(&fetched.bytes);
         Ok(Self {
-            rel: page.rel.to_string(),
-            block: page.block,
-            lsn,
+            rel: fetched.rel.to_string(),
+            block: fetched.block,
+            lsn: fetched.lsn,
             header: header.ok_or_else(|| no_page("reading the header".to_owned()))?,
             hex: None,
         })
@@ -208,15 +225,11 @@ impl Page {
 }
 
 impl Diff {
-    fn new(
-        page: &PageName,
-        (before, old): (Lsn, &[u8]),
-        (after, new): (Lsn, &[u8]),
-    ) -> Result<Self, CliError> {
-        let before = Page::new(page, before, old)?;
-        let after = Page::new(page, after, new)?;
+    fn new(old: &Fetched, new: &Fetched) -> Result<Self, CliError> {
+        let before = Page::new(old)?;
+        let after = Page::new(new)?;
         Ok(Self {
-            differences: differences(old, new, &after.header),
+            differences: differences(&old.bytes, &new.bytes, &after.header),
             before,
             after,
         })
@@ -232,6 +245,9 @@ impl Diff {
             ));
         }
         output.line(format!("{page}, {} → {}", before.lsn, after.lsn))?;
+        if before.rel != after.rel {
+            output.line(format!("  rewritten: it was {}", before.rel))?;
+        }
         let fields = before
             .header
             .fields()

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use palimpsest_api::page::{ReadAt, RelationSize};
+use palimpsest_catalog::RelationName;
 use palimpsest_types::{ByteCount, Fork, Lsn, PAGE_SIZE, RelTag};
 use serde::Serialize;
 
@@ -10,6 +11,7 @@ use crate::{
     client::{Client, find},
     error::CliError,
     output::{Column, Output},
+    relation::locate,
 };
 
 /// Commands about relations.
@@ -27,9 +29,9 @@ pub enum RelCommand {
     Size {
         /// TENANT or TENANT/TIMELINE.
         name: String,
-        /// SPC/DB/REL[:fork], as in the directory names of PostgreSQL; 1663 is the default
-        /// tablespace.
-        rel: RelTag,
+        /// database.schema.table\[:fork\], or SPC/DB/REL\[:fork\] as in the directory names of
+        /// PostgreSQL, where 1663 is the default tablespace.
+        rel: RelationName,
         /// As of this LSN; the newest without it.
         #[arg(long)]
         lsn: Option<Lsn>,
@@ -80,6 +82,7 @@ pub(crate) async fn run(
         RelCommand::Size { name, rel, lsn } => {
             let timeline = find(&view, &name)?.timeline;
             let pages = client.pages(&view).await?;
+            let (rel, lsn) = locate(&pages, timeline, &rel, lsn).await?;
             let RelationSize { lsn, blocks } = pages
                 .relation_size(timeline, at(lsn), rel)
                 .await

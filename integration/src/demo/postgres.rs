@@ -2,7 +2,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use palimpsest_testkit::{Cluster, ClusterOptions, cluster::SUPERUSER};
-use palimpsest_types::{Fork, Lsn, RelTag};
+use palimpsest_types::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Where the demo's PostgreSQL listens if it is not told another port.
@@ -10,7 +10,6 @@ pub const POSTGRES_PORT: u16 = 54320;
 
 /// The database with pgbench's tables.
 pub(super) const DATABASE: &str = "demo";
-const DEFAULT_TABLESPACE: u32 = 1663;
 /// How long a server that an earlier demo left behind may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -22,9 +21,10 @@ pub(super) struct DemoPostgres {
 }
 
 /// A page that changed, and two LSNs between which it did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Sample {
-    pub(super) rel: RelTag,
+    /// As `pal` takes it.
+    pub(super) name: String,
     pub(super) before: Lsn,
     pub(super) after: Lsn,
 }
@@ -86,15 +86,16 @@ impl DemoPostgres {
 
     /// Changes the first row of a table.
     pub(super) fn change_something(&self) -> Result<Sample> {
-        let path = self
-            .cluster
-            .psql(DATABASE, "SELECT pg_relation_filepath('pgbench_accounts')")?;
         let before = self.cluster.lsn()?;
         let update = "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = 1";
         self.cluster.psql(DATABASE, update)?;
         let after = self.cluster.lsn()?;
-        let rel = relation_at(&path).with_context(|| format!("{path:?} is no relation's path"))?;
-        Ok(Sample { rel, before, after })
+        let name = format!("{DATABASE}.public.pgbench_accounts");
+        Ok(Sample {
+            name,
+            before,
+            after,
+        })
     }
 
     /// Stops it as `pg_ctl stop -m fast` does.
@@ -114,17 +115,6 @@ fn options(port: u16) -> ClusterOptions {
     .with("max_wal_size", "1GB")
     .with("checkpoint_timeout", "5min")
     .with("max_slot_wal_keep_size", "4GB")
-}
-
-/// `base/5/16384`.
-fn relation_at(path: &str) -> Option<RelTag> {
-    let (db, rel) = path.strip_prefix("base/")?.split_once('/')?;
-    Some(RelTag {
-        spc: DEFAULT_TABLESPACE,
-        db: db.parse().ok()?,
-        rel: rel.parse().ok()?,
-        fork: Fork::Main,
-    })
 }
 
 /// A demo that was killed leaves its server running. The caller holds the lock on the directory
@@ -163,16 +153,4 @@ async fn stop_left_over(dir: &Path) -> Result<()> {
 fn is_postgres(pid: i32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/comm"));
     name.is_ok_and(|name| name.trim() == "postgres")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn knows_a_relation_by_its_path() {
-        let rel = relation_at("base/5/16384").unwrap();
-        assert_eq!(rel.to_string(), "1663/5/16384");
-        assert!(relation_at("global/1262").is_none());
-    }
 }

@@ -89,7 +89,11 @@ fn tell(
     (sample, pal): (Sample, String),
 ) -> Result<()> {
     let output = Output::new(Format::Table);
-    let Sample { rel, before, after } = sample;
+    let Sample {
+        name,
+        before,
+        after,
+    } = sample;
     output.line("")?;
     for (name, address) in stack.addresses() {
         output.line(format!("  {name:<14}  {address}"))?;
@@ -109,9 +113,9 @@ fn tell(
     output.line("")?;
     output.line("try, in another terminal:")?;
     output.line(format!("  {pal} status"))?;
-    output.line(format!("  {pal} page get {TENANT} {rel} 0 --lsn {before}"))?;
+    output.line(format!("  {pal} page get {TENANT} {name} 0 --lsn {before}"))?;
     output.line(format!(
-        "  {pal} page diff {TENANT} {rel} 0 --lsn {before} --lsn {after}"
+        "  {pal} page diff {TENANT} {name} 0 --lsn {before} --lsn {after}"
     ))?;
     output.line("")?;
     Ok(output.line("Ctrl-C stops everything; started again, it goes on")?)

@@ -5,6 +5,7 @@ mod consistency_images;
 mod consistency_served;
 mod end_to_end;
 mod lifecycle;
+mod names;
 mod offline_pages;
 mod offline_records;
 mod recovered_instance;

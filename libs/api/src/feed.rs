@@ -3,9 +3,12 @@
 use palimpsest_layer::LogRecord;
 use palimpsest_proto::ingest::v1 as wire;
 use palimpsest_types::{BlockNumber, Key, Lsn, WriterEpoch};
-use palimpsest_wal::{Change, RawRecord, Value};
+use palimpsest_wal::{Change, RawRecord, TransactionEnd, Value};
 use tonic::{Streaming, transport::Channel};
-use wire::{change::Value as WireValue, feed_service_client::FeedServiceClient};
+use wire::{
+    change::{TransactionsEnded, Value as WireValue},
+    feed_service_client::FeedServiceClient,
+};
 
 use crate::{
     channel::MAX_MESSAGE,
@@ -110,6 +113,12 @@ fn record_changes_to_wire(record: LogRecord) -> wire::RecordChanges {
             Value::TruncateVisibilityMap { heap_blocks } => {
                 WireValue::TruncateVisibilityMap(heap_blocks.get())
             }
+            Value::TransactionsEnded { end, xids } => {
+                WireValue::TransactionsEnded(TransactionsEnded {
+                    committed: end == TransactionEnd::Committed,
+                    xids: xids.to_vec(),
+                })
+            }
             Value::RelSize(blocks) => WireValue::RelSize(blocks.get()),
             Value::File(content) => WireValue::File(content),
             Value::Dropped => WireValue::Dropped(true),
@@ -168,6 +177,16 @@ fn change_from_wire(
         WireValue::TruncateVisibilityMap(blocks) => Value::TruncateVisibilityMap {
             heap_blocks: BlockNumber::new(blocks),
         },
+        WireValue::TransactionsEnded(TransactionsEnded { committed, xids }) => {
+            let end = match committed {
+                true => TransactionEnd::Committed,
+                false => TransactionEnd::Aborted,
+            };
+            Value::TransactionsEnded {
+                end,
+                xids: xids.into(),
+            }
+        }
         WireValue::RelSize(blocks) => Value::RelSize(BlockNumber::new(blocks)),
         WireValue::File(content) => Value::File(content),
         WireValue::Dropped(_) => Value::Dropped,
@@ -178,7 +197,7 @@ fn change_from_wire(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use palimpsest_types::{Fork, RelTag};
+    use palimpsest_types::{Fork, RelTag, SlruKind};
 
     use super::*;
 
@@ -227,6 +246,13 @@ mod tests {
             Change {
                 key: Key::RelMap { spc: 1, db: 2 },
                 value: Value::Dropped,
+            },
+            Change {
+                key: Key::SlruBlock(SlruKind::Clog, 0),
+                value: Value::TransactionsEnded {
+                    end: TransactionEnd::Aborted,
+                    xids: [700, 701].into(),
+                },
             },
         ];
         let records = vec![LogRecord {

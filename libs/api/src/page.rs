@@ -1,5 +1,11 @@
 //! Pages and sizes at an LSN: the client of page-serve.
 
+mod catalog;
+mod files;
+
+pub use catalog::TimelineAt;
+pub use files::{RelationMapFile, SlruSegment, slru_kind};
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},

@@ -1,7 +1,7 @@
 use palimpsest_layer::image::ImageLayerError;
 use palimpsest_redo::ReconstructError;
 use palimpsest_store::StoreError;
-use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, RelTag};
+use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, Oid, RelTag, SlruKind};
 
 /// A read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -42,6 +42,26 @@ pub enum ReadError {
         /// Its length.
         blocks: BlockNumber,
     },
+    /// No page of an SLRU segment exists at that LSN.
+    #[error("{} has no segment {segment:04X} at {lsn}, or it is not kept", kind.directory())]
+    NoSlruSegment {
+        /// The area.
+        kind: SlruKind,
+        /// The segment.
+        segment: u32,
+        /// The LSN.
+        lsn: Lsn,
+    },
+    /// There is no relation map of the database at that LSN.
+    #[error("tablespace {spc} has no relation map of database {db} at {lsn}")]
+    NoRelationMap {
+        /// The tablespace.
+        spc: Oid,
+        /// The database.
+        db: Oid,
+        /// The LSN.
+        lsn: Lsn,
+    },
     /// A layer file can't be read.
     #[error("layer {layer} can't be read: {message}")]
     Store {
@@ -80,7 +100,10 @@ impl ReadError {
         match self {
             Self::BelowHorizon { .. } => ErrorKind::Invalid,
             Self::NotYet { .. } => ErrorKind::NotReady,
-            Self::NoRelation { .. } | Self::BeyondEnd { .. } => ErrorKind::NotFound,
+            Self::NoRelation { .. }
+            | Self::BeyondEnd { .. }
+            | Self::NoSlruSegment { .. }
+            | Self::NoRelationMap { .. } => ErrorKind::NotFound,
             Self::Store { kind, .. } | Self::Reconstruct { kind, .. } => *kind,
             Self::Layer { .. } | Self::WrongValue(_) => ErrorKind::Corrupt,
         }

@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use palimpsest_layer::{DeltaLayer as _, Visit};
-use palimpsest_redo::{Chain, Engine, reconstruct};
-use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, RelTag, TimelineId};
+use palimpsest_redo::{Chain, Engine, clog_page, reconstruct};
+use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, SlruKind, TimelineId};
 use palimpsest_wal::Value;
 
 use crate::{
@@ -102,19 +102,36 @@ impl<E: Engine> TimelineReader<E> {
         lsn: Lsn,
     ) -> Result<Option<BlockNumber>, ReadError> {
         let key = Key::RelSize(rel);
+        match self.newest(key, lsn).await? {
+            None | Some(Value::Dropped) => Ok(None),
+            Some(Value::RelSize(blocks)) => Ok(Some(blocks)),
+            Some(_) => Err(ReadError::WrongValue(key)),
+        }
+    }
+
+    /// The relation map file of a database.
+    ///
+    /// # Errors
+    /// If it does not exist at that LSN or a layer can't be read.
+    pub async fn relation_map(&self, spc: Oid, db: Oid, lsn: Lsn) -> Result<Bytes, ReadError> {
+        let key = Key::RelMap { spc, db };
+        match self.newest(key, lsn).await? {
+            None | Some(Value::Dropped) => Err(ReadError::NoRelationMap { spc, db, lsn }),
+            Some(Value::File(content)) => Ok(content),
+            Some(_) => Err(ReadError::WrongValue(key)),
+        }
+    }
+
+    /// The newest version of a key whose versions all stand alone.
+    async fn newest(&self, key: Key, lsn: Lsn) -> Result<Option<Value>, ReadError> {
         let mut newest = None;
         self.tail.read().versions(key, lsn, &mut |_, value| {
             newest = Some(value.clone());
             Visit::Stop
         });
-        let value = match newest {
-            Some(value) => Some(value),
-            None => self.base.get(key).await?,
-        };
-        match value {
-            None | Some(Value::Dropped) => Ok(None),
-            Some(Value::RelSize(blocks)) => Ok(Some(blocks)),
-            Some(_) => Err(ReadError::WrongValue(key)),
+        match newest {
+            Some(value) => Ok(Some(value)),
+            None => self.base.get(key).await,
         }
     }
 
@@ -170,6 +187,60 @@ impl<E: Engine> TimelineReader<E> {
             .await
     }
 
+    /// A page of an SLRU area; `None` if it does not exist. Of the areas, `pg_xact` is kept.
+    ///
+    /// # Errors
+    /// If it can't be built.
+    pub async fn slru_page(
+        &self,
+        kind: SlruKind,
+        page: u32,
+        lsn: Lsn,
+    ) -> Result<Option<Bytes>, ReadError> {
+        let key = Key::SlruBlock(kind, page);
+        let found = self.find(key, lsn);
+        if found.changes.is_empty() {
+            return self.base_page(key).await;
+        }
+        let version = Version {
+            timeline: self.timeline,
+            key,
+            lsn: found.version,
+        };
+        let make = self.make_slru(key, found);
+        self.cache.get_or_make(&version, make).await.map(Some)
+    }
+
+    /// The pages of a segment of an SLRU area that exist, by their number in the area.
+    ///
+    /// # Errors
+    /// If there are none at that LSN or one can't be built.
+    pub async fn slru_segment(
+        &self,
+        kind: SlruKind,
+        segment: u32,
+        lsn: Lsn,
+    ) -> Result<Vec<(u32, Bytes)>, ReadError> {
+        let first = segment.checked_mul(SlruKind::PAGES_PER_SEGMENT);
+        let numbers = first.map_or(0..0, |first| {
+            first..first.saturating_add(SlruKind::PAGES_PER_SEGMENT)
+        });
+        let mut pages = Vec::new();
+        for number in numbers {
+            let page = self.slru_page(kind, number, lsn).await?;
+            pages.extend(page.map(|page| (number, page)));
+        }
+        if pages.is_empty() {
+            return Err(ReadError::NoSlruSegment { kind, segment, lsn });
+        }
+        Ok(pages)
+    }
+
+    async fn make_slru(&self, key: Key, found: Found) -> Result<Bytes, ReadError> {
+        let base = self.base_for(key, &found).await?;
+        clog_page(base, &found.changes).map_err(|_| ReadError::WrongValue(key))
+    }
+
     /// What the tail has of a page at an LSN, back to a version that stands alone or is cached.
     fn find(&self, key: Key, lsn: Lsn) -> Found {
         let mut found = Found {
@@ -208,12 +279,7 @@ impl<E: Engine> TimelineReader<E> {
         block: BlockNumber,
         found: Found,
     ) -> Result<Bytes, ReadError> {
-        let begins_alone = found.changes.first().is_some_and(Value::stands_alone);
-        let base = match found.cached {
-            Some(page) => Some(page),
-            None if begins_alone => None,
-            None => self.base_page(rel, block).await?,
-        };
+        let base = self.base_for(Key::RelBlock(rel, block), &found).await?;
         let chain = Chain {
             rel,
             block,
@@ -223,8 +289,17 @@ impl<E: Engine> TimelineReader<E> {
         Ok(reconstruct(&self.engine, chain).await?)
     }
 
-    async fn base_page(&self, rel: RelTag, block: BlockNumber) -> Result<Option<Bytes>, ReadError> {
-        let key = Key::RelBlock(rel, block);
+    /// The page that the changes found are to be applied to, if there is one and it matters.
+    async fn base_for(&self, key: Key, found: &Found) -> Result<Option<Bytes>, ReadError> {
+        let begins_alone = found.changes.first().is_some_and(Value::stands_alone);
+        match &found.cached {
+            Some(page) => Ok(Some(page.clone())),
+            None if begins_alone => Ok(None),
+            None => self.base_page(key).await,
+        }
+    }
+
+    async fn base_page(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
         match self.base.get(key).await? {
             None => Ok(None),
             Some(Value::Image(page)) => Ok(Some(page)),

@@ -67,7 +67,10 @@ pub fn plan(chain: Chain, limits: Limits) -> Result<Vec<Step>, InvalidChainError
                     }
                 }
             }
-            Value::RelSize(_) | Value::File(_) | Value::Dropped => return Err(chain.not_a_page()),
+            Value::TransactionsEnded { .. }
+            | Value::RelSize(_)
+            | Value::File(_)
+            | Value::Dropped => return Err(chain.not_a_page()),
         }
     }
     if steps.is_empty() {

@@ -158,6 +158,9 @@ impl SlruKind {
         Self::CommitTs,
     ];
 
+    /// Pages in a segment file (`SLRU_PAGES_PER_SEGMENT`).
+    pub const PAGES_PER_SEGMENT: u32 = 32;
+
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u32 == number)

@@ -1,7 +1,12 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use palimpsest_types::{BlockNumber, Key};
 
-use crate::record::RawRecord;
+use crate::{
+    clog::{TransactionEnd, Xid},
+    record::RawRecord,
+};
 
 /// A new version of one key. Its LSN is the end of the record that it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +36,13 @@ pub enum Value {
         /// Length of the heap after the truncation.
         heap_blocks: BlockNumber,
     },
+    /// Transactions on a page of `pg_xact` ended. Where there is no page before, it is zeros.
+    TransactionsEnded {
+        /// How they all did.
+        end: TransactionEnd,
+        /// Which; all on the page. Shared, because reading copies values.
+        xids: Arc<[Xid]>,
+    },
     /// The fork has this many blocks.
     RelSize(BlockNumber),
     /// A file's whole content.
@@ -44,7 +56,7 @@ impl Value {
     pub fn stands_alone(&self) -> bool {
         match self {
             Self::Record { will_init, .. } => *will_init,
-            Self::TruncateVisibilityMap { .. } => false,
+            Self::TruncateVisibilityMap { .. } | Self::TransactionsEnded { .. } => false,
             Self::Image(_) | Self::ZeroPage | Self::RelSize(_) | Self::File(_) | Self::Dropped => {
                 true
             }

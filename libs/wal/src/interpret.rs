@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 
 use palimpsest_codec::TruncatedError;
-use palimpsest_types::{BlockNumber, Fork, InvalidForkError, Key, Lsn, RelTag};
+use palimpsest_types::{BlockNumber, Fork, InvalidForkError, Key, Lsn, RelTag, SlruKind};
 
 use crate::{
     change::{Change, Value},
+    clog::by_clog_page,
     image::{ImageError, restore_image},
     record::{BlockRef, DecodeError, DecodedRecord, RawRecord},
     relation_sizes::RelationSizes,
@@ -154,10 +155,14 @@ impl Interpreter {
             ResourceManager::Heap | ResourceManager::Heap2 => {
                 changes.visibility_cleared(&record, rmgr, raw)?;
             }
-            // Nothing beyond the pages they refer to. What SLRUs, tablespaces and origins hold is
-            // not kept yet; nothing reads it.
-            ResourceManager::Clog
-            | ResourceManager::Tablespace
+            ResourceManager::Clog => {
+                if let Some(page) = v15::zeroed_clog_page(&record)? {
+                    changes.push(Key::SlruBlock(SlruKind::Clog, page), Value::ZeroPage);
+                }
+            }
+            // Nothing beyond the pages they refer to. What other SLRUs, tablespaces and origins hold
+            // is not kept yet; nothing reads it.
+            ResourceManager::Tablespace
             | ResourceManager::MultiXact
             | ResourceManager::Standby
             | ResourceManager::Btree
@@ -273,7 +278,17 @@ impl Changes<'_> {
     }
 
     fn transaction_end(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
-        for rel in v15::dropped_relations(record)? {
+        let Some(ended) = v15::ended_transaction(record)? else {
+            return Ok(());
+        };
+        for (page, xids) in by_clog_page(&ended.xids) {
+            let value = Value::TransactionsEnded {
+                end: ended.end,
+                xids: xids.into(),
+            };
+            self.push(Key::SlruBlock(SlruKind::Clog, page), value);
+        }
+        for rel in ended.dropped {
             for fork in Fork::ALL {
                 self.drop_fork(rel.with_fork(fork));
             }

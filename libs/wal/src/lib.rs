@@ -10,6 +10,7 @@
 //! What differs between PostgreSQL major versions is in one module per version ([`v15`]).
 
 mod change;
+mod clog;
 mod image;
 mod interpret;
 mod page;
@@ -22,6 +23,9 @@ mod segment;
 pub mod v15;
 
 pub use change::{Change, Value};
+pub use clog::{
+    TransactionEnd, XIDS_PER_CLOG_PAGE, Xid, clog_page_of, set_transaction_end, transaction_end,
+};
 pub use image::{BlockImage, ImageError, restore_image};
 pub use interpret::{InterpretError, Interpreter, Reason, truncate_visibility_map_page};
 pub use page::{PageHeader, PageHeaderError};

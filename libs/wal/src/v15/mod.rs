@@ -10,7 +10,7 @@ mod xlog;
 
 pub(crate) use heap::visibility_cleared;
 pub(crate) use storage::{Truncation, created_fork, database_dropped, relation_map, truncation};
-pub(crate) use xact::dropped_relations;
+pub(crate) use xact::{ended_transaction, zeroed_clog_page};
 pub(crate) use xlog::wal_level_after;
 
 use crate::{record::RecordHeader, rmgr::ResourceManager};

@@ -1,11 +1,27 @@
-//! Ends of transactions (`xact.h`, `ParseCommitRecord` and `ParseAbortRecord` in `xactdesc.c`).
+//! Ends of transactions (`xact.h`, `ParseCommitRecord` and `ParseAbortRecord` in `xactdesc.c`), and
+//! the pages that keep them (`clog.c`).
 
 use bytes::Bytes;
 use palimpsest_codec::{Cursor, TruncatedError};
 use palimpsest_types::RelTag;
 
 use super::storage::rel_file_node;
-use crate::record::DecodedRecord;
+use crate::{
+    clog::{TransactionEnd, Xid},
+    interpret::Reason,
+    record::DecodedRecord,
+};
+
+/// A transaction ended, and its subtransactions with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EndedTransaction {
+    /// How.
+    pub(crate) end: TransactionEnd,
+    /// The transaction and its subtransactions.
+    pub(crate) xids: Vec<Xid>,
+    /// Relations whose files go away with it: dropped ones at commit, created ones at abort.
+    pub(crate) dropped: Vec<RelTag>,
+}
 
 const OP_MASK: u8 = 0x70;
 const COMMIT: u8 = 0x00;
@@ -17,35 +33,181 @@ const HAS_INFO: u8 = 0x80;
 const HAS_DBINFO: u32 = 1 << 0;
 const HAS_SUBXACTS: u32 = 1 << 1;
 const HAS_RELFILENODES: u32 = 1 << 2;
+const HAS_INVALS: u32 = 1 << 3;
+const HAS_TWOPHASE: u32 = 1 << 4;
+const HAS_DROPPED_STATS: u32 = 1 << 8;
 
-/// Relations whose files go away when the transaction ends: dropped ones at commit, created ones
-/// at abort.
-pub(crate) fn dropped_relations(record: &DecodedRecord) -> Result<Vec<RelTag>, TruncatedError> {
-    match record.header.info & OP_MASK {
-        COMMIT | ABORT | COMMIT_PREPARED | ABORT_PREPARED => {}
-        _ => return Ok(Vec::new()),
-    }
-    if record.header.info & HAS_INFO == 0 {
-        return Ok(Vec::new());
-    }
-    parse(&record.main_data)
+/// `xl_xact_stats_item`.
+const STATS_ITEM_LEN: usize = 12;
+/// `SharedInvalidationMessage`.
+const INVALIDATION_LEN: usize = 16;
+
+const CLOG_ZEROPAGE: u8 = 0x00;
+const CLOG_TRUNCATE: u8 = 0x10;
+
+/// The transaction that a record ends, if it is of a kind that ends one.
+pub(crate) fn ended_transaction(
+    record: &DecodedRecord,
+) -> Result<Option<EndedTransaction>, TruncatedError> {
+    let end = match record.header.info & OP_MASK {
+        COMMIT | COMMIT_PREPARED => TransactionEnd::Committed,
+        ABORT | ABORT_PREPARED => TransactionEnd::Aborted,
+        _ => return Ok(None),
+    };
+    let mut ended = EndedTransaction {
+        end,
+        xids: Vec::new(),
+        dropped: Vec::new(),
+    };
+    let has_info = record.header.info & HAS_INFO != 0;
+    let prepared = parse(&record.main_data, has_info, &mut ended)?;
+    // A prepared transaction is ended by another, which the header names.
+    let top = prepared.unwrap_or(record.header.xid);
+    ended.xids.extend((top != 0).then_some(top));
+    Ok(Some(ended))
 }
 
-/// The parts stand in the order of their flags; those after the relations don't matter here.
-fn parse(main_data: &Bytes) -> Result<Vec<RelTag>, TruncatedError> {
+/// Reads the parts, which stand in this order whatever their flags are; those after the last don't
+/// matter here. Returns the id of a prepared transaction.
+fn parse(
+    main_data: &Bytes,
+    has_info: bool,
+    ended: &mut EndedTransaction,
+) -> Result<Option<Xid>, TruncatedError> {
     let mut cursor = Cursor::new(main_data.clone());
     cursor.skip(8, "transaction end time")?;
+    if !has_info {
+        return Ok(None);
+    }
     let info = cursor.u32("transaction end flags")?;
     if info & HAS_DBINFO != 0 {
         cursor.skip(8, "database and tablespace")?;
     }
     if info & HAS_SUBXACTS != 0 {
-        let count = cursor.u32("subtransaction count")? as usize;
-        cursor.skip(count.saturating_mul(4), "subtransactions")?;
+        let count = cursor.u32("subtransaction count")?;
+        ended.xids = (0..count)
+            .map(|_| cursor.u32("subtransaction"))
+            .collect::<Result<_, _>>()?;
     }
-    if info & HAS_RELFILENODES == 0 {
-        return Ok(Vec::new());
+    if info & HAS_RELFILENODES != 0 {
+        let count = cursor.u32("relation count")?;
+        ended.dropped = (0..count)
+            .map(|_| rel_file_node(&mut cursor))
+            .collect::<Result<_, _>>()?;
     }
-    let count = cursor.u32("relation count")?;
-    (0..count).map(|_| rel_file_node(&mut cursor)).collect()
+    if info & HAS_DROPPED_STATS != 0 {
+        skip_list(&mut cursor, STATS_ITEM_LEN, "dropped statistics")?;
+    }
+    if info & HAS_INVALS != 0 {
+        skip_list(&mut cursor, INVALIDATION_LEN, "invalidations")?;
+    }
+    let is_prepared = info & HAS_TWOPHASE != 0;
+    is_prepared
+        .then(|| cursor.u32("prepared transaction"))
+        .transpose()
+}
+
+fn skip_list(
+    cursor: &mut Cursor,
+    item_len: usize,
+    what: &'static str,
+) -> Result<(), TruncatedError> {
+    let count = cursor.u32(what)? as usize;
+    cursor.skip(count.saturating_mul(item_len), what)
+}
+
+/// The page of `pg_xact` that begins anew with this record. That old pages are not needed any more
+/// is nothing to us: earlier LSNs need them.
+pub(crate) fn zeroed_clog_page(record: &DecodedRecord) -> Result<Option<u32>, Reason> {
+    match record.header.rmgr_info() {
+        CLOG_ZEROPAGE => {
+            let mut cursor = Cursor::new(record.main_data.clone());
+            Ok(Some(cursor.u32("page number")?))
+        }
+        CLOG_TRUNCATE => Ok(None),
+        unknown => Err(Reason::UnknownRecord(unknown)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_types::{Fork, Lsn};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::RecordHeader;
+
+    fn record(xid: Xid, info: u8, main_data: Vec<u8>) -> DecodedRecord {
+        DecodedRecord {
+            header: RecordHeader {
+                total_len: 0,
+                xid,
+                previous: Lsn::ZERO,
+                info,
+                rmid: 1,
+                crc: 0,
+            },
+            blocks: Vec::new(),
+            main_data: main_data.into(),
+            origin: 0,
+        }
+    }
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_plain_commit_is_of_the_transaction_in_the_header() {
+        let ended = ended_transaction(&record(700, COMMIT, words(&[0, 0])));
+        let ended = ended.unwrap().unwrap();
+        assert_eq!(ended.end, TransactionEnd::Committed);
+        assert_eq!((ended.xids, ended.dropped), (vec![700], vec![]));
+        let nothing_written = ended_transaction(&record(0, COMMIT, words(&[0, 0])));
+        assert_eq!(nothing_written.unwrap().unwrap().xids, [0; 0]);
+    }
+
+    #[test]
+    fn every_part_before_the_prepared_transaction_is_stepped_over() {
+        let all = HAS_DBINFO
+            | HAS_SUBXACTS
+            | HAS_RELFILENODES
+            | HAS_DROPPED_STATS
+            | HAS_INVALS
+            | HAS_TWOPHASE;
+        let mut data = words(&[0, 0, all, 5, 1663]);
+        data.extend(words(&[2, 701, 702]));
+        data.extend(words(&[1, 1663, 5, 16384]));
+        data.extend(words(&[1, 7, 7, 7]));
+        data.extend(words(&[1, 8, 8, 8, 8]));
+        data.extend(words(&[700]));
+        let ended = ended_transaction(&record(999, ABORT_PREPARED | HAS_INFO, data));
+        let ended = ended.unwrap().unwrap();
+        let rel = RelTag {
+            spc: 1663,
+            db: 5,
+            rel: 16384,
+            fork: Fork::Main,
+        };
+        assert_eq!(ended.end, TransactionEnd::Aborted);
+        assert_eq!(
+            (ended.xids, ended.dropped),
+            (vec![701, 702, 700], vec![rel])
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_end_or_an_error(
+            info: u8,
+            flags in 0u32..512,
+            rest in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let data = [words(&[0, 0, flags]), rest].concat();
+            let len = data.len();
+            if let Ok(Some(ended)) = ended_transaction(&record(3, info, data)) {
+                prop_assert!(ended.xids.len() <= len / 4);
+            }
+        }
+    }
 }

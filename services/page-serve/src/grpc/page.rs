@@ -3,16 +3,23 @@ use std::{pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt as _, future::try_join_all, stream};
 use palimpsest_api::{
     TimelineRef, error_detail, error_status,
-    page::{PagesRequest, ReadAt},
+    page::{PagesRequest, ReadAt, slru_kind},
+    redo::TenantRedo,
     rel_tag, rel_tag_to_wire,
 };
-use palimpsest_proto::page::v1::{
-    GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
-    GetRelationSizeRequest, GetRelationSizeResponse, ListRelationsRequest, ListRelationsResponse,
-    list_relations_response::Relation, page_service_server::PageService,
+use palimpsest_proto::{
+    common::v1 as common,
+    page::v1::{
+        GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
+        GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest,
+        GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
+        ListRelationsRequest, ListRelationsResponse, ReadLsn, get_slru_segment_response::SlruPage,
+        list_relations_response::Relation, page_service_server::PageService,
+    },
 };
+use palimpsest_read::TimelineReader;
 use palimpsest_runtime::CancellationToken;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Lsn};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::{ServeError, Timelines};
@@ -66,6 +73,23 @@ impl PageHandler {
         }
     }
 
+    /// The reader of the timeline that a request names, and the LSN to read at.
+    async fn reader_at(
+        &self,
+        timeline: Option<common::TimelineRef>,
+        read_lsn: Option<ReadLsn>,
+    ) -> Result<(Arc<TimelineReader<TenantRedo>>, Lsn), Status> {
+        let timeline = TimelineRef::try_from(timeline).map_err(invalid)?;
+        let ReadAt {
+            lsn,
+            not_modified_since,
+        } = read_lsn.into();
+        let reader = self.timelines.reader(timeline).map_err(status)?;
+        let patience = self.timelines.patience();
+        let lsn = reader.settle(lsn, not_modified_since, patience).await;
+        Ok((reader, lsn.map_err(failed)?))
+    }
+
     async fn pages(&self, request: PagesRequest) -> Result<GetPagesResponse, ServeError> {
         let reader = self.timelines.reader(request.timeline)?;
         let ReadAt {
@@ -115,18 +139,8 @@ impl PageService for PageHandler {
         request: Request<GetRelationSizeRequest>,
     ) -> Result<Response<GetRelationSizeResponse>, Status> {
         let message = request.into_inner();
-        let timeline = TimelineRef::try_from(message.timeline).map_err(invalid)?;
         let rel = rel_tag(message.rel).map_err(invalid)?;
-        let reader = self.timelines.reader(timeline).map_err(status)?;
-        let ReadAt {
-            lsn,
-            not_modified_since,
-        } = message.read_lsn.into();
-        let patience = self.timelines.patience();
-        let lsn = reader
-            .settle(lsn, not_modified_since, patience)
-            .await
-            .map_err(failed)?;
+        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
         let blocks = reader.relation_size(rel, lsn).await.map_err(failed)?;
         Ok(Response::new(GetRelationSizeResponse {
             exists: blocks.is_some(),
@@ -140,17 +154,7 @@ impl PageService for PageHandler {
         request: Request<ListRelationsRequest>,
     ) -> Result<Response<Self::ListRelationsStream>, Status> {
         let message = request.into_inner();
-        let timeline = TimelineRef::try_from(message.timeline).map_err(invalid)?;
-        let reader = self.timelines.reader(timeline).map_err(status)?;
-        let ReadAt {
-            lsn,
-            not_modified_since,
-        } = message.read_lsn.into();
-        let patience = self.timelines.patience();
-        let lsn = reader
-            .settle(lsn, not_modified_since, patience)
-            .await
-            .map_err(failed)?;
+        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
         let relations = reader.relations(lsn).await.map_err(failed)?;
         let relation = |(rel, blocks): &(_, palimpsest_types::BlockNumber)| Relation {
             rel: Some(rel_tag_to_wire(*rel)),
@@ -167,6 +171,36 @@ impl PageService for PageHandler {
         Ok(Response::new(Box::pin(stream::iter(
             messages.into_iter().map(Ok),
         ))))
+    }
+
+    async fn get_slru_segment(
+        &self,
+        request: Request<GetSlruSegmentRequest>,
+    ) -> Result<Response<GetSlruSegmentResponse>, Status> {
+        let message = request.into_inner();
+        let kind = slru_kind(message.kind).map_err(invalid)?;
+        let segment = message.segment_number;
+        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let pages = reader.slru_segment(kind, segment, lsn).await;
+        let page = |(page_number, data)| SlruPage { page_number, data };
+        Ok(Response::new(GetSlruSegmentResponse {
+            lsn: lsn.get(),
+            pages: pages.map_err(failed)?.into_iter().map(page).collect(),
+        }))
+    }
+
+    async fn get_relation_map(
+        &self,
+        request: Request<GetRelationMapRequest>,
+    ) -> Result<Response<GetRelationMapResponse>, Status> {
+        let message = request.into_inner();
+        let (spc, db) = (message.spc_oid, message.db_oid);
+        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let content = reader.relation_map(spc, db, lsn).await.map_err(failed)?;
+        Ok(Response::new(GetRelationMapResponse {
+            lsn: lsn.get(),
+            content,
+        }))
     }
 
     async fn get_readable(

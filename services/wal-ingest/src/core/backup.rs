@@ -8,7 +8,7 @@ use palimpsest_manifest::LayerEntry;
 use palimpsest_postgres::{ControlFile, TarDecoder, TarEvent};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{
-    BlockNumber, ByteCount, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, WriterEpoch,
+    BlockNumber, ByteCount, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, SlruKind, WriterEpoch,
 };
 
 use super::error::IngestError;
@@ -33,8 +33,8 @@ pub(super) struct BackupLayers {
 /// What the file being read is to us.
 enum OpenFile {
     Ignored,
-    Relation {
-        rel: RelTag,
+    Paged {
+        area: Paged,
         next: BlockNumber,
         partial: BytesMut,
     },
@@ -42,6 +42,13 @@ enum OpenFile {
         kind: WholeFile,
         content: BytesMut,
     },
+}
+
+/// What the pages of a file are pages of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Paged {
+    Relation(RelTag),
+    Slru(SlruKind),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,13 +142,15 @@ impl BackupLayers {
             return OpenFile::Ignored;
         };
         match file {
-            BackupFile::Relation { rel, segment } => {
-                let first = segment.saturating_mul(self.relation_segment_blocks);
-                let partial = BytesMut::with_capacity(PAGE_SIZE);
-                OpenFile::Relation {
-                    rel,
-                    next: BlockNumber::new(first),
-                    partial,
+            BackupFile::Paged { area, segment } => {
+                let segment_pages = match area {
+                    Paged::Relation(_) => self.relation_segment_blocks,
+                    Paged::Slru(_) => SlruKind::PAGES_PER_SEGMENT,
+                };
+                OpenFile::Paged {
+                    area,
+                    next: BlockNumber::new(segment.saturating_mul(segment_pages)),
+                    partial: BytesMut::with_capacity(PAGE_SIZE),
                 }
             }
             BackupFile::Whole(kind) => OpenFile::Whole {
@@ -160,14 +169,18 @@ impl BackupLayers {
                 }
                 content.extend_from_slice(data);
             }
-            OpenFile::Relation { rel, next, partial } => {
+            OpenFile::Paged {
+                area,
+                next,
+                partial,
+            } => {
                 while !data.is_empty() {
                     let (some, rest) = data.split_at(data.len().min(PAGE_SIZE - partial.len()));
                     partial.extend_from_slice(some);
                     data = rest;
                     if let Some(page) = partial.first_chunk() {
-                        self.open.page(Key::RelBlock(*rel, *next), page);
-                        let too_long = IngestError::Backup("a relation is too long");
+                        self.open.page(area.key(*next), page);
+                        let too_long = IngestError::Backup("a file of pages is too long");
                         *next = next.next().ok_or(too_long)?;
                         partial.clear();
                     }
@@ -177,12 +190,20 @@ impl BackupLayers {
         Ok(())
     }
 
-    /// A piece of a page at the end of a relation's file is not a page: it was being written when
+    /// A piece of a page at the end of a file of pages is not a page: it was being written when
     /// the file was read, and the log has the whole of it.
     fn end_file(&mut self) -> Result<(), IngestError> {
         match std::mem::replace(&mut self.file, OpenFile::Ignored) {
             OpenFile::Ignored => {}
-            OpenFile::Relation { rel, next, .. } => {
+            OpenFile::Paged {
+                area: Paged::Slru(_),
+                ..
+            } => {}
+            OpenFile::Paged {
+                area: Paged::Relation(rel),
+                next,
+                ..
+            } => {
                 let size = self.sizes.entry(rel).or_default();
                 *size = next.max(*size);
             }
@@ -228,8 +249,17 @@ impl BackupLayers {
 
 #[derive(Debug, PartialEq, Eq)]
 enum BackupFile {
-    Relation { rel: RelTag, segment: u32 },
+    Paged { area: Paged, segment: u32 },
     Whole(WholeFile),
+}
+
+impl Paged {
+    const fn key(self, page: BlockNumber) -> Key {
+        match self {
+            Self::Relation(rel) => Key::RelBlock(rel, page),
+            Self::Slru(kind) => Key::SlruBlock(kind, page.get()),
+        }
+    }
 }
 
 /// What a path of an archive is to us; `None` for what is not kept.
@@ -240,6 +270,7 @@ fn parse_path(path: &str, tablespace: Option<Oid>) -> Option<BackupFile> {
         (None, ["global", "pg_control"]) => {
             return Some(BackupFile::Whole(WholeFile::ControlFile));
         }
+        (None, ["pg_xact", name]) => return slru_file(SlruKind::Clog, name),
         (None, ["global", name]) => (GLOBAL_TABLESPACE, 0, *name),
         (None, ["base", db, name]) => (DEFAULT_TABLESPACE, db.parse().ok()?, *name),
         // A tablespace in place, which has no archive of its own.
@@ -266,7 +297,17 @@ fn parse_path(path: &str, tablespace: Option<Oid>) -> Option<BackupFile> {
         rel: rel.parse().ok()?,
         fork,
     };
-    Some(BackupFile::Relation { rel, segment })
+    let area = Paged::Relation(rel);
+    Some(BackupFile::Paged { area, segment })
+}
+
+/// Segments of SLRU areas are called by their number, in four or more hexadecimal digits.
+fn slru_file(kind: SlruKind, name: &str) -> Option<BackupFile> {
+    const DIGITS: std::ops::RangeInclusive<usize> = 4..=6;
+    let is_number = DIGITS.contains(&name.len()) && name.bytes().all(|it| it.is_ascii_hexdigit());
+    let segment = u32::from_str_radix(name, 16).ok().filter(|_| is_number)?;
+    let area = Paged::Slru(kind);
+    Some(BackupFile::Paged { area, segment })
 }
 
 #[cfg(test)]
@@ -275,8 +316,11 @@ mod tests {
 
     fn relation(path: &str, tablespace: Option<Oid>) -> Option<(String, u32)> {
         match parse_path(path, tablespace)? {
-            BackupFile::Relation { rel, segment } => Some((rel.to_string(), segment)),
-            BackupFile::Whole(_) => None,
+            BackupFile::Paged {
+                area: Paged::Relation(rel),
+                segment,
+            } => Some((rel.to_string(), segment)),
+            BackupFile::Paged { .. } | BackupFile::Whole(_) => None,
         }
     }
 
@@ -300,6 +344,18 @@ mod tests {
     }
 
     #[test]
+    fn finds_transaction_status() {
+        let file = BackupFile::Paged {
+            area: Paged::Slru(SlruKind::Clog),
+            segment: 0x1F,
+        };
+        assert_eq!(parse_path("pg_xact/001F", None), Some(file));
+        assert_eq!(parse_path("pg_xact/001F", Some(99)), None);
+        let page = Paged::Slru(SlruKind::Clog).key(BlockNumber::new(33));
+        assert_eq!(page, Key::SlruBlock(SlruKind::Clog, 33));
+    }
+
+    #[test]
     fn knows_the_files_it_keeps_whole_and_ignores_the_rest() {
         let control = BackupFile::Whole(WholeFile::ControlFile);
         assert_eq!(parse_path("global/pg_control", None), Some(control));
@@ -308,7 +364,9 @@ mod tests {
         for path in [
             "PG_VERSION",
             "base/5/PG_VERSION",
-            "pg_xact/0000",
+            "pg_xact/000",
+            "pg_xact/+000",
+            "pg_multixact/members/0000",
             "base/5/t3_16384",
             "",
         ] {

@@ -109,6 +109,11 @@ impl ImageLayerWriter {
         self.bytes.len()
     }
 
+    /// Number of keys so far.
+    pub fn entries(&self) -> u64 {
+        self.index.len() as u64
+    }
+
     /// True if it has no keys yet.
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()

@@ -9,7 +9,7 @@ use crate::delta::{DeltaLayer, Visit};
 ///
 /// wal-ingest writes one and feeds subscribers from its log; page-serve rebuilds the same from the
 /// feed as its tail.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OpenLayer {
     epoch: WriterEpoch,
     start: Lsn,
@@ -38,7 +38,7 @@ pub struct OutOfOrderError {
     pub found: Lsn,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     lsn: Lsn,
     key: Key,
@@ -61,9 +61,19 @@ impl OpenLayer {
         }
     }
 
+    /// Only changes after here are in it.
+    pub fn start(&self) -> Lsn {
+        self.start
+    }
+
     /// Everything up to here has been applied.
     pub fn last(&self) -> Lsn {
         self.last
+    }
+
+    /// True if it holds no changes, however far it has come.
+    pub fn is_empty(&self) -> bool {
+        self.log.is_empty()
     }
 
     /// Memory it takes, about.
@@ -96,6 +106,33 @@ impl OpenLayer {
         }
         self.bytes += shared_record;
         Ok(())
+    }
+
+    /// Forgets everything after `lsn`.
+    pub fn cut_after(&mut self, lsn: Lsn) {
+        let lsn = lsn.max(self.start);
+        if self.last <= lsn {
+            return;
+        }
+        let mut kept = Self::new(self.epoch, self.start);
+        for record in self.log_after(self.start, ByteCount::new(u64::MAX)) {
+            if record.lsn <= lsn {
+                // They were in order before.
+                let _ = kept.append(record);
+            }
+        }
+        kept.advance(lsn);
+        *self = kept;
+    }
+
+    /// All changes, by key and then by LSN, as they stand in files.
+    pub fn entries(&self) -> impl Iterator<Item = (Key, Lsn, &Value)> + Clone {
+        self.index.iter().flat_map(|(key, positions)| {
+            positions.iter().filter_map(|position| {
+                let entry = self.log.get(*position as usize)?;
+                Some((*key, entry.lsn, &entry.value))
+            })
+        })
     }
 
     /// Records that change nothing were read up to here.
@@ -260,6 +297,28 @@ mod tests {
         );
         layer.advance(Lsn::new(140));
         assert_eq!(layer.last(), Lsn::new(140));
+    }
+
+    #[test]
+    fn cutting_forgets_what_came_later_and_nothing_else() {
+        let mut layer = layer();
+        let whole = layer.size();
+        layer.cut_after(Lsn::new(120));
+        assert_eq!(layer.last(), Lsn::new(120));
+        assert_eq!(versions(&layer, 1, 999), [110]);
+        assert_eq!(versions(&layer, 2, 999), [120]);
+        assert!(layer.size() < whole);
+        layer.cut_after(Lsn::new(50));
+        assert!(layer.is_empty());
+        assert_eq!(layer.last(), Lsn::new(100));
+    }
+
+    #[test]
+    fn entries_come_by_key_and_then_by_lsn() {
+        let layer = layer();
+        let entries = layer.entries().map(|(key, lsn, _)| (key, lsn.get()));
+        let expected = [(key(1), 110), (key(1), 130), (key(2), 120)];
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -1,12 +1,20 @@
-use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::{
-    ByteCount, ErrorKind, Lsn, SystemIdentifier, TenantId, TimelineId, WriterEpoch,
-};
+//! What a timeline consists of, in memory and as the body of its object.
+
+mod layers;
+mod pins;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc};
+
+use palimpsest_types::{ByteCount, Lsn, SystemIdentifier, TimelineId, WriterEpoch};
 use serde::{Deserialize, Serialize};
 
+pub use pins::{Pin, PinError, PinKind};
+
 use crate::{
-    envelope::{EnvelopeError, open, seal},
-    sequence::{Sequence, SequenceError, Versioned},
+    layer_entry::{LayerEntry, LsnSpan},
+    layer_list::{Edit, ListRef, ObsoleteList},
 };
 
 /// What a timeline consists of in the object store. One object decides.
@@ -14,17 +22,56 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct TimelineManifest {
     /// Differs in every manifest ever written, so that a writer recognises its own.
-    pub nonce: u128,
+    pub(crate) nonce: u128,
     /// Generation of the writer; a lower one may not publish any more.
     pub writer_epoch: WriterEpoch,
-    /// The layers below hold all versions up to here (`remote_consistent`).
+    /// Generation of the compactor, likewise.
+    pub compactor_epoch: CompactorEpoch,
+    /// Where the writer's generation began: the LSN when it took over. Readers drop what an older
+    /// generation fed them above it.
+    pub epoch_start: Lsn,
+    /// The layers hold all versions up to here (`remote_consistent`).
     pub lsn: Lsn,
     /// The oldest LSN that can be read: the end of the base backup, before which pages are torn.
     pub oldest_readable: Lsn,
+    /// Below this versions may have been removed unless pinned; zero if none were.
+    pub gc_cutoff: Lsn,
+    /// Where versions from before this timeline's own are found, if it is a branch.
+    pub ancestor: Option<Ancestor>,
+    /// LSNs that are read although they are below the cutoff.
+    pins: Vec<Pin>,
+    /// Changes that were lost for good with a slot. What is read after them comes from a later
+    /// base backup; an LSN within is refused.
+    pub holes: Vec<LsnSpan>,
     /// The cluster that the timeline came from.
     pub source: SourceCluster,
-    /// Layers, all of them in the object store already.
-    pub layers: Vec<LayerEntry>,
+    /// The PostgreSQL timelines that the WAL came from, beginning with the base backup's.
+    pub pg_timeline_history: Vec<PgTimelineBegin>,
+    /// Immutable objects with most of the edits that make up the layers, oldest and biggest first.
+    pub(crate) lists: Vec<ListRef>,
+    /// Lists that older manifests refer to.
+    pub(crate) obsolete: Vec<ObsoleteList>,
+    /// Edits that are in no list yet.
+    pub(crate) edits: Vec<Edit>,
+    /// What lists and edits come to, in LSN order. Clones share it until one is changed.
+    #[serde(skip)]
+    layers: Arc<Vec<LayerEntry>>,
+}
+
+/// The generation of a timeline's compactor. A higher epoch supersedes every lower one.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct CompactorEpoch(u64);
+
+/// The point on another timeline at which a branch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ancestor {
+    /// The other timeline, of the same tenant.
+    pub timeline: TimelineId,
+    /// Versions up to here are shared with it.
+    pub lsn: Lsn,
 }
 
 /// What is fixed about a PostgreSQL cluster.
@@ -43,91 +90,63 @@ pub struct SourceCluster {
     pub wal_log_hints: bool,
 }
 
-/// One image layer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// From where on the WAL is of which PostgreSQL timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LayerEntry {
-    /// File name below the timeline's `layers`; holds the epoch and a random part, never reused.
-    pub name: String,
-    /// LSN of its versions.
-    pub lsn: Lsn,
-    /// Length of the file.
-    pub size: ByteCount,
+pub struct PgTimelineBegin {
+    /// PostgreSQL's number of it.
+    pub pg_timeline: u32,
+    /// The first LSN that was taken from it.
+    pub begin: Lsn,
 }
 
-/// The manifests of one timeline.
-#[derive(Debug, Clone)]
-pub struct TimelineManifests {
-    sequence: Sequence,
-}
-
-/// A manifest could not be read or published.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    /// Reading or replacing the object failed.
-    #[error(transparent)]
-    Sequence(#[from] SequenceError),
-    /// The object is damaged or of another version.
-    #[error("manifest number {number} can't be read")]
-    Damaged {
-        /// Its number.
-        number: u64,
-        /// What is wrong with it.
-        #[source]
-        source: EnvelopeError,
-    },
-    /// The manifest could not be written down.
-    #[error("the manifest can't be encoded")]
-    Encode(#[source] serde_json::Error),
-}
-
-const MAGIC: [u8; 4] = *b"PALM";
-const VERSION: u32 = 1;
-
-impl ManifestError {
-    /// What the caller may do.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Sequence(error) => error.kind(),
-            Self::Damaged { .. } => ErrorKind::Corrupt,
-            Self::Encode(_) => ErrorKind::Internal,
-        }
-    }
-}
-
-impl TimelineManifests {
-    /// Those of this timeline.
-    pub fn new(store: ObjectStore, tenant: TenantId, timeline: TimelineId) -> Self {
-        let path = StorePath::timeline(tenant, timeline).child("manifest");
+impl TimelineManifest {
+    /// The first manifest of a timeline, without layers yet: a base backup that was begun at `lsn`
+    /// and is consistent from `oldest_readable` on.
+    pub fn new(source: SourceCluster, lsn: Lsn, oldest_readable: Lsn) -> Self {
         Self {
-            sequence: Sequence::new(store, path),
+            nonce: 0,
+            writer_epoch: WriterEpoch::FIRST,
+            compactor_epoch: CompactorEpoch::default(),
+            epoch_start: lsn,
+            lsn,
+            oldest_readable,
+            gc_cutoff: Lsn::ZERO,
+            ancestor: None,
+            pins: Vec::new(),
+            holes: Vec::new(),
+            source,
+            pg_timeline_history: vec![PgTimelineBegin {
+                pg_timeline: source.pg_timeline,
+                begin: lsn,
+            }],
+            lists: Vec::new(),
+            obsolete: Vec::new(),
+            edits: Vec::new(),
+            layers: Arc::default(),
         }
     }
+}
 
-    /// The newest manifest; `None` until the base backup is complete.
-    ///
-    /// # Errors
-    /// If it can't be read.
-    pub async fn newest(&self) -> Result<Option<Versioned<TimelineManifest>>, ManifestError> {
-        let Some(Versioned { number, state }) = self.sequence.newest().await? else {
-            return Ok(None);
-        };
-        let state = open(MAGIC, VERSION, &state)
-            .map_err(|source| ManifestError::Damaged { number, source })?;
-        Ok(Some(Versioned { number, state }))
+impl CompactorEpoch {
+    /// An epoch from its number; 0 is that of a timeline nobody has compacted.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
     }
 
-    /// Publishes `manifest` in the place of number `after`.
-    ///
-    /// # Errors
-    /// If another writer published first, which means that this one is superseded.
-    pub async fn publish(
-        &self,
-        after: u64,
-        mut manifest: TimelineManifest,
-    ) -> Result<u64, ManifestError> {
-        manifest.nonce = rand::random();
-        let object = seal(MAGIC, VERSION, &manifest).map_err(ManifestError::Encode)?;
-        Ok(self.sequence.append(after, object).await?)
+    /// Its number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The epoch that supersedes this one.
+    pub fn next(self) -> Option<Self> {
+        self.0.checked_add(1).map(Self)
+    }
+}
+
+impl fmt::Display for CompactorEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
     }
 }

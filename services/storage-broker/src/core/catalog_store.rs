@@ -1,4 +1,7 @@
 //! The catalog in the object store: numbered objects `catalog/N`, magic `PALC`, version 1.
+//!
+//! A connection string may hold a password. It is out of the store once the tenant is deleted and
+//! the catalog was changed a few times more, because old numbers do not stay.
 
 #[cfg(test)]
 mod tests;
@@ -104,6 +107,7 @@ impl CatalogStore {
             let object = seal(MAGIC, VERSION, &state).map_err(CatalogStoreError::Encode)?;
             match self.sequence.append(before.number, object).await {
                 Ok(number) => return Ok((Versioned { number, state }, timeline)),
+                // Should it have happened nevertheless, the catalog finds nothing left to change.
                 Err(SequenceError::Lost { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

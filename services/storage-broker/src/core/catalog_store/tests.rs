@@ -68,3 +68,35 @@ async fn says_that_the_catalog_is_damaged() {
     let error = store.newest().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
+
+#[tokio::test]
+async fn old_catalogs_with_their_passwords_do_not_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    for number in 1..=12 {
+        let name = format!("tenant-{number}");
+        store.change(&attach(&name, number)).await.unwrap();
+    }
+    let objects = std::fs::read_dir(directory.path().join("catalog")).unwrap();
+    let mut names: Vec<_> = objects
+        .map(|object| object.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    let kept: Vec<_> = (5..=12).map(|number| format!("{number:020}")).collect();
+    assert_eq!(names, kept);
+}
+
+#[tokio::test]
+async fn a_broker_that_slept_does_not_bring_an_old_catalog_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    for number in 1..=12 {
+        let name = format!("tenant-{number}");
+        store.change(&attach(&name, number)).await.unwrap();
+    }
+    let newest = store.newest().await.unwrap();
+    let late = seal(MAGIC, VERSION, &Catalog::default()).unwrap();
+    let lost = store.sequence.append(1, late).await;
+    assert!(matches!(lost, Err(SequenceError::Lost { .. })));
+    assert_eq!(store.newest().await.unwrap(), newest);
+}

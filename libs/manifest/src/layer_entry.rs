@@ -1,0 +1,112 @@
+use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
+use serde::{Deserialize, Serialize};
+
+/// One layer file, below the timeline's `layers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerEntry {
+    /// Its file name; holds the epoch and a random part, never reused.
+    pub name: String,
+    /// What it holds of its keys.
+    pub kind: LayerKind,
+    /// The keys that it may hold.
+    pub keys: KeySpan,
+    /// Length of the file.
+    pub size: ByteCount,
+    /// Number of versions in it.
+    pub entries: u64,
+    /// How often its content was compacted; 0 as written from the WAL or the base backup.
+    pub level: u8,
+    /// The writer that made it, or on whose layers the compactor made it.
+    pub epoch: WriterEpoch,
+}
+
+/// What a layer holds of its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    /// One version of each key: the one at this LSN.
+    Image(Lsn),
+    /// All changes in this span.
+    Delta(LsnSpan),
+}
+
+/// LSNs after one and up to another, which is a span of changes: a change has its record's *end* as
+/// LSN, so what follows a state at L begins after L.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LsnSpan {
+    /// Exclusive.
+    pub after: Lsn,
+    /// Inclusive.
+    pub up_to: Lsn,
+}
+
+/// The keys from `first` to `last`, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySpan {
+    /// Lowest key.
+    #[serde(with = "key_as_hex")]
+    pub first: Key,
+    /// Highest key.
+    #[serde(with = "key_as_hex")]
+    pub last: Key,
+}
+
+impl LayerEntry {
+    /// The LSN up to which it says something.
+    pub fn up_to(&self) -> Lsn {
+        match self.kind {
+            LayerKind::Image(lsn) => lsn,
+            LayerKind::Delta(span) => span.up_to,
+        }
+    }
+
+    /// By this a manifest's layers are sorted: LSN, where of one LSN the shorter layer is last, and
+    /// an image after the changes that lead to it.
+    pub(crate) fn order(&self) -> (Lsn, Lsn, &str) {
+        let begin = match self.kind {
+            LayerKind::Image(lsn) => lsn,
+            LayerKind::Delta(span) => span.after,
+        };
+        (self.up_to(), begin, &self.name)
+    }
+}
+
+impl LsnSpan {
+    /// Whether there is any LSN in it.
+    pub fn is_empty(&self) -> bool {
+        self.up_to <= self.after
+    }
+}
+
+impl KeySpan {
+    /// Whether `key` is in it.
+    pub fn contains(&self, key: Key) -> bool {
+        self.first <= key && key <= self.last
+    }
+}
+
+impl std::fmt::Display for LsnSpan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "({}, {}]", self.after, self.up_to)
+    }
+}
+
+/// A key as hex digits of its encoding, which sort as keys do.
+mod key_as_hex {
+    use palimpsest_types::Key;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(key: &Key, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&hex::encode(key.to_bytes()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Key, D::Error> {
+        let text = String::deserialize(from)?;
+        let mut bytes = [0; Key::LEN];
+        hex::decode_to_slice(&text, &mut bytes).map_err(D::Error::custom)?;
+        Key::from_bytes(&bytes).map_err(D::Error::custom)
+    }
+}

@@ -1,7 +1,8 @@
 //! The data directory of a `pal up`: who runs there, and where its storage-broker is.
 //!
 //! A lock on `pal.lock`, which the system drops when its holder dies, says that somebody runs
-//! there. `pal.json` says who and where; without the lock it is left over and means nothing.
+//! there. `pal.json` says who and where; without the lock it is left over and means nothing, and
+//! the next one who takes the lock removes it before anything else.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 /// A directory in which this process, and no other, runs the services.
 #[derive(Debug)]
@@ -64,22 +66,47 @@ pub enum PlaceError {
 const LOCK: &str = "pal.lock";
 const ANNOUNCEMENT: &str = "pal.json";
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Who only looks holds the lock for an instant; whoever holds it for longer runs there.
+const LOOK_LIMIT: Duration = Duration::from_millis(200);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Place {
-    /// Makes the directory if it is missing, and takes it.
+    /// As [`Place::claim`], but does not mistake a command that looks who is there for somebody who
+    /// runs there.
     ///
     /// # Errors
     /// If somebody runs there, or it can't be written.
+    pub async fn claim_patiently(dir: &Path) -> Result<Self, PlaceError> {
+        let deadline = Instant::now() + LOOK_LIMIT;
+        loop {
+            match Self::claim(dir) {
+                Err(PlaceError::Taken { .. }) if Instant::now() < deadline => {
+                    sleep(LOOK_INTERVAL).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Makes the directory if it is missing, and takes it. What a killed process announced there
+    /// goes away.
+    ///
+    /// # Errors
+    /// If somebody runs there or looks who does, or it can't be written.
     pub fn claim(dir: &Path) -> Result<Self, PlaceError> {
         fs::create_dir_all(dir).map_err(at(dir))?;
         let dir = dir.canonicalize().map_err(at(dir))?;
         let path = dir.join(LOCK);
         let lock = open_lock(&path).map_err(at(&path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { dir, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(PlaceError::Taken { dir }),
-            Err(TryLockError::Error(source)) => Err(at(&path)(source)),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(PlaceError::Taken { dir }),
+            Err(TryLockError::Error(source)) => return Err(at(&path)(source)),
         }
+        // From here on the lock is held, so what is announced is believed. No fsync: if the
+        // machine dies the lock is gone, too, and the next owner comes along here again.
+        remove_announcement(&dir)?;
+        Ok(Self { dir, _lock: lock })
     }
 
     /// The directory, absolute.
@@ -108,7 +135,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // Left over, it would do no harm.
-        let _ = fs::remove_file(self.dir.join(ANNOUNCEMENT));
+        let _ = remove_announcement(&self.dir);
     }
 }
 
@@ -140,14 +167,18 @@ pub fn look(dir: &Path) -> Result<Option<Announcement>, PlaceError> {
 pub async fn wait_until_free(dir: &Path, limit: Duration) -> Result<bool, PlaceError> {
     let free = async {
         while is_taken(dir)? {
-            tokio::time::sleep(POLL_INTERVAL).await;
+            sleep(POLL_INTERVAL).await;
         }
         Ok(true)
     };
     tokio::time::timeout(limit, free).await.unwrap_or(Ok(false))
 }
 
-fn is_taken(dir: &Path) -> Result<bool, PlaceError> {
+/// Whether somebody runs in `dir`, announced or not.
+///
+/// # Errors
+/// If the lock can't be looked at.
+pub fn is_taken(dir: &Path) -> Result<bool, PlaceError> {
     let path = dir.join(LOCK);
     let lock = match File::open(&path) {
         Ok(lock) => lock,
@@ -158,6 +189,14 @@ fn is_taken(dir: &Path) -> Result<bool, PlaceError> {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(source)) => Err(at(&path)(source)),
+    }
+}
+
+fn remove_announcement(dir: &Path) -> Result<(), PlaceError> {
+    let path = dir.join(ANNOUNCEMENT);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -211,5 +250,25 @@ mod tests {
         let left_over = serde_json::to_vec(&announcement()).unwrap();
         fs::write(dir.path().join(ANNOUNCEMENT), left_over).unwrap();
         assert_eq!(look(dir.path()).unwrap(), None);
+        // The next one has the lock and has not announced itself: nobody may take it for the last.
+        let _place = Place::claim(dir.path()).unwrap();
+        assert_eq!(look(dir.path()).unwrap(), None);
+        assert!(is_taken(dir.path()).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_look_at_the_place_does_not_take_it() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Place::claim(dir.path()).unwrap());
+        let looking = File::open(dir.path().join(LOCK)).unwrap();
+        looking.try_lock_shared().unwrap();
+        let soon = async {
+            sleep(LOOK_LIMIT / 4).await;
+            drop(looking);
+        };
+        let (place, ()) = tokio::join!(Place::claim_patiently(dir.path()), soon);
+        let _place = place.unwrap();
+        let second = Place::claim_patiently(dir.path()).await;
+        assert!(matches!(second, Err(PlaceError::Taken { .. })));
     }
 }

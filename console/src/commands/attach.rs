@@ -163,6 +163,7 @@ fn phase(view: &TimelineView) -> Phase {
             share: Some((status.backup_done, status.backup_total)),
         }),
         TimelineState::Disconnected => because("the source can't be reached"),
+        TimelineState::Resuming => because("decoding local WAL"),
         TimelineState::Paused => because("paused"),
         TimelineState::Streaming if oldest > Lsn::ZERO && status.last_record >= oldest => {
             Phase::Ready(Attached {

@@ -46,7 +46,7 @@ pub(crate) async fn run(
         what: format!("can't listen for signals: {error}"),
         hint: None,
     })?;
-    let place = Place::claim(&common.data)?;
+    let place = Place::claim_patiently(&common.data).await?;
     let stack = Stack::start(&arguments.settings(), &place).await?;
     let told = tell(&stack, &place, output);
     let ended = match &told {

@@ -2,23 +2,18 @@
 
 mod catalog;
 mod files;
+mod stream;
 
 pub use catalog::TimelineAt;
 pub use files::{RelationMapFile, SlruSegment, slru_kind};
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
-
 use bytes::Bytes;
 use palimpsest_proto::page::v1 as wire;
 use palimpsest_types::{BlockNumber, ErrorKind, Lsn, RelTag};
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::transport::Channel;
 use wire::page_service_client::PageServiceClient;
 
+use self::stream::PageStreams;
 use crate::{
     channel::MAX_MESSAGE,
     convert::{InvalidMessageError, TimelineRef, lsn_from_wire, rel_tag, rel_tag_to_wire},
@@ -67,19 +62,13 @@ pub struct RelationSize {
 
 /// Pages in one request, at most.
 pub const MAX_BLOCKS: usize = 256;
-/// Requests on their way, at most; more wait.
-const REQUESTS: usize = 64;
 
-type Answers = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Pages, RemoteError>>>>>;
-
-/// A client of one page-serve. Its pages go over one long-lived stream.
+/// A client of one page-serve. Its pages go over one long-lived stream; when that breaks, the next
+/// call opens another, so the client outlives a restart of its page-serve.
 #[derive(Debug)]
 pub struct PageClient {
     unary: PageServiceClient<Channel>,
-    requests: mpsc::Sender<wire::GetPagesRequest>,
-    answers: Answers,
-    next_id: std::sync::atomic::AtomicU64,
-    reader: tokio::task::JoinHandle<()>,
+    streams: PageStreams,
 }
 
 impl PageClient {
@@ -88,45 +77,18 @@ impl PageClient {
     /// # Errors
     /// If page-serve can't be reached.
     pub async fn connect(channel: Channel) -> Result<Self, RemoteError> {
-        let mut unary = PageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let (requests, outgoing) = mpsc::channel(REQUESTS);
-        let stream = unary
-            .get_pages(ReceiverStream::new(outgoing))
-            .await?
-            .into_inner();
-        let answers = Answers::default();
-        let reader = tokio::spawn(read_answers(stream, Arc::clone(&answers)));
-        Ok(Self {
-            unary,
-            requests,
-            answers,
-            next_id: 1.into(),
-            reader,
-        })
+        let unary = PageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let streams = PageStreams::open(unary.clone()).await?;
+        Ok(Self { unary, streams })
     }
 
     /// Pages at an LSN. Many calls may be under way; each is answered as it is ready.
     ///
     /// # Errors
-    /// What page-serve says, or that the stream broke.
+    /// What page-serve says; not ready if the stream broke, or could not be opened again. The
+    /// request may be repeated then.
     pub async fn pages(&self, request: PagesRequest) -> Result<Pages, RemoteError> {
-        let id = self
-            .next_id
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        self.answers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, answer);
-        if self
-            .requests
-            .send(pages_request_to_wire(id, request))
-            .await
-            .is_err()
-        {
-            return Err(stream_broke());
-        }
-        answered.await.unwrap_or_else(|_| Err(stream_broke()))
+        self.streams.stream().await?.pages(request).await
     }
 
     /// The size of a relation fork.
@@ -197,38 +159,6 @@ impl PageClient {
         };
         let answer = self.unary.clone().get_readable(request).await?.into_inner();
         Ok((Lsn::new(answer.oldest_lsn), Lsn::new(answer.newest_lsn)))
-    }
-}
-
-impl Drop for PageClient {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
-}
-
-async fn read_answers(mut stream: Streaming<wire::GetPagesResponse>, answers: Answers) {
-    let lock = || answers.lock().unwrap_or_else(PoisonError::into_inner);
-    let ended = loop {
-        match stream.message().await {
-            Ok(Some(message)) => {
-                let answer = lock().remove(&message.request_id);
-                // A caller that has gone away does not want its answer.
-                answer.map(|answer| answer.send(pages_from_wire(message)).is_ok());
-            }
-            Ok(None) => break stream_broke(),
-            Err(status) => break status.into(),
-        }
-    };
-    for (_, answer) in lock().drain() {
-        let _ = answer.send(Err(ended.clone()));
-    }
-}
-
-fn stream_broke() -> RemoteError {
-    let message = "the stream to page-serve ended; connect again".to_owned();
-    RemoteError {
-        kind: ErrorKind::NotReady,
-        message,
     }
 }
 

@@ -1,21 +1,24 @@
 //! The private directory of a redo process: just what `postgres` checks before it is taken over.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Stdio,
 };
 
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::{process::Command, task::spawn_blocking};
 
-use crate::{EngineSettings, RunAs, StartError};
+use crate::{EngineSettings, RunAs, StartError, scratch};
 
-/// Removed when dropped.
+/// Removed when dropped; by the next one that is made, if this process has no time for it.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     directory: TempDir,
+    /// Says that the directory is in use; dropped after it is gone.
+    _lock: File,
 }
 
 /// Directories that `postgres` opens or writes at start.
@@ -25,14 +28,19 @@ const DIRECTORIES: [&str; 3] = ["global", "pg_dynshmem", "pg_notify"];
 const MODE: u32 = 0o700;
 
 impl DataDir {
-    /// Makes one that belongs to the user the process will run as.
+    /// Makes one that belongs to the user the process will run as. Those that killed processes left
+    /// go away.
     pub(crate) async fn create(settings: &EngineSettings) -> Result<Self, StartError> {
+        let (place, run_as) = (settings.scratch.clone(), settings.run_as);
+        // What stays behind is in nobody's way, so neither its failure nor its end matters.
+        spawn_blocking(move || scratch::remove_abandoned(&place, run_as));
         let directory = tempfile::Builder::new()
-            .prefix("palimpsest-redo-")
+            .prefix(scratch::PREFIX)
             .permissions(fs::Permissions::from_mode(MODE))
             .tempdir_in(&settings.scratch)
             .map_err(failed_at(&settings.scratch))?;
         let root = directory.path();
+        let lock = scratch::claim(root).map_err(failed_at(root))?;
         give(root, settings.run_as).map_err(failed_at(root))?;
         for name in DIRECTORIES {
             let path = root.join(name);
@@ -45,7 +53,10 @@ impl DataDir {
         fs::write(&path, version)
             .and_then(|()| give(&path, settings.run_as))
             .map_err(failed_at(&path))?;
-        Ok(Self { directory })
+        Ok(Self {
+            directory,
+            _lock: lock,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {

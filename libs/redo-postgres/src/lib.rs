@@ -30,6 +30,7 @@ mod process;
 mod redo_engine;
 mod request;
 mod run_as;
+mod scratch;
 mod settings;
 mod wire;
 

@@ -1,4 +1,11 @@
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    ops::Range,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::{TryStreamExt as _, future::join_all};
@@ -22,6 +29,8 @@ pub struct ObjectStore {
 
 /// Writers that race in the start-up probe.
 const PROBE_WRITERS: usize = 8;
+/// Only the owner may look in: the catalog holds passwords, and pages hold everything else.
+const STORE_MODE: u32 = 0o700;
 
 impl StorePath {
     /// What the storage-broker keeps.
@@ -59,22 +68,28 @@ impl std::fmt::Display for StorePath {
 }
 
 impl ObjectStore {
-    /// A store in a local directory, created if missing, that fsyncs files and directories; probed
-    /// for an atomic create.
+    /// A store in a local directory that fsyncs files and directories; probed for an atomic create.
+    /// A missing directory is made, for its owner only; one that exists keeps its permissions.
     ///
     /// # Errors
     /// If the directory can't be used or create is not atomic there.
     pub async fn open(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.display().to_string();
-        std::fs::create_dir_all(directory).map_err(|source| StoreError::Directory {
+        make_private(directory).map_err(|source| StoreError::Directory {
             path: path.clone(),
             source,
         })?;
         let local = LocalFileSystem::new_with_prefix(directory)
             .map_err(|source| StoreError::Store { path, source })?;
-        let store = Self {
-            inner: Arc::new(local.with_fsync(true)),
-        };
+        Self::with(Arc::new(local.with_fsync(true))).await
+    }
+
+    /// Any store, probed for an atomic create.
+    ///
+    /// # Errors
+    /// If it can't be reached or create is not atomic there.
+    pub async fn with(inner: Arc<dyn object_store::ObjectStore>) -> Result<Self, StoreError> {
+        let store = Self { inner };
         store.probe().await?;
         Ok(store)
     }
@@ -115,6 +130,18 @@ impl ObjectStore {
             .await
             .map_err(|source| StoreError::from_store(&path.0, source))?;
         Ok(())
+    }
+
+    /// Stores an object whose name nobody else makes. Trying again after a failure is safe: an
+    /// object that is there already is the one that an earlier try has stored after all.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn put_once(&self, path: &StorePath, body: Bytes) -> Result<(), StoreError> {
+        match self.create(path, body).await {
+            Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// The whole object.
@@ -182,14 +209,45 @@ impl ObjectStore {
     }
 }
 
+/// Makes the directory if it does not exist. Its parents are nothing special.
+fn make_private(directory: &Path) -> io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(STORE_MODE).create(directory) {
+        Err(_) if directory.is_dir() => Ok(()),
+        outcome => outcome,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     async fn store() -> (tempfile::TempDir, ObjectStore) {
         let directory = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(directory.path()).await.unwrap();
         (directory, store)
+    }
+
+    #[tokio::test]
+    async fn a_new_directory_is_private_and_an_old_one_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let new = directory.path().join("parent/store");
+        ObjectStore::open(&new).await.unwrap();
+        assert_eq!(mode(&new), 0o700);
+
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o750)).unwrap();
+        ObjectStore::open(&new).await.unwrap();
+        assert_eq!(mode(&new), 0o750);
+
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let refused = ObjectStore::open(&file).await;
+        assert!(matches!(refused, Err(StoreError::Directory { .. })));
     }
 
     #[tokio::test]

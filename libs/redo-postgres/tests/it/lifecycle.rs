@@ -115,6 +115,20 @@ async fn dropping_the_last_handle_ends_the_process() {
 }
 
 #[tokio::test]
+async fn a_start_removes_what_a_killed_owner_left_and_nothing_else() {
+    let (scratch, settings) = scratch();
+    let first = Engine::start(settings.clone()).await.unwrap();
+    let left = scratch.path().join("palimpsest-redo-left");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("palimpsest.lock"), "").unwrap();
+    let second = Engine::start(settings).await.unwrap();
+    until_gone(&left).await;
+    assert_eq!(entries(scratch.path()), 2, "one for each engine");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
 async fn a_failed_start_says_what_postgres_said() {
     let (scratch, mut settings) = scratch();
     settings.memory_limit = ByteCount::ZERO;

@@ -5,6 +5,7 @@
 mod cluster;
 mod corpus;
 mod failures;
+mod images;
 mod lifecycle;
 mod rebuild;
 mod wal;

@@ -4,6 +4,8 @@
 
 #include "storage.h"
 
+#include "access/gist.h"
+#include "access/gistxlog.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "access/xlogutils.h"
@@ -162,18 +164,37 @@ restore_image(int id, char *page)
         elog(ERROR, "cannot restore the page image: %s", reader->errormsg_buf);
 }
 
+/* Whether the page is the left half of a GiST split that the record completes. */
+static bool
+completes_gist_split(const XLogRecord *record, int id)
+{
+    uint8 info = record->xl_info & ~XLR_INFO_MASK;
+
+    if (record->xl_rmid != RM_GIST_ID)
+        return false;
+    return (info == XLOG_GIST_PAGE_UPDATE && id == 1) || (info == XLOG_GIST_PAGE_SPLIT && id == 0);
+}
+
 /*
  * Applies the target's full-page image. Right for every resource manager, and the only way for
- * XLOG_FPI, whose redo routine would want to read the other blocks.
+ * XLOG_FPI, whose redo routine would want to read the other blocks. One page is changed besides, as
+ * by gistRedoClearFollowRight: the primary does so when it has the record's LSN, after the image
+ * was taken.
  */
 static void
-apply_image(int id)
+apply_image(const DecodedXLogRecord *record, int id)
 {
     Page page = pal_target_page(&target);
 
     restore_image(id, page);
     if (!PageIsNew(page))
         PageSetLSN(page, reader->EndRecPtr);
+    if (completes_gist_split(&record->header, id) &&
+        ((PageHeader) page)->pd_special == BLCKSZ - MAXALIGN(sizeof(GISTPageOpaqueData)))
+    {
+        GistPageSetNSN(page, reader->EndRecPtr);
+        GistClearFollowRight(page);
+    }
     restored_from_image = true;
 }
 
@@ -230,7 +251,7 @@ pal_replay_record(const PalRecord *raw, PalVerdict *verdict)
         elog(ERROR, "the record does not refer to the page under reconstruction");
 
     if (id >= 0 && record->blocks[id].apply_image)
-        apply_image(id);
+        apply_image(record, id);
     else
         apply_by_redo(record);
     if (verdict != NULL)

@@ -13,7 +13,9 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use palimpsest_redo_postgres::{ApplyRequest, Engine};
 use palimpsest_types::{ByteCount, Key, Lsn};
-use palimpsest_wal::{Interpreter, RawRecord, RelationSizes, ResourceManager, SegmentSize, Value};
+use palimpsest_wal::{
+    BaseFacts, Interpreter, RawRecord, RelationSizes, ResourceManager, SegmentSize, Value,
+};
 use tokio::sync::mpsc;
 
 use crate::oracle::{DataFiles, read_wal};
@@ -100,7 +102,7 @@ impl Walk {
         }
         Ok(Self {
             engine,
-            interpreter: Interpreter::new(sizes),
+            interpreter: Interpreter::new(sizes, BaseFacts::consistent()),
             pages,
             portion: BTreeMap::new(),
             portion_bytes: 0,

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use palimpsest_api::{
     TimelineRef,
-    broker::{BrokerClient, ClusterView, Role, TimelineState, TimelineView, watch_cluster},
+    broker::{
+        BrokerClient, ClusterView, Role, TimelineState, TimelineStatus, TimelineView, watch_cluster,
+    },
     channel::connect_lazily,
     page::{PageClient, PagesRequest, ReadAt},
 };
@@ -42,8 +44,9 @@ pub struct ServedTimeline {
 
 /// Nothing that judges wait for takes longer, even on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Changes kept in memory: the judges write more than production should hold.
-const TAIL_MEMORY: ByteCount = ByteCount::gib(3);
+/// Layers are small and many, so that a judge reads from memory, from files, and across both.
+const LAYER_SIZE: ByteCount = ByteCount::mib(4);
+const LAYER_AGE_SECONDS: u32 = 3;
 /// Blocks in one request.
 const BLOCKS: usize = 64;
 /// Requests under way.
@@ -52,6 +55,13 @@ const REQUESTS: usize = 8;
 impl Embedded {
     /// Starts one of each service, with files below `directory`.
     pub async fn start(directory: &Path) -> Result<Self> {
+        let embedded = Self::start_without_wal_ingest(directory).await?;
+        embedded.start_wal_ingest(&embedded.scope).await?;
+        Ok(embedded)
+    }
+
+    /// Starts one of each service but wal-ingest.
+    pub async fn start_without_wal_ingest(directory: &Path) -> Result<Self> {
         let scope = TaskScope::default();
         let broker_address = start_broker(directory, "127.0.0.1:0", &scope).await?;
         let cluster = watch_cluster(&broker_address, &scope)?;
@@ -66,7 +76,6 @@ impl Embedded {
         };
         embedded.start_redo_worker(&embedded.scope).await?;
         embedded.start_page_serve(&embedded.scope).await?;
-        embedded.start_wal_ingest(&embedded.scope).await?;
         Ok(embedded)
     }
 
@@ -94,7 +103,6 @@ impl Embedded {
             listen: "127.0.0.1:0".to_owned(),
             broker: self.broker_address.clone(),
             store: self.directory.join("store"),
-            tail_memory: TAIL_MEMORY,
             lsn_patience_seconds: 3,
             ..palimpsest_page_serve::Settings::default()
         };
@@ -104,16 +112,26 @@ impl Embedded {
 
     /// Starts a wal-ingest.
     pub async fn start_wal_ingest(&self, scope: &TaskScope) -> Result<String> {
-        let settings = palimpsest_wal_ingest::Settings {
+        let running = palimpsest_wal_ingest::run(self.wal_ingest_settings(), scope).await?;
+        Ok(running.address().to_string())
+    }
+
+    /// What wal-ingests are started with.
+    pub fn wal_ingest_settings(&self) -> palimpsest_wal_ingest::Settings {
+        palimpsest_wal_ingest::Settings {
             listen: "127.0.0.1:0".to_owned(),
             broker: self.broker_address.clone(),
-            store: self.directory.join("store"),
+            store: self.store(),
             data: self.directory.join("wal-ingest"),
-            tail_memory: TAIL_MEMORY,
+            layer_size: LAYER_SIZE,
+            layer_age_seconds: LAYER_AGE_SECONDS,
             ..palimpsest_wal_ingest::Settings::default()
-        };
-        let running = palimpsest_wal_ingest::run(settings, scope).await?;
-        Ok(running.address().to_string())
+        }
+    }
+
+    /// The directory of the object store.
+    pub fn store(&self) -> PathBuf {
+        self.directory.join("store")
     }
 
     /// Attaches a cluster and waits until it can be read.
@@ -169,6 +187,13 @@ impl Embedded {
         outcome.with_context(last)?
     }
 
+    /// How far a timeline was when its writer last said so.
+    pub fn status(&self, timeline: TimelineRef) -> Result<TimelineStatus> {
+        let cluster = self.cluster.borrow();
+        let view = cluster.timeline(timeline);
+        Ok(view.context("the timeline is gone")?.status.clone())
+    }
+
     /// A client of the broker.
     pub fn broker(&self) -> BrokerClient {
         self.broker.clone()
@@ -181,14 +206,24 @@ impl Embedded {
 
     /// A timeline, read from the first page-serve.
     pub async fn served(&self, timeline: TimelineRef) -> Result<ServedTimeline> {
+        let address = self.page_serve().await?;
+        self.served_by(&address, timeline).await
+    }
+
+    /// A timeline, read from a page-serve.
+    pub async fn served_by(&self, address: &str, timeline: TimelineRef) -> Result<ServedTimeline> {
+        let client = PageClient::connect(connect_lazily(address)?).await?;
+        Ok(ServedTimeline { client, timeline })
+    }
+
+    async fn page_serve(&self) -> Result<String> {
         let mut cluster = self.cluster.clone();
         let there = cluster.wait_for(|view| !view.addresses(Role::PageServe).is_empty());
         let addresses = tokio::time::timeout(PATIENCE, there)
             .await??
             .addresses(Role::PageServe);
         let address = addresses.first().context("no page-serve is alive")?;
-        let client = PageClient::connect(connect_lazily(address)?).await?;
-        Ok(ServedTimeline { client, timeline })
+        Ok(address.clone())
     }
 
     /// Stops all services in good order.

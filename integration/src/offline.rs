@@ -16,7 +16,7 @@ use palimpsest_layer::{DeltaLayer as _, LogRecord, OpenLayer, Visit};
 use palimpsest_redo::{Chain, reconstruct};
 use palimpsest_redo_postgres::Engine;
 use palimpsest_types::{BlockNumber, Fork, Key, Lsn, Oid, RelTag, WriterEpoch};
-use palimpsest_wal::{Interpreter, RawRecord, RelationSizes, SegmentSize, Value};
+use palimpsest_wal::{BaseFacts, Interpreter, RawRecord, RelationSizes, SegmentSize, Value};
 
 use crate::oracle::{DataFiles, PageSource, read_wal};
 
@@ -58,11 +58,12 @@ impl Sabotage {
 
 impl OfflineTimeline {
     /// Takes the files of a cluster that was stopped with its checkpoint at `checkpoint`, or of a
-    /// base backup that begins there, and the WAL from there on.
+    /// base backup that begins there and ends at `consistent_from`, and the WAL from there on.
     pub fn build(
         base_dir: &Path,
         pg_wal: &Path,
         checkpoint: Lsn,
+        consistent_from: Lsn,
         segment_size: SegmentSize,
     ) -> Result<Self> {
         let base = DataFiles::read(base_dir)?;
@@ -70,7 +71,13 @@ impl OfflineTimeline {
         for (rel, file) in base.iter() {
             sizes.set(rel, file.blocks()?);
         }
-        let mut interpreter = Interpreter::new(sizes);
+        let mut interpreter = Interpreter::new(
+            sizes,
+            BaseFacts {
+                consistent_from,
+                ..BaseFacts::consistent()
+            },
+        );
         let mut changes = OpenLayer::new(WriterEpoch::FIRST, checkpoint);
         let mut boundaries = Vec::new();
         read_wal(pg_wal, checkpoint, segment_size, |record: RawRecord| {

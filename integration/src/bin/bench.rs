@@ -14,7 +14,7 @@ use palimpsest_api::{
 use palimpsest_integration::{embedded::Embedded, oracle::read_wal};
 use palimpsest_testkit::{Cluster, ClusterOptions};
 use palimpsest_types::{BlockNumber, Lsn, RelTag};
-use palimpsest_wal::{Interpreter, RelationSizes, SegmentSize};
+use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SegmentSize};
 use tokio::time::Instant;
 
 /// Rounds of each measurement; the median counts.
@@ -151,14 +151,20 @@ async fn measure(full_page_writes: &str) -> Result<Vec<Row>> {
 /// Framing, CRC, decoding and interpreting of recorded WAL, in memory.
 fn decode_rate(pg_wal: &Path, start: Lsn) -> Result<String> {
     let mut wal = Vec::new();
+    // As if all pages that are named had been there before.
+    let mut sizes = RelationSizes::default();
     read_wal(pg_wal, start, SegmentSize::DEFAULT, |record| {
+        for block in record.decode()?.blocks {
+            let end = block.block.next().max(sizes.get(block.rel));
+            sizes.set(block.rel, end.unwrap_or_default());
+        }
         wal.push(record);
         Ok(())
     })?;
     let bytes: usize = wal.iter().map(|record| record.bytes.len()).sum();
     let mut seconds = Vec::new();
     for _ in 0..ROUNDS {
-        let mut interpreter = Interpreter::new(RelationSizes::default());
+        let mut interpreter = Interpreter::new(sizes.clone(), BaseFacts::consistent());
         let begun = Instant::now();
         let mut end = start;
         read_wal(pg_wal, start, SegmentSize::DEFAULT, |record| {

@@ -8,4 +8,5 @@ mod up;
 
 pub use check::check;
 pub use postgres::POSTGRES_PORT;
+pub use primary::Primary;
 pub use up::{UpSettings, up};

@@ -14,15 +14,16 @@ use crate::{
 
 /// A stopped primary, and what was there when it was attached.
 #[derive(Debug)]
-pub(super) struct Primary {
-    pub(super) files: DataFiles,
+pub struct Primary {
+    /// Its relation files.
+    pub files: DataFiles,
     /// Databases of the base backup. Later ones are copied, and copying loses visibility bits.
-    pub(super) attached_databases: BTreeSet<Oid>,
+    pub attached_databases: BTreeSet<Oid>,
 }
 
 impl Primary {
     /// Compares every fork and every page; returns the number of pages.
-    pub(super) async fn compare<S: PageSource>(
+    pub async fn compare<S: PageSource>(
         &self,
         source: &S,
         lsn: Lsn,

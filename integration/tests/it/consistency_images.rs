@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use crate::support::{checkpoint, engine};
 
 const NAME: &str = "consistency-images";
-/// Some ten times the quick size.
-const FULL_SCALE: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
+/// Some three times the quick size, which is half a million images already.
+const FULL_SCALE: NonZeroU32 = NonZeroU32::new(3).expect("not zero");
 /// Of the pieces of history with a record left out, how many must be noticed. Not all can be: the
 /// next record may cover the loss, as an update does after a row lock, or pruning after a delete.
 const NOTICED_PERCENT: u64 = 80;

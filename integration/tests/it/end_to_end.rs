@@ -125,18 +125,27 @@ async fn judge_cell(
     let served = services.served(timeline).await?;
     let engine = engine(options.data_checksums).await?;
     let oracle = Oracle::new(engine.clone());
+    let recovery = Recovery {
+        base: &backup.data_dir(),
+        archive: &pg_wal,
+        options: &options,
+    };
     for lsn in lsns {
-        let recovery = Recovery {
-            base: &backup.data_dir(),
-            archive: &pg_wal,
-            options: &options,
-        };
         let reference = tokio::task::block_in_place(|| recovery.to(lsn))
             .with_context(|| format!("recovering to {lsn}"))?;
         let mut tally = RecoveredTally::default();
         compare_at(&served, reference.files(), lsn, &oracle, judge, &mut tally).await?;
         eprintln!("{NAME}: at {lsn}: {tally:?}");
     }
+    // The same from layers alone: a page-serve that starts now has nothing else.
+    services
+        .wait_for(timeline, |view| view.status.remote_consistent >= end)
+        .await?;
+    let address = services.start_page_serve(services.scope()).await?;
+    let served = services.served_by(&address, timeline).await?;
+    let reference = tokio::task::block_in_place(|| recovery.to(end))?;
+    let mut tally = RecoveredTally::default();
+    compare_at(&served, reference.files(), end, &oracle, judge, &mut tally).await?;
     engine.stop().await;
     services.stop().await;
     Ok(())

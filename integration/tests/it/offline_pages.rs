@@ -78,7 +78,7 @@ impl Case {
         Workload::full(seed, workload::QUICK).run(&cluster)?;
         cluster.stop()?;
         let pg_wal = cluster.data_dir().join("pg_wal");
-        let timeline = OfflineTimeline::build(&copy, &pg_wal, start, SegmentSize::DEFAULT)?;
+        let timeline = OfflineTimeline::build(&copy, &pg_wal, start, start, SegmentSize::DEFAULT)?;
         let files = DataFiles::read(cluster.data_dir())?;
         Ok((cluster, base, timeline, files))
     }

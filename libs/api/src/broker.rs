@@ -44,7 +44,9 @@ pub enum TimelineState {
     Streaming,
     /// The source can't be reached at the moment.
     Disconnected,
-    /// The memory for changes is full; the connection is closed.
+    /// It was taken over, and the WAL on the local disk is being decoded.
+    Resuming,
+    /// There is no room for more; the connection is closed until there is.
     Paused,
     /// It can't go on.
     Stopped,
@@ -69,6 +71,8 @@ pub struct TimelineStatus {
     pub flushed: Lsn,
     /// Decoded and readable.
     pub last_record: Lsn,
+    /// In layer files on our disk, fsynced.
+    pub disk_consistent: Lsn,
     /// In the object store.
     pub remote_consistent: Lsn,
     /// The oldest LSN that can be read.
@@ -165,6 +169,7 @@ impl TimelineState {
             Self::Attaching => "attaching",
             Self::Streaming => "streaming",
             Self::Disconnected => "disconnected",
+            Self::Resuming => "resuming",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Deleting => "deleting",

@@ -21,6 +21,8 @@ use crate::{
 pub struct FeedBatch {
     /// Generation of the writer.
     pub epoch: WriterEpoch,
+    /// What an earlier writer told of LSNs after here is void.
+    pub epoch_start: Lsn,
     /// Everything up to here has come with this batch.
     pub up_to: Lsn,
     /// Records that change something.
@@ -73,6 +75,7 @@ impl From<FeedBatch> for wire::SubscribeResponse {
     fn from(batch: FeedBatch) -> Self {
         Self {
             writer_epoch: batch.epoch.get(),
+            epoch_start_lsn: batch.epoch_start.get(),
             up_to_lsn: batch.up_to.get(),
             records: batch
                 .records
@@ -89,6 +92,7 @@ impl TryFrom<wire::SubscribeResponse> for FeedBatch {
     fn try_from(message: wire::SubscribeResponse) -> Result<Self, Self::Error> {
         Ok(Self {
             epoch: WriterEpoch::new(message.writer_epoch),
+            epoch_start: Lsn::new(message.epoch_start_lsn),
             up_to: Lsn::new(message.up_to_lsn),
             records: message
                 .records
@@ -261,6 +265,7 @@ mod tests {
         }];
         let batch = FeedBatch {
             epoch: WriterEpoch::FIRST,
+            epoch_start: Lsn::new(8),
             up_to: Lsn::new(16),
             records,
         };
@@ -280,6 +285,7 @@ mod tests {
             changes,
         }];
         let message = wire::SubscribeResponse {
+            epoch_start_lsn: 0,
             writer_epoch: 1,
             up_to_lsn: 1,
             records,

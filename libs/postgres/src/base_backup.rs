@@ -1,8 +1,14 @@
 //! `BASE_BACKUP` as PostgreSQL 15 speaks it: two small results, one copy stream, one small result.
 
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
 use bytes::{Buf, Bytes};
 use palimpsest_types::{ByteCount, Lsn, Oid};
 use postgres_protocol::message::backend::Message;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     ClientError, Connection, Tli, connection::unexpected, quote, row::Row, transport::Incoming,
@@ -86,6 +92,10 @@ pub struct Tablespace {
 pub struct BaseBackup {
     connection: Connection,
     state: State,
+    /// Since when the server is waited for, over calls that were dropped; `None` if it is not.
+    waiting_since: Option<Instant>,
+    /// Whether the server has said anything yet.
+    heard: bool,
 }
 
 #[derive(Debug)]
@@ -104,6 +114,11 @@ enum State {
     Failed,
 }
 
+/// How long the server may be silent before its first word: the checkpoint that a backup begins with
+/// takes long if there is much to write, and then the server adds up the sizes of all files.
+const START_LIMIT: Duration = Duration::from_mins(30);
+/// How long it may be silent later, when files follow each other.
+const SILENCE_LIMIT: Duration = Duration::from_mins(5);
 /// More tablespaces than a cluster has that anybody can operate.
 const MAX_TABLESPACES: usize = 4096;
 
@@ -117,6 +132,8 @@ impl Connection {
         Ok(BaseBackup {
             connection: self,
             state: State::Position(None),
+            waiting_since: None,
+            heard: false,
         })
     }
 }
@@ -141,7 +158,8 @@ impl BaseBackup {
     /// turned into its event without another await.
     ///
     /// # Errors
-    /// If the server fails or reports an error; the backup is then of no use.
+    /// If the server fails, reports an error, or is silent for too long; the backup is then of no
+    /// use.
     pub async fn next(&mut self) -> Result<Option<BackupEvent>, ClientError> {
         loop {
             match self.state {
@@ -149,7 +167,7 @@ impl BaseBackup {
                 State::Failed => return Err(ClientError::OutOfStep),
                 _ => {}
             }
-            let event = match self.connection.recv().await {
+            let event = match self.recv().await {
                 Ok(message) => self.apply(message),
                 Err(error) => Err(error),
             };
@@ -173,6 +191,24 @@ impl BaseBackup {
             State::Done => Ok(self.connection),
             _ => Err(ClientError::OutOfStep),
         }
+    }
+
+    /// The next message. What the server sent while nobody waited is not silence.
+    async fn recv(&mut self) -> Result<Incoming, ClientError> {
+        let (limit, during) = match self.heard {
+            false => (START_LIMIT, "which should begin a base backup"),
+            true => (SILENCE_LIMIT, "which should go on with a base backup"),
+        };
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let silent = |_| ClientError::Silent {
+            during,
+            after: limit,
+        };
+        let message = timeout_at(since + limit, self.connection.recv()).await;
+        self.waiting_since = None;
+        let message = message.map_err(silent)??;
+        self.heard = true;
+        Ok(message)
     }
 
     fn apply(&mut self, message: Incoming) -> Result<Option<BackupEvent>, ClientError> {
@@ -325,42 +361,4 @@ fn archive_start(data: &[u8]) -> Result<BackupEvent, ClientError> {
         name: name.to_owned(),
         tablespace_oid,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_quotes_its_label() {
-        let options = BackupOptions {
-            max_rate: Some(32),
-            ..BackupOptions::new("it's")
-        };
-        assert_eq!(
-            command(&options).unwrap(),
-            "BASE_BACKUP (LABEL 'it''s', PROGRESS, CHECKPOINT 'fast', WAL false, WAIT false, \
-             MANIFEST 'no', TABLESPACE_MAP false, MAX_RATE 32)"
-        );
-        assert!(command(&BackupOptions::new("a\nSTART WAL LOCATION: 0/0")).is_err());
-    }
-
-    #[test]
-    fn archives_are_told_apart_by_their_directory() {
-        let oid = |data: &[u8]| match archive_start(data).unwrap() {
-            BackupEvent::ArchiveStart { tablespace_oid, .. } => tablespace_oid,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(oid(b"base.tar\0\0"), None);
-        assert_eq!(oid(b"16384.tar\0/mnt\0"), Some(16384));
-        for data in [
-            &b""[..],
-            b"base.tar",
-            b"base.tar\0",
-            b"a.tar\0/mnt\0",
-            b"base.tar\0\0x",
-        ] {
-            assert!(archive_start(data).is_err(), "{data:?}");
-        }
-    }
 }

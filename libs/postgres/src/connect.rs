@@ -13,6 +13,7 @@ use crate::{
     ClientError, ConnInfo, Connection, Endpoint, Host, SslMode,
     auth::{self, Login},
     conninfo::lookup_passfile,
+    keep_alive,
     tls::Tls,
     transport::Transport,
 };
@@ -200,8 +201,7 @@ async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A silent peer is otherwise never found out while we only read.
-    socket.set_keepalive(true)?;
+    keep_alive::enable(&socket)?;
     let stream = socket.connect(address).await?;
     // Status updates are small and must not wait for more to send.
     stream.set_nodelay(true)?;

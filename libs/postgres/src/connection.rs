@@ -1,9 +1,10 @@
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use postgres_protocol::message::{
     backend::{Message, ParameterStatusBody},
     frontend,
 };
+use tokio::time::timeout;
 
 use crate::{
     ClientError, ConnInfo, connect,
@@ -22,6 +23,9 @@ pub struct Connection {
     in_step: bool,
 }
 
+/// Limit on a command that answers with rows, and on the reply that begins a WAL stream. None of
+/// them waits for anything at the server.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// More than any version of the server reports.
 const MAX_PARAMETERS: usize = 256;
 /// Most text kept of one command's result; the longest is the content of a timeline history.
@@ -92,6 +96,11 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::recv`], for a reply that the server gives at once.
+    pub(crate) async fn reply(&mut self) -> Result<Incoming, ClientError> {
+        in_time(self.recv()).await
+    }
+
     /// Reads to the prompt. Nothing but the end of the command may come before it.
     pub(crate) async fn finish(&mut self) -> Result<(), ClientError> {
         loop {
@@ -103,8 +112,13 @@ impl Connection {
         }
     }
 
-    /// Runs a command to its end and returns the rows of its results.
+    /// Runs a command to its end and returns the rows of its results. After [`COMMAND_LIMIT`] the
+    /// command counts as abandoned.
     pub(crate) async fn rows(&mut self, command: &str) -> Result<Vec<Row>, ClientError> {
+        in_time(self.run(command)).await
+    }
+
+    async fn run(&mut self, command: &str) -> Result<Vec<Row>, ClientError> {
         self.send(command).await?;
         let result = self.collect_rows().await;
         if let Err(ClientError::Server(error)) = &result
@@ -176,6 +190,16 @@ impl fmt::Debug for Connection {
     }
 }
 
+async fn in_time<T>(reply: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    match timeout(COMMAND_LIMIT, reply).await {
+        Ok(result) => result,
+        Err(_) => Err(ClientError::Silent {
+            during: "which should answer a command",
+            after: COMMAND_LIMIT,
+        }),
+    }
+}
+
 /// The error for a message that does not belong where it came.
 pub(crate) fn unexpected(message: &Incoming, wanted: &str) -> ClientError {
     let name = match message {
@@ -195,23 +219,41 @@ pub(crate) fn unexpected(message: &Incoming, wanted: &str) -> ClientError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::io::AsyncWriteExt;
+    use tokio::{
+        io::{AsyncWriteExt, DuplexStream},
+        time::Instant,
+    };
 
     use super::*;
 
-    #[tokio::test]
-    async fn an_abandoned_command_makes_the_connection_unusable_not_wrong() {
+    async fn connection() -> (DuplexStream, Connection) {
         let (client, mut server) = tokio::io::duplex(4096);
         server
             .write_all(b"S\0\0\0\x18server_version\x0015.8\0Z\0\0\0\x05I")
             .await
             .unwrap();
-        let mut connection = Connection::ready(Transport::new(client)).await.unwrap();
+        let connection = Connection::ready(Transport::new(client)).await.unwrap();
+        (server, connection)
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_command_makes_the_connection_unusable_not_wrong() {
+        let (_server, mut connection) = connection().await;
         let abandoned = tokio::time::timeout(Duration::from_millis(5), connection.show("a"));
         assert!(abandoned.await.is_err(), "answered by nobody");
         let error = connection.show("b").await.unwrap_err();
+        assert!(matches!(error, ClientError::OutOfStep));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_answers_a_command_is_given_up() {
+        let (_server, mut connection) = connection().await;
+        let begun = Instant::now();
+        let error = connection.identify_system().await.unwrap_err();
+        assert!(matches!(error, ClientError::Silent { .. }), "{error}");
+        assert_eq!(error.kind(), palimpsest_types::ErrorKind::NotReady);
+        assert_eq!(begun.elapsed(), COMMAND_LIMIT);
+        let error = connection.identify_system().await.unwrap_err();
         assert!(matches!(error, ClientError::OutOfStep));
     }
 }

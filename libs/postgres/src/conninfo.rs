@@ -32,6 +32,8 @@ pub struct ConnInfo {
     application_name: Option<String>,
     connect_timeout: Option<Duration>,
     passfile: Option<PathBuf>,
+    /// The keys that were given, with their values, but `***` for the password.
+    written: Pairs,
 }
 
 /// A secret that prints as `***`.
@@ -65,7 +67,10 @@ pub enum ConnInfoError {
     },
 }
 
-/// Every key that is understood.
+/// What is shown for a password.
+const REDACTED: &str = "***";
+
+/// Every key that is understood, in the order in which they are shown.
 const KEYS: [&str; 12] = [
     "host",
     "hostaddr",
@@ -145,51 +150,20 @@ impl ConnInfo {
         self
     }
 
-    /// Names the application if the string does not.
+    /// Names the application, whatever the string says.
     #[must_use]
-    pub fn with_fallback_application_name(mut self, name: &str) -> Self {
-        self.application_name.get_or_insert_with(|| name.to_owned());
+    pub fn with_application_name(mut self, name: &str) -> Self {
+        self.application_name = Some(name.to_owned());
+        self.written
+            .insert("application_name".to_owned(), name.to_owned());
         self
     }
 
-    /// The connection string with the password replaced by `***`, fit for logs.
+    /// What was written, as keys and values in a fixed order, with `***` for the password: fit for
+    /// logs. Defaults are not shown, so that people recognise their own string.
     pub fn redacted(&self) -> String {
-        let join = |part: &dyn Fn(&Endpoint) -> String| {
-            self.endpoints
-                .iter()
-                .map(part)
-                .collect::<Vec<_>>()
-                .join(",")
-        };
-        let mut pairs = vec![
-            ("host", join(&|e| e.host.to_string())),
-            ("port", join(&|e| e.port.to_string())),
-            ("user", self.user.clone()),
-            ("sslmode", self.ssl_mode.name().to_owned()),
-        ];
-        if self.endpoints.iter().any(|e| e.host.addr().is_some()) {
-            let addr = |e: &Endpoint| e.host.addr().map(|a| a.to_string()).unwrap_or_default();
-            pairs.push(("hostaddr", join(&addr)));
-        }
-        let path = |path: &PathBuf| path.display().to_string();
-        let optional = [
-            ("password", self.password.as_ref().map(|_| "***".to_owned())),
-            ("dbname", self.dbname.clone()),
-            ("sslrootcert", self.ssl_root_cert.as_ref().map(path)),
-            ("application_name", self.application_name.clone()),
-            (
-                "connect_timeout",
-                self.connect_timeout
-                    .map(|limit| limit.as_secs().to_string()),
-            ),
-            ("passfile", self.passfile.as_ref().map(path)),
-        ];
-        pairs.extend(
-            optional
-                .into_iter()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-        key_value::format(&pairs)
+        let written = |key: &'static str| Some((key, self.written.get(key)?.clone()));
+        key_value::format(&KEYS.into_iter().filter_map(written).collect::<Vec<_>>())
     }
 
     fn from_pairs(mut pairs: Pairs) -> Result<Self, ConnInfoError> {
@@ -197,7 +171,12 @@ impl ConnInfo {
             return Err(ConnInfoError::UnknownKey(unknown.clone()));
         }
         // libpq takes an empty value for an absent one.
-        let mut take = |key: &str| pairs.remove(key).filter(|value| !value.is_empty());
+        pairs.retain(|_, value| !value.is_empty());
+        let mut written = pairs.clone();
+        if let Some(password) = written.get_mut("password") {
+            *password = REDACTED.to_owned();
+        }
+        let mut take = |key: &str| pairs.remove(key);
         let endpoints = endpoint::endpoints(take("host"), take("hostaddr"), take("port"))?;
         let fallback_name = take("fallback_application_name");
         Ok(Self {
@@ -212,6 +191,7 @@ impl ConnInfo {
             application_name: take("application_name").or(fallback_name),
             connect_timeout: connect_timeout(take("connect_timeout"))?,
             passfile: take("passfile").map(PathBuf::from),
+            written,
         })
     }
 }
@@ -265,7 +245,7 @@ impl Password {
 
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        f.write_str(REDACTED)
     }
 }
 

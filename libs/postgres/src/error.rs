@@ -72,6 +72,14 @@ pub enum ClientError {
     /// The connection was closed without a word.
     #[error("the server closed the connection; its log says why")]
     Closed,
+    /// The server is connected and says nothing.
+    #[error("the server has not said anything for {} s, {during}; is it overloaded or stopped?", .after.as_secs())]
+    Silent {
+        /// What was under way.
+        during: &'static str,
+        /// The limit.
+        after: Duration,
+    },
     /// Reading from or writing to the connection failed.
     #[error("the connection to the server broke")]
     Io(#[source] io::Error),
@@ -108,6 +116,7 @@ impl ClientError {
             | Self::ConnectTimeout { .. }
             | Self::ServerShutdown
             | Self::Closed
+            | Self::Silent { .. }
             | Self::Io(_)
             | Self::OutOfStep => ErrorKind::NotReady,
             Self::Tls { source, .. } if !is_certificate_error(source) => ErrorKind::NotReady,

@@ -19,6 +19,7 @@ mod connection;
 mod conninfo;
 mod control_file;
 mod error;
+mod keep_alive;
 mod quote;
 mod replication;
 mod row;

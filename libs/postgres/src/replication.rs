@@ -123,7 +123,7 @@ impl Connection {
             "START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}"
         ))
         .await?;
-        let state = match self.recv().await? {
+        let state = match self.reply().await? {
             Incoming::CopyBoth => State::Streaming,
             // `start` is the very end of an old timeline: no stream, only the next one's name.
             Incoming::Other(Message::RowDescription(_)) => State::Ending(None),
@@ -200,6 +200,31 @@ impl ReplicationStream {
             State::Ended => Ok(self.connection),
             _ => Err(ClientError::OutOfStep),
         }
+    }
+
+    /// Ends the stream in good order; WAL that is still on its way is thrown away. When this
+    /// returns the server has taken in every status sent before, and has let go of the slot.
+    ///
+    /// # Errors
+    /// If the connection broke or the server refused.
+    pub async fn finish(mut self) -> Result<Connection, ClientError> {
+        if matches!(self.state, State::Streaming) {
+            self.connection.transport().queue(|out| {
+                frontend::copy_done(out);
+                Ok(())
+            })?;
+            loop {
+                match self.recv().await? {
+                    Incoming::CopyData(_) => {}
+                    Incoming::Other(Message::CopyDone) => break,
+                    message => return Err(unexpected(&message, "the end of the WAL stream")),
+                }
+            }
+            self.state = State::Ending(None);
+        }
+        // After our own end there is no next timeline; after the server's, nobody asked for it.
+        while self.next().await?.is_some() {}
+        self.into_connection()
     }
 
     /// Leaves the stream and closes the connection. A slot stays as it is.

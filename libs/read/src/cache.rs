@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use palimpsest_types::{ByteCount, Key, Lsn, PAGE_SIZE, TimelineId};
+use palimpsest_types::{ByteCount, Key, Lsn, PAGE_SIZE, TimelineId, WriterEpoch};
 use quick_cache::sync::Cache;
 
 use crate::error::ReadError;
@@ -16,6 +16,8 @@ pub struct PageCache {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Version {
     pub(crate) timeline: TimelineId,
+    /// Generation of the writer that told of the change.
+    pub(crate) epoch: WriterEpoch,
     pub(crate) key: Key,
     /// LSN of the change that made it.
     pub(crate) lsn: Lsn,

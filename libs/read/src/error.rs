@@ -1,4 +1,4 @@
-use palimpsest_layer::image::ImageLayerError;
+use palimpsest_layer::{delta_file::DeltaLayerError, image::ImageLayerError};
 use palimpsest_redo::ReconstructError;
 use palimpsest_store::StoreError;
 use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, Oid, RelTag, SlruKind};
@@ -81,6 +81,23 @@ pub enum ReadError {
         #[source]
         source: ImageLayerError,
     },
+    /// A delta layer file is damaged.
+    #[error("layer {layer} is damaged")]
+    DeltaLayer {
+        /// Its name.
+        layer: String,
+        /// What is wrong.
+        #[source]
+        source: DeltaLayerError,
+    },
+    /// Layers and newer changes do not meet yet: a new manifest has to be read first.
+    #[error("changes from {layers} to {tail} are not at hand yet")]
+    Behind {
+        /// The layers end here.
+        layers: Lsn,
+        /// Newer changes begin here.
+        tail: Lsn,
+    },
     /// The page could not be built.
     #[error("page can't be built: {message}")]
     Reconstruct {
@@ -99,13 +116,15 @@ impl ReadError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::BelowHorizon { .. } => ErrorKind::Invalid,
-            Self::NotYet { .. } => ErrorKind::NotReady,
+            Self::NotYet { .. } | Self::Behind { .. } => ErrorKind::NotReady,
             Self::NoRelation { .. }
             | Self::BeyondEnd { .. }
             | Self::NoSlruSegment { .. }
             | Self::NoRelationMap { .. } => ErrorKind::NotFound,
             Self::Store { kind, .. } | Self::Reconstruct { kind, .. } => *kind,
-            Self::Layer { .. } | Self::WrongValue(_) => ErrorKind::Corrupt,
+            Self::Layer { .. } | Self::DeltaLayer { .. } | Self::WrongValue(_) => {
+                ErrorKind::Corrupt
+            }
         }
     }
 

@@ -1,62 +1,89 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use palimpsest_layer::{DeltaLayer as _, Visit};
 use palimpsest_redo::{Chain, Engine, clog_page, reconstruct};
-use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, SlruKind, TimelineId};
+use palimpsest_types::{
+    BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, SlruKind, TimelineId, WriterEpoch,
+};
 use palimpsest_wal::Value;
 
 use crate::{
-    base::BaseLayers,
     cache::{PageCache, Version},
     error::ReadError,
-    tail::Tail,
+    layers::Layers,
+    tail::{Pieces, Tail},
 };
 
 /// Reads one timeline.
 #[derive(Debug)]
 pub struct TimelineReader<E> {
     timeline: TimelineId,
-    oldest: Lsn,
-    base: BaseLayers,
+    layers: RwLock<Arc<Layers>>,
     tail: Arc<Tail>,
     cache: Arc<PageCache>,
     engine: E,
 }
 
-/// What the tail knows about a page.
+/// What is known about a page at an LSN.
 struct Found {
-    /// LSN of the newest change, or of the base.
-    version: Lsn,
+    /// The change that made it; `None` if none since the base did.
+    version: Option<(WriterEpoch, Lsn)>,
     /// A version before the changes that is cached.
     cached: Option<Bytes>,
     /// Oldest first.
     changes: Vec<Value>,
+    /// Where the base is.
+    layers: Arc<Layers>,
+}
+
+/// Looks for the changes of a key, newest first.
+struct Search<'a> {
+    timeline: TimelineId,
+    key: Key,
+    cache: &'a PageCache,
+    version: Option<(WriterEpoch, Lsn)>,
+    cached: Option<Bytes>,
+    /// Newest first.
+    changes: Vec<Value>,
+    finished: bool,
 }
 
 impl<E: Engine> TimelineReader<E> {
-    /// A reader of what `base` and `tail` hold; LSNs below `oldest` are refused.
+    /// A reader of what `layers` and `tail` hold.
     pub fn new(
         timeline: TimelineId,
-        oldest: Lsn,
-        base: BaseLayers,
+        layers: Layers,
         tail: Arc<Tail>,
         shared: (Arc<PageCache>, E),
     ) -> Self {
         let (cache, engine) = shared;
         Self {
             timeline,
-            oldest,
-            base,
+            layers: RwLock::new(Arc::new(layers)),
             tail,
             cache,
             engine,
         }
     }
 
+    /// The layers that are read now.
+    pub fn layers(&self) -> Arc<Layers> {
+        Arc::clone(&self.layers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads these layers from now on. Only after that may the tail let go of what they have.
+    pub fn advance(&self, layers: Layers) {
+        *self.layers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(layers);
+    }
+
     /// The oldest and the newest LSN that can be read now.
     pub fn readable(&self) -> (Lsn, Lsn) {
-        (self.oldest, self.tail.newest())
+        (self.layers().oldest(), self.tail.newest())
     }
 
     /// The LSN to read at: `lsn` when everything that the caller needs of it has arrived, for which
@@ -70,15 +97,13 @@ impl<E: Engine> TimelineReader<E> {
         not_modified_since: Option<Lsn>,
         patience: Duration,
     ) -> Result<Lsn, ReadError> {
+        let oldest = self.layers().oldest();
         let needed = match (lsn, not_modified_since) {
             (Some(lsn), since) => since.map_or(lsn, |since| since.min(lsn)),
-            (None, since) => since.unwrap_or(self.oldest).max(self.oldest),
+            (None, since) => since.unwrap_or(oldest).max(oldest),
         };
-        if lsn.is_some_and(|lsn| lsn < self.oldest) {
-            return Err(ReadError::BelowHorizon {
-                lsn: needed,
-                oldest: self.oldest,
-            });
+        if let Some(lsn) = lsn.filter(|lsn| *lsn < oldest) {
+            return Err(ReadError::BelowHorizon { lsn, oldest });
         }
         let mut newest = self.tail.watch();
         let arrived = newest.wait_for(|newest| *newest >= needed);
@@ -125,14 +150,43 @@ impl<E: Engine> TimelineReader<E> {
     /// The newest version of a key whose versions all stand alone.
     async fn newest(&self, key: Key, lsn: Lsn) -> Result<Option<Value>, ReadError> {
         let mut newest = None;
-        self.tail.read().versions(key, lsn, &mut |_, value| {
-            newest = Some(value.clone());
-            Visit::Stop
-        });
+        let layers = {
+            let (layers, tail) = self.snapshot(lsn)?;
+            tail.versions(key, lsn, &mut |_, value| {
+                newest = Some(value.clone());
+                Visit::Stop
+            });
+            layers
+        };
+        if newest.is_none() {
+            let mut visit = |_, _, value: &Value| {
+                newest = Some(value.clone());
+                Visit::Stop
+            };
+            layers.versions(key, lsn, &mut visit).await?;
+        }
         match newest {
             Some(value) => Ok(Some(value)),
-            None => self.base.get(key).await,
+            None => layers.base_version(key).await,
         }
+    }
+
+    /// Layers and tail that together have everything up to `lsn`, without a gap between them.
+    fn snapshot(&self, lsn: Lsn) -> Result<(Arc<Layers>, RwLockReadGuard<'_, Pieces>), ReadError> {
+        // The tail first: what it has let go of by now, the layers that are taken next have.
+        let tail = self.tail.read();
+        let layers = self.layers();
+        if tail.last() < lsn {
+            let newest = tail.last();
+            return Err(ReadError::NotYet { lsn, newest });
+        }
+        if layers.lsn() < tail.start() {
+            return Err(ReadError::Behind {
+                layers: layers.lsn(),
+                tail: tail.start(),
+            });
+        }
+        Ok((layers, tail))
     }
 
     /// All forks that exist, with their sizes, in key order.
@@ -140,13 +194,18 @@ impl<E: Engine> TimelineReader<E> {
     /// # Errors
     /// If a layer can't be read.
     pub async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>, ReadError> {
-        let base = self.base.range(all_sizes()).await?;
-        let mut sizes: BTreeMap<Key, Value> = base.into_iter().collect();
-        self.tail
-            .read()
-            .newest(all_sizes(), lsn, &mut |key, _, value| {
-                sizes.insert(key, value.clone());
+        let mut newer = Vec::new();
+        let layers = {
+            let (layers, tail) = self.snapshot(lsn)?;
+            tail.newest(all_sizes(), lsn, &mut |key, _, value| {
+                newer.push((key, value.clone()));
             });
+            layers
+        };
+        let mut sizes = BTreeMap::new();
+        let mut insert = |key, value: &Value| drop(sizes.insert(key, value.clone()));
+        layers.newest(all_sizes(), lsn, &mut insert).await?;
+        sizes.extend(newer);
         let existing = sizes.into_iter().filter_map(|entry| match entry {
             (Key::RelSize(rel), Value::RelSize(blocks)) => Some((rel, blocks)),
             _ => None,
@@ -176,15 +235,22 @@ impl<E: Engine> TimelineReader<E> {
             });
         }
         let key = Key::RelBlock(rel, block);
-        let found = self.find(key, lsn);
-        let version = Version {
-            timeline: self.timeline,
-            key,
-            lsn: found.version,
-        };
+        let found = self.find(key, lsn).await?;
+        let version = self.version(key, &found);
         self.cache
             .get_or_make(&version, self.make(rel, block, found))
             .await
+    }
+
+    fn version(&self, key: Key, found: &Found) -> Version {
+        let base = (WriterEpoch::FIRST, found.layers.base().lsn());
+        let (epoch, lsn) = found.version.unwrap_or(base);
+        Version {
+            timeline: self.timeline,
+            epoch,
+            key,
+            lsn,
+        }
     }
 
     /// A page of an SLRU area; `None` if it does not exist. Of the areas, `pg_xact` is kept.
@@ -198,15 +264,11 @@ impl<E: Engine> TimelineReader<E> {
         lsn: Lsn,
     ) -> Result<Option<Bytes>, ReadError> {
         let key = Key::SlruBlock(kind, page);
-        let found = self.find(key, lsn);
+        let found = self.find(key, lsn).await?;
         if found.changes.is_empty() {
-            return self.base_page(key).await;
+            return base_page(&found.layers, key).await;
         }
-        let version = Version {
-            timeline: self.timeline,
-            key,
-            lsn: found.version,
-        };
+        let version = self.version(key, &found);
         let make = self.make_slru(key, found);
         self.cache.get_or_make(&version, make).await.map(Some)
     }
@@ -237,40 +299,34 @@ impl<E: Engine> TimelineReader<E> {
     }
 
     async fn make_slru(&self, key: Key, found: Found) -> Result<Bytes, ReadError> {
-        let base = self.base_for(key, &found).await?;
+        let base = base_for(key, &found).await?;
         clog_page(base, &found.changes).map_err(|_| ReadError::WrongValue(key))
     }
 
-    /// What the tail has of a page at an LSN, back to a version that stands alone or is cached.
-    fn find(&self, key: Key, lsn: Lsn) -> Found {
-        let mut found = Found {
-            version: self.base.lsn(),
+    /// The changes of a page at an LSN, back to a version that stands alone or is cached.
+    async fn find(&self, key: Key, lsn: Lsn) -> Result<Found, ReadError> {
+        let mut search = Search {
+            timeline: self.timeline,
+            key,
+            cache: &self.cache,
+            version: None,
             cached: None,
             changes: Vec::new(),
+            finished: false,
         };
-        self.tail.read().versions(key, lsn, &mut |at, value| {
-            if found.changes.is_empty() {
-                found.version = at;
-            } else {
-                let version = Version {
-                    timeline: self.timeline,
-                    key,
-                    lsn: at,
-                };
-                found.cached = self.cache.get(&version);
-            }
-            if found.cached.is_some() {
-                return Visit::Stop;
-            }
-            found.changes.push(value.clone());
-            if value.stands_alone() {
-                Visit::Stop
-            } else {
-                Visit::Continue
-            }
-        });
-        found.changes.reverse();
-        found
+        let (layers, up_to) = {
+            let (layers, tail) = self.snapshot(lsn)?;
+            let epoch = tail.epoch();
+            tail.versions(key, lsn, &mut |at, value| search.take(epoch, at, value));
+            // What the layers have beyond is in the tail, too.
+            let up_to = lsn.min(tail.start());
+            (layers, up_to)
+        };
+        if !search.finished {
+            let mut visit = |epoch, at, value: &Value| search.take(epoch, at, value);
+            layers.versions(key, up_to, &mut visit).await?;
+        }
+        Ok(search.end(layers))
     }
 
     async fn make(
@@ -279,7 +335,7 @@ impl<E: Engine> TimelineReader<E> {
         block: BlockNumber,
         found: Found,
     ) -> Result<Bytes, ReadError> {
-        let base = self.base_for(Key::RelBlock(rel, block), &found).await?;
+        let base = base_for(Key::RelBlock(rel, block), &found).await?;
         let chain = Chain {
             rel,
             block,
@@ -288,23 +344,58 @@ impl<E: Engine> TimelineReader<E> {
         };
         Ok(reconstruct(&self.engine, chain).await?)
     }
+}
 
-    /// The page that the changes found are to be applied to, if there is one and it matters.
-    async fn base_for(&self, key: Key, found: &Found) -> Result<Option<Bytes>, ReadError> {
-        let begins_alone = found.changes.first().is_some_and(Value::stands_alone);
-        match &found.cached {
-            Some(page) => Ok(Some(page.clone())),
-            None if begins_alone => Ok(None),
-            None => self.base_page(key).await,
+impl Search<'_> {
+    /// The next older version.
+    fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit {
+        if self.changes.is_empty() {
+            self.version = Some((epoch, at));
+        } else {
+            self.cached = self.cache.get(&Version {
+                timeline: self.timeline,
+                epoch,
+                key: self.key,
+                lsn: at,
+            });
+        }
+        if self.cached.is_none() {
+            self.changes.push(value.clone());
+        }
+        self.finished = self.cached.is_some() || value.stands_alone();
+        if self.finished {
+            Visit::Stop
+        } else {
+            Visit::Continue
         }
     }
 
-    async fn base_page(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
-        match self.base.get(key).await? {
-            None => Ok(None),
-            Some(Value::Image(page)) => Ok(Some(page)),
-            Some(_) => Err(ReadError::WrongValue(key)),
+    fn end(mut self, layers: Arc<Layers>) -> Found {
+        self.changes.reverse();
+        Found {
+            version: self.version,
+            cached: self.cached,
+            changes: self.changes,
+            layers,
         }
+    }
+}
+
+/// The page that the changes found are to be applied to, if there is one and it matters.
+async fn base_for(key: Key, found: &Found) -> Result<Option<Bytes>, ReadError> {
+    let begins_alone = found.changes.first().is_some_and(Value::stands_alone);
+    match &found.cached {
+        Some(page) => Ok(Some(page.clone())),
+        None if begins_alone => Ok(None),
+        None => base_page(&found.layers, key).await,
+    }
+}
+
+async fn base_page(layers: &Layers, key: Key) -> Result<Option<Bytes>, ReadError> {
+    match layers.base_version(key).await? {
+        None => Ok(None),
+        Some(Value::Image(page)) => Ok(Some(page)),
+        Some(_) => Err(ReadError::WrongValue(key)),
     }
 }
 

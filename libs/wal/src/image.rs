@@ -55,7 +55,7 @@ pub fn restore_image(image: &BlockImage, end_lsn: Lsn) -> Result<Bytes, ImageErr
         page[hole..hole + hole_len].fill(0);
     }
     if page[PD_UPPER] != [0, 0] {
-        set_page_lsn(&mut page, end_lsn);
+        page[..8].copy_from_slice(&lsn_on_page(end_lsn));
     }
     Ok(page.into())
 }
@@ -75,10 +75,10 @@ fn decompress(image: &BlockImage, body: &mut [u8]) -> Option<()> {
     (filled == expected).then_some(())
 }
 
-/// `PageSetLSN`: high word first, each little-endian.
-fn set_page_lsn(page: &mut [u8], lsn: Lsn) {
+/// `PageXLogRecPtr`: high word first, each little-endian.
+pub(crate) const fn lsn_on_page(lsn: Lsn) -> [u8; 8] {
     let [l0, l1, l2, l3, h0, h1, h2, h3] = lsn.get().to_le_bytes();
-    page[..8].copy_from_slice(&[h0, h1, h2, h3, l0, l1, l2, l3]);
+    [h0, h1, h2, h3, l0, l1, l2, l3]
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub use clog::{
     TransactionEnd, XIDS_PER_CLOG_PAGE, Xid, clog_page_of, set_transaction_end, transaction_end,
 };
 pub use image::{BlockImage, ImageError, restore_image};
-pub use interpret::{InterpretError, Interpreter, Reason, truncate_visibility_map_page};
+pub use interpret::{BaseFacts, InterpretError, Interpreter, Reason, truncate_visibility_map_page};
 pub use page::{PageHeader, PageHeaderError};
 pub use reader::{RecordReader, WalError};
 pub use record::{BlockRef, DecodeError, DecodedRecord, RawRecord, RecordHeader};

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
-use palimpsest_codec::{crc32c, crc32c_append};
+use palimpsest_codec::crc32c_append;
 use palimpsest_types::Lsn;
 
 use crate::{
@@ -18,6 +18,10 @@ use crate::{
 /// PostgreSQL's `xlogreader.c`: records across pages and segments, the padding after an
 /// `XLOG_SWITCH`, and records that a crash of the source left unfinished (overwritten
 /// continuation records), which are dropped as PostgreSQL drops them.
+///
+/// A record is held until it is whole, up to [`RecordReader::MAX_RECORD_LEN`]. Of logical messages,
+/// which anyone may write at almost any length, only the header comes out; their bodies are checked
+/// as they pass.
 #[derive(Debug)]
 pub struct RecordReader {
     segment_size: SegmentSize,
@@ -66,6 +70,20 @@ pub enum WalError {
         /// The claim.
         length: u32,
     },
+    /// A record is longer than what is held in memory for one.
+    #[error(
+        "the WAL record at {at} ({rmgr}) has {length} bytes, more than the {limit} that are held for one; it can't be replicated"
+    )]
+    TooLong {
+        /// Start of the record.
+        at: Lsn,
+        /// Its resource manager, by number.
+        rmgr: u8,
+        /// Its length.
+        length: u32,
+        /// The limit.
+        limit: u32,
+    },
     /// The record's bytes are not what was written.
     #[error("the WAL record at {at} fails its CRC: {found:08X} computed, {stored:08X} stored")]
     Checksum {
@@ -83,7 +101,12 @@ pub enum WalError {
 struct Partial {
     start: Lsn,
     total: u32,
+    /// The header, and what is kept of the body.
     bytes: BytesMut,
+    /// Body bytes that have passed, kept or not.
+    body_len: u32,
+    /// Of those.
+    body_crc: u32,
 }
 
 /// Unread bytes, and where in the log they begin.
@@ -95,11 +118,15 @@ struct Input {
 }
 
 /// PostgreSQL's own limit on a record (`XLogRecordMaxSize`).
-const MAX_RECORD_LEN: u32 = 1020 << 20;
+const MAX_CLAIMED_LEN: u32 = 1020 << 20;
 /// A record's buffer begins at most this large and grows as bytes arrive, not as they are claimed.
 const INITIAL_CAPACITY: usize = 64 << 10;
 
 impl RecordReader {
+    /// A longer record ends the stream, unless nothing of its body is kept. The largest that
+    /// PostgreSQL has a use for are commits, by 12 bytes for each relation that they drop.
+    pub const MAX_RECORD_LEN: u32 = 256 << 20;
+
     /// A reader whose first byte is at `start`, a record boundary or a page start.
     pub fn new(start: Lsn, segment_size: SegmentSize) -> Self {
         let input = Input {
@@ -159,7 +186,7 @@ impl RecordReader {
             }
             match self.gather()? {
                 Gathered::Record(record) => return Ok(Some(record)),
-                Gathered::PageEnd => {}
+                Gathered::Part => {}
                 Gathered::NeedsInput => return Ok(None),
             }
         }
@@ -215,50 +242,54 @@ impl RecordReader {
         }
         self.input.peek(&mut length);
         let total = u32::from_le_bytes(length);
-        if !(RecordHeader::LEN as u32..=MAX_RECORD_LEN).contains(&total) {
+        if !(RecordHeader::LEN as u32..=MAX_CLAIMED_LEN).contains(&total) {
             return Err(WalError::Length {
                 at: start,
                 length: total,
             });
         }
-        let capacity = (total as usize).min(INITIAL_CAPACITY);
-        self.partial = Some(Partial {
-            start,
-            total,
-            bytes: BytesMut::with_capacity(capacity),
-        });
+        self.partial = Some(Partial::new(start, total));
         Ok(true)
     }
 
-    /// Moves what this page has of the record begun.
+    /// Moves what this page has of the record begun: first its header, then its body.
     fn gather(&mut self) -> Result<Gathered, WalError> {
         let Some(partial) = &mut self.partial else {
             return Ok(Gathered::NeedsInput);
         };
-        let missing = partial.missing() as usize;
+        let header_missing = RecordHeader::LEN.saturating_sub(partial.bytes.len());
+        let missing = match header_missing {
+            0 => partial.missing() as usize,
+            header => header,
+        };
         let page_left = WAL_PAGE_SIZE - self.input.position.offset_in(WAL_PAGE_SIZE);
         let wanted = missing.min(page_left as usize);
         let len = wanted.min(self.input.len);
-        self.input.move_to(&mut partial.bytes, len);
+        if header_missing > 0 {
+            self.input.move_to(&mut partial.bytes, len);
+            partial.refuse_too_long()?;
+        } else {
+            let keep = !partial.is_passed_over();
+            self.input
+                .consume(len, |bytes| partial.add_to_body(bytes, keep));
+        }
         if len < wanted {
             return Ok(Gathered::NeedsInput);
         }
-        if len < missing {
-            return Ok(Gathered::PageEnd);
+        match self.partial.take_if(|partial| partial.missing() == 0) {
+            Some(whole) => self.finish(whole).map(Gathered::Record),
+            None => Ok(Gathered::Part),
         }
-        let Partial { start, bytes, .. } = match self.partial.take() {
-            Some(partial) => partial,
-            None => return Ok(Gathered::NeedsInput),
-        };
-        self.finish(start, bytes.freeze()).map(Gathered::Record)
     }
 
-    fn finish(&mut self, start: Lsn, bytes: Bytes) -> Result<RawRecord, WalError> {
+    fn finish(&mut self, whole: Partial) -> Result<RawRecord, WalError> {
+        let found = whole.crc();
+        let Partial { start, bytes, .. } = whole;
+        let bytes = bytes.freeze();
         let header = RecordHeader::parse(&bytes).ok_or(WalError::Length {
             at: start,
             length: bytes.len() as u32,
         })?;
-        let found = record_crc(&bytes);
         if found != header.crc {
             return Err(WalError::Checksum {
                 at: start,
@@ -282,20 +313,61 @@ impl RecordReader {
 /// What came of gathering a record's bytes.
 enum Gathered {
     Record(RawRecord),
-    PageEnd,
+    /// The header, or all that stood on the page.
+    Part,
     NeedsInput,
 }
 
-/// CRC-32C as PostgreSQL computes it: the body first, then the header up to the CRC field.
-fn record_crc(bytes: &[u8]) -> u32 {
-    let (header, body) = bytes.split_at(RecordHeader::LEN.min(bytes.len()));
-    let covered = header.get(..RecordHeader::CRC_OFFSET).unwrap_or(header);
-    crc32c_append(crc32c(body), covered)
-}
-
 impl Partial {
+    fn new(start: Lsn, total: u32) -> Self {
+        Self {
+            start,
+            total,
+            bytes: BytesMut::with_capacity((total as usize).min(INITIAL_CAPACITY)),
+            body_len: 0,
+            body_crc: 0,
+        }
+    }
+
+    /// Bytes of header and body that have not come.
     fn missing(&self) -> u32 {
-        self.total - self.bytes.len() as u32
+        let header_len = self.bytes.len().min(RecordHeader::LEN) as u32;
+        self.total - header_len - self.body_len
+    }
+
+    /// Whether the body is checked but not kept; known once the header is here.
+    fn is_passed_over(&self) -> bool {
+        RecordHeader::parse(&self.bytes)
+            .is_some_and(|header| v15::is_only_for_decoding(header.rmid))
+    }
+
+    fn refuse_too_long(&self) -> Result<(), WalError> {
+        let limit = RecordReader::MAX_RECORD_LEN;
+        match RecordHeader::parse(&self.bytes) {
+            Some(header) if self.total > limit && !self.is_passed_over() => {
+                Err(WalError::TooLong {
+                    at: self.start,
+                    rmgr: header.rmid,
+                    length: self.total,
+                    limit,
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn add_to_body(&mut self, bytes: &[u8], keep: bool) {
+        self.body_len += bytes.len() as u32;
+        self.body_crc = crc32c_append(self.body_crc, bytes);
+        if keep {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// CRC-32C as PostgreSQL computes it: the body first, then the header up to the CRC field.
+    fn crc(&self) -> u32 {
+        let covered = self.bytes.get(..RecordHeader::CRC_OFFSET);
+        crc32c_append(self.body_crc, covered.unwrap_or_default())
     }
 }
 

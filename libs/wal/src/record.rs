@@ -11,7 +11,8 @@ pub struct RawRecord {
     pub start_lsn: Lsn,
     /// Where the next record may begin; becomes `pd_lsn` of the pages it changes.
     pub end_lsn: Lsn,
-    /// Header and body.
+    /// Header and body. Of a logical message the header only, whose length is that of the whole:
+    /// nothing is kept of it.
     pub bytes: Bytes,
 }
 

@@ -51,6 +51,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     let cluster = watch_cluster(&settings.broker, scope).map_err(StartError::Broker)?;
     let limits = Limits {
         page_cache: settings.page_cache,
+        block_cache: settings.block_cache,
         tail: settings.tail_memory,
         patience: Duration::from_secs(settings.lsn_patience_seconds.into()),
     };

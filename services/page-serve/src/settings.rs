@@ -15,10 +15,13 @@ pub struct Settings {
     #[arg(long, env = "PALIMPSEST_PAGE_SERVE__STORE", default_value = STORE)]
     pub store: PathBuf,
     /// Memory for pages that were made, of all timelines
-    #[arg(long, env = "PALIMPSEST_PAGE_SERVE__PAGE_CACHE", default_value_t = CACHE, value_parser = parse_size)]
+    #[arg(long, env = "PALIMPSEST_PAGE_SERVE__PAGE_CACHE", default_value = "256MiB", value_parser = parse_size)]
     pub page_cache: ByteCount,
-    /// Memory for the changes of each timeline
-    #[arg(long, env = "PALIMPSEST_PAGE_SERVE__TAIL_MEMORY", default_value_t = TAIL, value_parser = parse_size)]
+    /// Memory for blocks of layers, of all timelines
+    #[arg(long, env = "PALIMPSEST_PAGE_SERVE__BLOCK_CACHE", default_value = "256MiB", value_parser = parse_size)]
+    pub block_cache: ByteCount,
+    /// Memory for the changes of each timeline that no layer has yet
+    #[arg(long, env = "PALIMPSEST_PAGE_SERVE__TAIL_MEMORY", default_value = "2GiB", value_parser = parse_size)]
     pub tail_memory: ByteCount,
     /// How long a request waits for its LSN to arrive, in seconds
     #[arg(long, env = "PALIMPSEST_PAGE_SERVE__LSN_PATIENCE_SECONDS", default_value_t = PATIENCE)]
@@ -30,6 +33,7 @@ const BROKER: &str = "127.0.0.1:7700";
 const STORE: &str = "data/store";
 // More than wal-ingest's, which counts the same changes: it pauses first.
 const TAIL: ByteCount = ByteCount::gib(2);
+const BLOCKS: ByteCount = ByteCount::mib(256);
 const CACHE: ByteCount = ByteCount::mib(256);
 const PATIENCE: u32 = 10;
 
@@ -40,6 +44,7 @@ impl Default for Settings {
             broker: BROKER.to_owned(),
             store: STORE.into(),
             page_cache: CACHE,
+            block_cache: BLOCKS,
             tail_memory: TAIL,
             lsn_patience_seconds: PATIENCE,
         }
@@ -49,4 +54,23 @@ impl Default for Settings {
 fn parse_size(text: &str) -> Result<ByteCount, String> {
     text.parse()
         .map_err(|error: palimpsest_types::ParseByteCountError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn an_empty_command_line_is_the_default() {
+        let Cli { settings } = Cli::try_parse_from(["page-serve"]).unwrap();
+        assert_eq!(settings, Settings::default());
+    }
 }

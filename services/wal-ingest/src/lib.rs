@@ -19,5 +19,5 @@ mod run;
 mod settings;
 
 pub use core::{CheckError, IngestError, SourceReport, check_source};
-pub use run::{Running, StartError, run};
+pub use run::{Backing, Running, StartError, run, run_on};
 pub use settings::Settings;

@@ -1,9 +1,10 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use palimpsest_api::{
     RemoteError,
     broker::{Member, Role, watch_cluster},
 };
+use palimpsest_disk::{Disk, OsDisk};
 use palimpsest_proto::ingest::v1::feed_service_server::FeedServiceServer;
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
@@ -22,6 +23,15 @@ use crate::{
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+}
+
+/// What a wal-ingest keeps its files on.
+#[derive(Debug, Clone)]
+pub struct Backing {
+    /// Local files.
+    pub disk: Arc<dyn Disk>,
+    /// The object store.
+    pub store: ObjectStore,
 }
 
 /// A wal-ingest could not start.
@@ -43,22 +53,46 @@ pub enum StartError {
 /// # Errors
 /// If the object store can't be used or it can't listen.
 pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
-    let store = ObjectStore::open(&settings.store).await?;
+    let backing = Backing {
+        disk: Arc::new(OsDisk),
+        store: ObjectStore::open(&settings.store).await?,
+    };
+    run_on(backing, settings, scope).await
+}
+
+/// Starts a wal-ingest that keeps its files elsewhere than its settings say.
+///
+/// # Errors
+/// If it can't listen.
+pub async fn run_on(
+    backing: Backing,
+    settings: Settings,
+    scope: &TaskScope,
+) -> Result<Running, StartError> {
+    let Backing { disk, store } = backing;
     let server = GrpcServer::bind(&settings.listen).await?;
     let address = server.address();
     let cluster = watch_cluster(&settings.broker, scope).map_err(StartError::Broker)?;
     let limits = Limits {
-        tail: settings.tail_memory,
+        memory: settings.memory,
+        local_disk: settings.local_disk,
+        layer_size: settings.layer_size,
+        layer_age: Duration::from_secs(settings.layer_age_seconds.into()),
         slot_retention: settings.slot_retention_limit,
     };
     let node = Arc::new(Node::new(
         store,
-        settings.data,
+        (disk, settings.data),
         limits,
         cluster,
         scope.clone(),
     ));
 
+    let (freezing, token) = (Arc::clone(&node), scope.token().clone());
+    scope.spawn("freeze", async move {
+        // Cancel-safe: freezing is not interrupted, only waiting for it.
+        token.run_until_cancelled(freezing.freeze_in_time()).await;
+    });
     let member = Member {
         node: node_id(),
         role: Role::WalIngest,

@@ -17,11 +17,21 @@ pub struct Settings {
     /// Directory of the WAL that this node keeps
     #[arg(long, env = "PALIMPSEST_WAL_INGEST__DATA", default_value = DATA)]
     pub data: PathBuf,
-    /// Changes kept in memory for each timeline; when they are more, the timeline pauses
-    #[arg(long, env = "PALIMPSEST_WAL_INGEST__TAIL_MEMORY", default_value_t = TAIL, value_parser = parse_size)]
-    pub tail_memory: ByteCount,
+    /// Memory for changes, of all timelines
+    #[arg(long, env = "PALIMPSEST_WAL_INGEST__MEMORY", default_value = "1GiB", value_parser = parse_size)]
+    pub memory: ByteCount,
+    /// Local disk for WAL and layers that the object store does not have yet, of all timelines; when
+    /// it is used up, they pause
+    #[arg(long, env = "PALIMPSEST_WAL_INGEST__LOCAL_DISK", default_value = "20GiB", value_parser = parse_size)]
+    pub local_disk: ByteCount,
+    /// Changes that become one layer, as they are in memory
+    #[arg(long, env = "PALIMPSEST_WAL_INGEST__LAYER_SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub layer_size: ByteCount,
+    /// Changes become a layer after so many seconds, however few they are
+    #[arg(long, env = "PALIMPSEST_WAL_INGEST__LAYER_AGE_SECONDS", default_value_t = LAYER_AGE)]
+    pub layer_age_seconds: u32,
     /// WAL that a slot of ours may hold back on the source's disk before it is dropped
-    #[arg(long, env = "PALIMPSEST_WAL_INGEST__SLOT_RETENTION_LIMIT", default_value_t = SLOT, value_parser = parse_size)]
+    #[arg(long, env = "PALIMPSEST_WAL_INGEST__SLOT_RETENTION_LIMIT", default_value = "10GiB", value_parser = parse_size)]
     pub slot_retention_limit: ByteCount,
 }
 
@@ -29,7 +39,10 @@ const LISTEN: &str = "127.0.0.1:7701";
 const BROKER: &str = "127.0.0.1:7700";
 const STORE: &str = "data/store";
 const DATA: &str = "data/wal-ingest";
-const TAIL: ByteCount = ByteCount::gib(1);
+const MEMORY: ByteCount = ByteCount::gib(1);
+const LOCAL_DISK: ByteCount = ByteCount::gib(20);
+const LAYER_SIZE: ByteCount = ByteCount::mib(256);
+const LAYER_AGE: u32 = 300;
 const SLOT: ByteCount = ByteCount::gib(10);
 
 impl Default for Settings {
@@ -39,7 +52,10 @@ impl Default for Settings {
             broker: BROKER.to_owned(),
             store: STORE.into(),
             data: DATA.into(),
-            tail_memory: TAIL,
+            memory: MEMORY,
+            local_disk: LOCAL_DISK,
+            layer_size: LAYER_SIZE,
+            layer_age_seconds: LAYER_AGE,
             slot_retention_limit: SLOT,
         }
     }
@@ -48,4 +64,23 @@ impl Default for Settings {
 fn parse_size(text: &str) -> Result<ByteCount, String> {
     text.parse()
         .map_err(|error: palimpsest_types::ParseByteCountError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn an_empty_command_line_is_the_default() {
+        let Cli { settings } = Cli::try_parse_from(["wal-ingest"]).unwrap();
+        assert_eq!(settings, Settings::default());
+    }
 }

@@ -50,15 +50,6 @@ impl Endpoint {
     }
 }
 
-impl Host {
-    pub(super) fn addr(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp { addr, .. } => *addr,
-            Self::Unix(_) => None,
-        }
-    }
-}
-
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

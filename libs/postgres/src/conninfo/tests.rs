@@ -74,19 +74,14 @@ fn unix_sockets_in_both_forms() {
 #[test]
 fn several_hosts_share_one_port_and_take_addresses() {
     let info = parse("host=a,b hostaddr=10.0.0.1,:: port=7 user=me").unwrap();
-    let addr = |e: &Endpoint| {
-        (
-            e.host.to_string(),
-            e.host.addr().unwrap().to_string(),
-            e.port,
-        )
-    };
-    let endpoints: Vec<_> = info.endpoints().iter().map(addr).collect();
-    let expected = [("a", "10.0.0.1", 7), ("b", "::", 7)];
-    assert_eq!(
-        endpoints,
-        expected.map(|(h, a, p)| (h.to_owned(), a.to_owned(), p))
-    );
+    let expected = [("a", "10.0.0.1"), ("b", "::")].map(|(name, addr)| Endpoint {
+        host: Host::Tcp {
+            name: name.to_owned(),
+            addr: Some(addr.parse().unwrap()),
+        },
+        port: 7,
+    });
+    assert_eq!(info.endpoints(), expected);
 }
 
 #[test]
@@ -108,6 +103,38 @@ fn says_what_is_wrong() {
         let error = parse(text).expect_err(text).to_string();
         assert!(error.contains(says), "{text}: {error}");
     }
+}
+
+#[test]
+fn shows_what_was_written_and_no_default() {
+    for (written, shown) in [
+        (
+            "host=localhost user=postgres",
+            "host=localhost user=postgres",
+        ),
+        (
+            "user = me connect_timeout=0 password=x sslmode='' host=/run/pg port=6000",
+            "host=/run/pg port=6000 user=me password=*** connect_timeout=0",
+        ),
+        (
+            "postgresql://me:x@a:1,b/db?sslmode=require",
+            "host=a,b port=1, user=me password=*** dbname=db sslmode=require",
+        ),
+    ] {
+        let info = parse(written).unwrap();
+        let with_default = info
+            .clone()
+            .with_default_passfile(Some("/x".as_ref()), None);
+        assert_eq!(info.redacted(), shown);
+        assert_eq!(with_default.redacted(), shown);
+        let again = parse(shown).unwrap();
+        assert_eq!(
+            (again.endpoints(), again.connect_timeout()),
+            (info.endpoints(), info.connect_timeout())
+        );
+    }
+    let named = parse("host=a user=b").unwrap().with_application_name("us");
+    assert_eq!(named.redacted(), "host=a user=b application_name=us");
 }
 
 #[test]

@@ -245,3 +245,24 @@ async fn a_promotion_ends_the_timeline_and_the_next_one_goes_on() {
         }
     );
 }
+
+#[tokio::test]
+async fn a_stream_that_is_finished_has_moved_its_slot_and_gives_the_connection_back() {
+    let server = Server::start().await;
+    let mut connection = server.connect().await;
+    let slot: SlotName = "moved".parse().unwrap();
+    connection.create_physical_slot(&slot, true).await.unwrap();
+    server.sql("CREATE TABLE t ()");
+    let end = connection.identify_system().await.unwrap().xlogpos;
+    let mut stream = connection
+        .start_physical_replication(Some(&slot), end, 1)
+        .await
+        .unwrap();
+    stream.send_status(status_at(end)).await.unwrap();
+    // WAL that nobody reads does not stand in the way.
+    server.sql("CREATE TABLE u AS SELECT generate_series(1, 20000)");
+    let mut connection = stream.finish().await.unwrap();
+    let state = connection.read_replication_slot(&slot).await.unwrap();
+    assert_eq!(state.unwrap().restart_lsn, Some(end));
+    connection.drop_slot(&slot).await.unwrap();
+}

@@ -1,11 +1,16 @@
-use palimpsest_layer::{LogRecord, image::ImageLayerWriter};
-use palimpsest_manifest::LayerEntry;
+use palimpsest_layer::{
+    LogRecord, OpenLayer, delta_file::write_delta_layer, image::ImageLayerWriter,
+};
+use palimpsest_manifest::{
+    KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest,
+};
 use palimpsest_redo::{ApplyRequest, EngineError};
 use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::{ByteCount, PAGE_SIZE, WriterEpoch};
+use palimpsest_types::{ByteCount, PAGE_SIZE, SystemIdentifier, WriterEpoch};
 use palimpsest_wal::{Change, RawRecord};
 
 use super::*;
+use crate::{blocks::BlockCache, layers::LayerFiles};
 
 const REL: RelTag = RelTag {
     spc: 1663,
@@ -57,43 +62,137 @@ fn resize(lsn: u64, value: Value) -> LogRecord {
     }
 }
 
-/// A base at 100 with two blocks of 10s; changes at 110 and 120 on block 1; readable from 105.
-async fn reader() -> (tempfile::TempDir, TimelineReader<AddingEngine>) {
-    let directory = tempfile::tempdir().unwrap();
-    let store = ObjectStore::open(directory.path()).await.unwrap();
-    let mut layer = ImageLayerWriter::new(Lsn::new(100));
-    for block in 0..2 {
-        layer.page(
-            Key::RelBlock(REL, BlockNumber::new(block)),
-            &[10; PAGE_SIZE],
-        );
-    }
-    layer.rel_size(Key::RelSize(REL), BlockNumber::new(2));
-    let (bytes, _) = layer.finish().unwrap();
-    let size = ByteCount::new(bytes.len() as u64);
-    let path = StorePath::catalog();
-    store.create(&path.child("layer"), bytes).await.unwrap();
-    let entry = LayerEntry {
-        name: "layer".into(),
-        lsn: Lsn::new(100),
-        size,
-    };
-    let base = BaseLayers::open(store, &path, Lsn::new(100), &[entry])
-        .await
-        .unwrap();
-    let tail = Arc::new(Tail::new(WriterEpoch::FIRST, Lsn::new(100)));
-    let records = vec![
+/// Everything that happens: changes at 110 and 120 on block 1, a drop at 130.
+fn history() -> Vec<LogRecord> {
+    vec![
         record(110, 1, 1),
         record(120, 1, 2),
         resize(130, Value::Dropped),
-    ];
-    tail.extend(records, Lsn::new(140), ByteCount::mib(1))
-        .unwrap();
-    let cache = Arc::new(PageCache::new(ByteCount::mib(1)));
-    let timeline = TimelineId::from_bytes([7; 16]);
-    let reader = TimelineReader::new(timeline, Lsn::new(105), base, tail, (cache, AddingEngine));
-    (directory, reader)
+    ]
 }
+
+/// A store, the manifest of what was put into it, and the tail after that.
+struct Fixture {
+    _directory: tempfile::TempDir,
+    files: LayerFiles,
+    manifest: TimelineManifest,
+    tail: Arc<Tail>,
+}
+
+impl Fixture {
+    /// A base at 100 with two blocks of 10s, readable from 105; nothing else has happened.
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(directory.path()).await.unwrap();
+        let blocks = Arc::new(BlockCache::new(ByteCount::mib(1)));
+        let files = LayerFiles::new(store, StorePath::catalog(), blocks);
+        let source = SourceCluster {
+            system_identifier: SystemIdentifier::new(1),
+            pg_version: 15,
+            pg_timeline: 1,
+            wal_segment_size: ByteCount::mib(16),
+            wal_log_hints: false,
+        };
+        let lsn = Lsn::new(100);
+        let mut fixture = Self {
+            _directory: directory,
+            files,
+            manifest: TimelineManifest::new(source, lsn, Lsn::new(105)),
+            tail: Arc::new(Tail::new(WriterEpoch::FIRST, lsn)),
+        };
+        let mut layer = ImageLayerWriter::new(lsn);
+        for block in 0..2 {
+            let key = Key::RelBlock(REL, BlockNumber::new(block));
+            layer.page(key, &[10; PAGE_SIZE]);
+        }
+        layer.rel_size(Key::RelSize(REL), BlockNumber::new(2));
+        let (bytes, keys) = layer.finish().unwrap();
+        fixture
+            .store(LayerKind::Image(lsn), keys.first..keys.last, bytes)
+            .await;
+        fixture
+    }
+
+    async fn store(&mut self, kind: LayerKind, keys: KeyRange, bytes: Bytes) {
+        let name = format!("layer-{}", self.manifest.layers().len());
+        let size = ByteCount::new(bytes.len() as u64);
+        let path = self.files.directory.child(&name);
+        self.files.store.create(&path, bytes).await.unwrap();
+        let keys = KeySpan {
+            first: keys.start,
+            last: keys.end,
+        };
+        let entry = LayerEntry {
+            name,
+            kind,
+            keys,
+            size,
+            entries: 1,
+            level: 0,
+            epoch: WriterEpoch::FIRST,
+        };
+        self.manifest.add_layers(vec![entry]).unwrap();
+    }
+
+    /// Puts what the tail has frozen into a layer.
+    async fn flush(&mut self) {
+        let frozen: Arc<OpenLayer> = self.tail.freeze().unwrap();
+        let mut bytes = Vec::new();
+        let keys = write_delta_layer(&frozen, &mut bytes)
+            .unwrap()
+            .keys
+            .unwrap();
+        let span = LsnSpan {
+            after: frozen.start(),
+            up_to: frozen.last(),
+        };
+        self.manifest.lsn = span.up_to;
+        self.store(LayerKind::Delta(span), keys.first..keys.last, bytes.into())
+            .await;
+    }
+
+    async fn reader(&self) -> TimelineReader<AddingEngine> {
+        let layers = Layers::open(self.files.clone(), &self.manifest, None).await;
+        let cache = Arc::new(PageCache::new(ByteCount::mib(1)));
+        let timeline = TimelineId::from_bytes([7; 16]);
+        let tail = Arc::clone(&self.tail);
+        TimelineReader::new(timeline, layers.unwrap(), tail, (cache, AddingEngine))
+    }
+}
+
+/// The whole history, of which the first `flushed` records are in layers of their own and the others
+/// in the tail, which may still hold the first ones, too.
+async fn reader(flushed: usize, dropped: bool) -> (Fixture, TimelineReader<AddingEngine>) {
+    let mut fixture = Fixture::new().await;
+    for (at, record) in history().into_iter().enumerate() {
+        let lsn = record.lsn;
+        let tail = &fixture.tail;
+        tail.extend(vec![record], lsn, ByteCount::mib(1)).unwrap();
+        if at < flushed {
+            fixture.flush().await;
+        }
+    }
+    let end = Lsn::new(140);
+    fixture
+        .tail
+        .extend(Vec::new(), end, ByteCount::mib(1))
+        .unwrap();
+    let reader = fixture.reader().await;
+    if dropped {
+        fixture.tail.drop_until(fixture.manifest.lsn);
+    }
+    (fixture, reader)
+}
+
+/// However it is spread, the history is the same.
+const SPREADS: [(usize, bool); 6] = [
+    (0, false),
+    (1, true),
+    (2, false),
+    (2, true),
+    (3, false),
+    (3, true),
+];
 
 async fn first_byte(reader: &TimelineReader<AddingEngine>, block: u32, lsn: u64) -> u8 {
     reader
@@ -104,40 +203,66 @@ async fn first_byte(reader: &TimelineReader<AddingEngine>, block: u32, lsn: u64)
 
 #[tokio::test]
 async fn a_page_is_as_of_its_lsn_whatever_was_read_before() {
-    let (_directory, reader) = reader().await;
-    for lsn in [120, 109, 129, 110, 119, 105] {
-        let expected = 10 + u8::from(lsn >= 110) + 2 * u8::from(lsn >= 120);
-        assert_eq!(first_byte(&reader, 1, lsn).await, expected, "{lsn}");
-        assert_eq!(first_byte(&reader, 0, lsn).await, 10, "{lsn}");
+    for (flushed, dropped) in SPREADS {
+        let (_fixture, reader) = reader(flushed, dropped).await;
+        for lsn in [120, 109, 129, 110, 119, 105] {
+            let expected = 10 + u8::from(lsn >= 110) + 2 * u8::from(lsn >= 120);
+            assert_eq!(first_byte(&reader, 1, lsn).await, expected, "{lsn}");
+            assert_eq!(first_byte(&reader, 0, lsn).await, 10, "{lsn}");
+        }
     }
 }
 
 #[tokio::test]
 async fn what_is_not_there_is_an_error_with_a_name() {
-    let (_directory, reader) = reader().await;
-    let page = async |block, lsn| {
-        reader
-            .page(REL, BlockNumber::new(block), Lsn::new(lsn))
-            .await
-    };
-    assert!(matches!(
-        page(2, 120).await,
-        Err(ReadError::BeyondEnd { .. })
-    ));
-    assert!(matches!(
-        page(0, 130).await,
-        Err(ReadError::NoRelation { .. })
-    ));
-    assert_eq!(
-        reader.relations(Lsn::new(129)).await.unwrap(),
-        [(REL, BlockNumber::new(2))]
-    );
-    assert_eq!(reader.relations(Lsn::new(130)).await.unwrap(), []);
+    for (flushed, dropped) in SPREADS {
+        let (_fixture, reader) = reader(flushed, dropped).await;
+        let page = async |block, lsn| {
+            reader
+                .page(REL, BlockNumber::new(block), Lsn::new(lsn))
+                .await
+        };
+        assert!(matches!(
+            page(2, 120).await,
+            Err(ReadError::BeyondEnd { .. })
+        ));
+        assert!(matches!(
+            page(0, 130).await,
+            Err(ReadError::NoRelation { .. })
+        ));
+        assert!(matches!(page(0, 141).await, Err(ReadError::NotYet { .. })));
+        assert_eq!(
+            reader.relations(Lsn::new(129)).await.unwrap(),
+            [(REL, BlockNumber::new(2))]
+        );
+        assert_eq!(reader.relations(Lsn::new(130)).await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_gap_between_layers_and_tail_is_never_read_over() {
+    let mut fixture = Fixture::new().await;
+    let old = fixture.reader().await;
+    for record in history() {
+        let lsn = record.lsn;
+        fixture
+            .tail
+            .extend(vec![record], lsn, ByteCount::mib(1))
+            .unwrap();
+    }
+    fixture.flush().await;
+    fixture.tail.drop_until(fixture.manifest.lsn);
+    let behind = old.page(REL, BlockNumber::new(1), Lsn::new(130)).await;
+    assert!(matches!(behind, Err(ReadError::Behind { .. })));
+    let before = old.layers();
+    let layers = Layers::open(fixture.files.clone(), &fixture.manifest, Some(&before));
+    old.advance(layers.await.unwrap());
+    assert_eq!(first_byte(&old, 1, 129).await, 13);
 }
 
 #[tokio::test(start_paused = true)]
 async fn reads_wait_for_their_lsn_and_not_for_ever() {
-    let (_directory, reader) = reader().await;
+    let (_fixture, reader) = reader(1, true).await;
     let patience = Duration::from_secs(1);
     let settle = async |lsn: Option<u64>, since: Option<u64>| {
         reader

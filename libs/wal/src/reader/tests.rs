@@ -1,8 +1,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
+use palimpsest_codec::crc32c;
 use palimpsest_types::Lsn;
 use proptest::prelude::*;
 
 use super::*;
+use crate::rmgr::ResourceManager;
 
 /// Writes WAL as PostgreSQL lays it out, so that the reader can be shown to invert it.
 struct Writer {
@@ -44,16 +46,20 @@ impl Writer {
 
     /// Writes a record, or its first `cut` bytes; returns where it starts.
     fn record(&mut self, body: &[u8], info: u8, cut: usize) -> Lsn {
+        self.record_of(ResourceManager::Xlog, body, info, cut)
+    }
+
+    fn record_of(&mut self, rmgr: ResourceManager, body: &[u8], info: u8, cut: usize) -> Lsn {
         let mut record = BytesMut::new();
         record.put_u32_le((RecordHeader::LEN + body.len()) as u32);
         record.put_u32_le(0);
         record.put_u64_le(0);
         record.put_u8(info);
-        record.put_u8(0);
+        record.put_u8(rmgr.number());
         record.put_u16_le(0);
         record.put_u32_le(0);
         record.extend_from_slice(body);
-        let crc = record_crc(&record);
+        let crc = crc32c_append(crc32c(body), &record[..RecordHeader::CRC_OFFSET]);
         record[RecordHeader::CRC_OFFSET..RecordHeader::LEN].copy_from_slice(&crc.to_le_bytes());
         if self.position().offset_in(WAL_PAGE_SIZE) == 0 {
             self.page_header(None, 0);
@@ -173,4 +179,63 @@ fn a_gap_is_refused_where_it_begins() {
         .push(Lsn::new(2 << 20), Bytes::from_static(b"x"))
         .unwrap_err();
     assert!(matches!(error, WalError::Gap { .. }), "{error}");
+}
+
+#[test]
+fn a_logical_message_passes_without_being_held() {
+    let mut writer = Writer::new(Lsn::new(1 << 20));
+    let message = ResourceManager::LogicalMessage;
+    // The body of the first one begins on another page than its header.
+    writer.record(&[1; 8192 - 40 - 24 - 8 - 24], 0, usize::MAX);
+    writer.record_of(message, &[7; 100_000], 0, usize::MAX);
+    let after = writer.record(&[2; 10], 0, usize::MAX);
+    for portions in [[1], [777], [usize::MAX]] {
+        let records = read_all(&writer, &portions).unwrap();
+        assert_eq!(records.len(), 3);
+        let passed = &records[1];
+        assert_eq!(passed.bytes.len(), RecordHeader::LEN);
+        assert_eq!(passed.end_lsn, after);
+        assert_eq!(passed.header().unwrap().total_len, 100_024);
+        let decoded = passed.decode().unwrap();
+        assert!(decoded.blocks.is_empty() && decoded.main_data.is_empty());
+        assert_eq!(records[2].start_lsn, after);
+    }
+
+    // What is not kept is still checked.
+    let in_body = writer.bytes.len() - 1000;
+    writer.bytes[in_body] ^= 1;
+    let error = read_all(&writer, &[4096]).unwrap_err();
+    assert!(matches!(error, WalError::Checksum { .. }), "{error}");
+}
+
+#[test]
+fn memory_does_not_grow_with_a_logical_message() {
+    let mut reader = RecordReader::new(Lsn::new((1 << 20) + 40), SegmentSize::DEFAULT);
+    reader.partial = Some(Partial::new(reader.input.position, MAX_CLAIMED_LEN));
+    let mut header = BytesMut::zeroed(RecordHeader::LEN);
+    header[17] = ResourceManager::LogicalMessage.number();
+    reader.push(reader.expects(), header.freeze()).unwrap();
+    for _ in 0..7 {
+        let some = Bytes::from(vec![1; 1000]);
+        reader.push(reader.expects(), some).unwrap();
+        assert_eq!(reader.next_record(), Ok(None));
+        let partial = reader.partial.as_ref().unwrap();
+        assert_eq!(partial.bytes.len(), RecordHeader::LEN);
+        assert_eq!(reader.input.len, 0);
+    }
+}
+
+#[test]
+fn a_record_too_long_to_be_held_is_refused_at_its_header() {
+    let mut bytes = BytesMut::zeroed(RecordHeader::LEN);
+    let length = RecordReader::MAX_RECORD_LEN + 1;
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    bytes[17] = ResourceManager::Transaction.number();
+    let mut reader = RecordReader::new(Lsn::new((1 << 20) + 40), SegmentSize::DEFAULT);
+    reader.push(reader.expects(), bytes.freeze()).unwrap();
+    let error = reader.next_record().unwrap_err();
+    assert!(
+        matches!(error, WalError::TooLong { length: found, .. } if found == length),
+        "{error}"
+    );
 }

@@ -3,6 +3,7 @@
 //! Nothing outside this module knows that the source is a 15. Another major version is another
 //! module with the same functions.
 
+mod gist;
 mod heap;
 mod storage;
 mod xact;
@@ -11,9 +12,15 @@ mod xlog;
 pub(crate) use heap::visibility_cleared;
 pub(crate) use storage::{Truncation, created_fork, database_dropped, relation_map, truncation};
 pub(crate) use xact::{ended_transaction, zeroed_clog_page};
-pub(crate) use xlog::wal_level_after;
+pub(crate) use xlog::parameters_after;
 
-use crate::{record::RecordHeader, rmgr::ResourceManager};
+use bytes::Bytes;
+use palimpsest_types::Lsn;
+
+use crate::{
+    record::{DecodedRecord, RecordHeader},
+    rmgr::ResourceManager,
+};
 
 /// `XLOG_PAGE_MAGIC` (`xlog_internal.h`).
 pub const PAGE_MAGIC: u16 = 0xD110;
@@ -30,4 +37,29 @@ pub(crate) fn is_switch(header: &RecordHeader) -> bool {
 /// `full_page_writes` off it still names the page, but has no image of it.
 pub(crate) fn is_for_hint(header: &RecordHeader) -> bool {
     header.rmid == ResourceManager::Xlog.number() && header.rmgr_info() == XLOG_FPI_FOR_HINT
+}
+
+/// The page after the record, given the image of it in the record.
+///
+/// Redo takes such an image for the page, and mostly leaves it at that. But a primary that completes
+/// a GiST split marks the left half only when it has the record's LSN, which is after the image was
+/// taken. (Redo of two hash records also writes into a restored page, but only what it has already.)
+pub(crate) fn redone_on_image(
+    record: &DecodedRecord,
+    block_id: u8,
+    image: Bytes,
+    end_lsn: Lsn,
+) -> Bytes {
+    if !gist::completes_split(&record.header, block_id) {
+        return image;
+    }
+    let mut page = Vec::from(image);
+    gist::clear_follow_right(&mut page, end_lsn);
+    page.into()
+}
+
+/// Nothing is kept of such a record, and whoever may run SQL can make it as large as a record can
+/// be (`pg_logical_emit_message`).
+pub(crate) fn is_only_for_decoding(rmid: u8) -> bool {
+    rmid == ResourceManager::LogicalMessage.number()
 }

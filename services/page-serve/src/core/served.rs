@@ -6,21 +6,34 @@ use std::{
 use palimpsest_api::{
     RemoteError, TimelineRef,
     channel::connect_lazily,
-    feed,
+    feed::{self, FeedBatch},
     redo::{RedoTenant, TenantRedo},
 };
+use palimpsest_layer::DeltaLayer as _;
 use palimpsest_manifest::{ManifestError, TimelineManifest, TimelineManifests, Versioned};
-use palimpsest_read::{BaseLayers, ReadError, Tail, TailError, TimelineReader};
+use palimpsest_read::{LayerFiles, Layers, ReadError, Tail, TailError, TimelineReader};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::StorePath;
-use palimpsest_types::WriterEpoch;
+use palimpsest_types::{ByteCount, ErrorKind, Lsn, WriterEpoch};
+use tokio::sync::Notify;
 
 use super::{error::ServeError, timelines::Shared};
 
-/// One timeline: opened from its manifest, then kept up with by the change feed.
+/// One timeline: opened from its manifest, then kept up with by the change feed, and by newer
+/// manifests as changes become layers.
 #[derive(Debug)]
 pub(super) struct Served {
-    reader: OnceLock<Arc<TimelineReader<TenantRedo>>>,
+    opened: OnceLock<Opened>,
+    /// A newer manifest is needed, or worth a look.
+    look: Notify,
+}
+
+#[derive(Debug)]
+struct Opened {
+    reader: Arc<TimelineReader<TenantRedo>>,
+    tail: Arc<Tail>,
+    manifests: TimelineManifests,
+    files: LayerFiles,
 }
 
 /// Why a timeline can't be followed at the moment.
@@ -39,10 +52,18 @@ enum FollowError {
         found: WriterEpoch,
         newest: WriterEpoch,
     },
+    #[error("a new writer began at {0}; subscribing anew")]
+    Rewound(Lsn),
+    #[error("the manifest is gone")]
+    NoManifest,
 }
 
 /// How long to wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_millis(300);
+/// How often the manifest is looked at when nothing tells of a newer one.
+const LOOK: Duration = Duration::from_secs(20);
+/// The tail is let go of in pieces of this size.
+const PIECE: ByteCount = ByteCount::mib(16);
 
 impl Served {
     /// Starts the task that opens and follows the timeline.
@@ -52,7 +73,8 @@ impl Served {
         scope: &TaskScope,
     ) -> Arc<Self> {
         let served = Arc::new(Self {
-            reader: OnceLock::new(),
+            opened: OnceLock::new(),
+            look: Notify::new(),
         });
         let task = Arc::clone(&served);
         let token = scope.token().clone();
@@ -75,13 +97,14 @@ impl Served {
             timeline,
             why: why.to_owned(),
         };
-        self.reader.get().cloned().ok_or_else(not_open)
+        let opened = self.opened.get().ok_or_else(not_open)?;
+        Ok(Arc::clone(&opened.reader))
     }
 
     async fn serve(&self, timeline: TimelineRef, shared: &Shared) {
-        let (manifest, tail) = loop {
+        let manifest = loop {
             match self.open(timeline, shared).await {
-                Ok(Some(opened)) => break opened,
+                Ok(Some(manifest)) => break manifest,
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%timeline, error = &error as &dyn std::error::Error, "can't open the timeline; trying again");
@@ -89,8 +112,15 @@ impl Served {
             }
             tokio::time::sleep(RETRY).await;
         };
-        tracing::info!(%timeline, lsn = %manifest.lsn, layers = manifest.layers.len(), "timeline opened");
-        follow(timeline, shared, manifest.writer_epoch, &tail).await;
+        tracing::info!(%timeline, lsn = %manifest.lsn, layers = manifest.layers().len(), "timeline opened");
+        let Some(opened) = self.opened.get() else {
+            return;
+        };
+        // Both go on for ever.
+        tokio::join!(
+            self.follow_feed(timeline, shared, opened, manifest.writer_epoch),
+            self.follow_manifests(timeline, shared, opened),
+        );
     }
 
     /// Opens the newest manifest; `None` while there is none.
@@ -98,7 +128,7 @@ impl Served {
         &self,
         timeline: TimelineRef,
         shared: &Shared,
-    ) -> Result<Option<(TimelineManifest, Arc<Tail>)>, FollowError> {
+    ) -> Result<Option<TimelineManifest>, FollowError> {
         let TimelineRef {
             tenant,
             timeline: id,
@@ -111,8 +141,9 @@ impl Served {
             return Ok(None);
         };
         let directory = StorePath::timeline(tenant, id).child("layers");
-        let store = shared.store.clone();
-        let base = BaseLayers::open(store, &directory, manifest.lsn, &manifest.layers).await?;
+        let blocks = Arc::clone(&shared.blocks);
+        let files = LayerFiles::new(shared.store.clone(), directory, blocks);
+        let layers = Layers::open(files.clone(), &manifest, None).await?;
         let tail = Arc::new(Tail::new(manifest.writer_epoch, manifest.lsn));
         let engine = shared.redo.for_tenant(RedoTenant {
             tenant,
@@ -120,34 +151,100 @@ impl Served {
             wal_log_hints: manifest.source.wal_log_hints,
         });
         let cache = Arc::clone(&shared.cache);
-        let oldest = manifest.oldest_readable;
-        let reader = TimelineReader::new(id, oldest, base, Arc::clone(&tail), (cache, engine));
+        let reader = TimelineReader::new(id, layers, Arc::clone(&tail), (cache, engine));
+        let opened = Opened {
+            reader: Arc::new(reader),
+            tail,
+            manifests,
+            files,
+        };
         // Only this task sets it, and only once.
-        let _ = self.reader.set(Arc::new(reader));
-        Ok(Some((manifest, tail)))
+        let _ = self.opened.set(opened);
+        Ok(Some(manifest))
+    }
+
+    /// Follows the feed for ever. A feed that breaks is resumed where the tail ends.
+    async fn follow_feed(
+        &self,
+        timeline: TimelineRef,
+        shared: &Shared,
+        opened: &Opened,
+        mut newest_epoch: WriterEpoch,
+    ) {
+        let tail = &opened.tail;
+        let opened_at = tail.newest();
+        let mut cluster = shared.cluster.clone();
+        loop {
+            let view = cluster.borrow_and_update().timeline(timeline).cloned();
+            let writer = view.and_then(|view| view.writer);
+            if let Some(writer) = writer {
+                let ended = follow_once(timeline, shared, &writer, &mut newest_epoch, tail).await;
+                // Until the first batch has come, the writer may just not be ready yet.
+                let begun = tail.newest() > opened_at;
+                if let Err(error) = ended {
+                    if error.asks_for_layers() {
+                        self.look.notify_one();
+                    } else if begun {
+                        tracing::warn!(%timeline, %writer, at = %tail.newest(), error = &error as &dyn std::error::Error, "not following the timeline; trying again");
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Takes newer manifests as they come, so that the tail can let go of what layers have.
+    async fn follow_manifests(&self, timeline: TimelineRef, shared: &Shared, opened: &Opened) {
+        let mut cluster = shared.cluster.clone();
+        loop {
+            let at = opened.reader.layers().lsn();
+            let published = cluster.wait_for(|view| {
+                let status = view.timeline(timeline).map(|view| &view.status);
+                status.is_some_and(|status| status.remote_consistent > at)
+            });
+            // Cancel-safe: nothing is consumed but a reason to look.
+            tokio::select! {
+                _ = published => {}
+                () = self.look.notified() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            if let Err(error) = take_newest(timeline, opened).await {
+                tracing::warn!(%timeline, error = &error as &dyn std::error::Error, "can't read the newest manifest; trying again");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 }
 
-/// Follows the feed for ever. A feed that breaks is resumed where the tail ends.
-async fn follow(timeline: TimelineRef, shared: &Shared, epoch: WriterEpoch, tail: &Tail) {
-    let mut newest_epoch = epoch;
-    let opened_at = tail.newest();
-    let mut cluster = shared.cluster.clone();
-    loop {
-        let view = cluster.borrow_and_update().timeline(timeline).cloned();
-        let writer = view.and_then(|view| view.writer);
-        if let Some(writer) = writer {
-            let ended = follow_once(timeline, shared, &writer, &mut newest_epoch, tail).await;
-            // Until the first batch has come, the writer may just not be ready yet.
-            let begun = tail.newest() > opened_at;
-            if let Err(error) = ended
-                && begun
-            {
-                tracing::warn!(%timeline, %writer, at = %tail.newest(), error = &error as &dyn std::error::Error, "not following the timeline; trying again");
-            }
+impl FollowError {
+    /// Whether a newer manifest may help: the feed begins later than we are, or memory is short.
+    fn asks_for_layers(&self) -> bool {
+        match self {
+            Self::Feed(error) => error.kind == ErrorKind::Conflict,
+            Self::Tail(error) => matches!(error, TailError::Full { .. }),
+            _ => false,
         }
-        tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Reads layers up to the newest manifest, then lets go of what they have.
+async fn take_newest(timeline: TimelineRef, opened: &Opened) -> Result<(), FollowError> {
+    let newest = opened.manifests.newest().await?;
+    let manifest = newest.ok_or(FollowError::NoManifest)?.state;
+    let before = opened.reader.layers();
+    if manifest.lsn <= before.lsn() {
+        return Ok(());
+    }
+    let layers = Layers::open(opened.files.clone(), &manifest, Some(&before)).await?;
+    tracing::debug!(%timeline, lsn = %layers.lsn(), deltas = layers.deltas(), "taking a newer manifest");
+    opened.reader.advance(layers);
+    if opened.tail.newest() < manifest.lsn {
+        // The feed does not begin so early any more.
+        opened.tail.rewind(manifest.writer_epoch, manifest.lsn);
+    } else {
+        opened.tail.drop_until(manifest.lsn);
+    }
+    Ok(())
 }
 
 async fn follow_once(
@@ -158,16 +255,38 @@ async fn follow_once(
     tail: &Tail,
 ) -> Result<(), FollowError> {
     let channel = connect_lazily(writer)?;
-    let mut stream = feed::subscribe(channel, timeline, tail.newest()).await?;
+    let from = tail.newest();
+    let mut stream = feed::subscribe(channel, timeline, from).await?;
     while let Some(batch) = stream.next().await? {
-        if batch.epoch < *newest_epoch {
-            return Err(FollowError::Fenced {
-                found: batch.epoch,
-                newest: *newest_epoch,
-            });
+        accept_epoch(&batch, newest_epoch, tail)?;
+        if tail.newest() < from {
+            return Err(FollowError::Rewound(tail.newest()));
         }
-        *newest_epoch = batch.epoch;
         tail.extend(batch.records, batch.up_to, shared.limits.tail)?;
+        if tail.read().open_size() >= PIECE {
+            tail.freeze();
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an older writer; forgets what an older one told when a newer one comes.
+fn accept_epoch(
+    batch: &FeedBatch,
+    newest_epoch: &mut WriterEpoch,
+    tail: &Tail,
+) -> Result<(), FollowError> {
+    if batch.epoch < *newest_epoch {
+        return Err(FollowError::Fenced {
+            found: batch.epoch,
+            newest: *newest_epoch,
+        });
+    }
+    *newest_epoch = batch.epoch;
+    let held = tail.read().epoch();
+    if batch.epoch > held {
+        let start = batch.epoch_start.min(tail.newest());
+        tail.rewind(batch.epoch, start);
     }
     Ok(())
 }

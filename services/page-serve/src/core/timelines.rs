@@ -9,7 +9,7 @@ use palimpsest_api::{
     broker::ClusterView,
     redo::{RedoPool, TenantRedo},
 };
-use palimpsest_read::{PageCache, TimelineReader};
+use palimpsest_read::{BlockCache, PageCache, TimelineReader};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
 use palimpsest_types::ByteCount;
@@ -30,6 +30,8 @@ pub struct Timelines {
 pub struct Limits {
     /// Pages kept, of all timelines.
     pub page_cache: ByteCount,
+    /// Blocks of layers kept, of all timelines.
+    pub block_cache: ByteCount,
     /// Changes kept for each timeline.
     pub tail: ByteCount,
     /// How long a request waits for its LSN.
@@ -42,6 +44,7 @@ pub(super) struct Shared {
     pub(super) store: ObjectStore,
     pub(super) redo: RedoPool,
     pub(super) cache: Arc<PageCache>,
+    pub(super) blocks: Arc<BlockCache>,
     pub(super) cluster: watch::Receiver<ClusterView>,
     pub(super) limits: Limits,
 }
@@ -66,6 +69,7 @@ impl Timelines {
             store,
             redo,
             cache,
+            blocks: Arc::new(BlockCache::new(limits.block_cache)),
             cluster: cluster.clone(),
             limits,
         };

@@ -236,6 +236,12 @@ mod tests {
     }
 
     #[test]
+    fn a_source_is_shown_without_anything_that_nobody_wrote() {
+        let text = "host=localhost user=postgres";
+        assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
+    }
+
+    #[test]
     fn a_password_is_not_shown() {
         for text in [
             "host=h user=u password=hunter2 port=5433",

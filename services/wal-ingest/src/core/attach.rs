@@ -6,7 +6,9 @@
 
 use bytes::Bytes;
 use palimpsest_api::broker::TimelineStatus;
-use palimpsest_manifest::{LayerEntry, SourceCluster, TimelineManifest, TimelineManifests};
+use palimpsest_manifest::{
+    LayerEntry, ManifestError, SourceCluster, TimelineManifest, TimelineManifests,
+};
 use palimpsest_postgres::{BackupEvent, BackupOptions, Connection, ControlFile};
 use palimpsest_store::StoreError;
 use palimpsest_types::{ByteCount, ErrorKind, Lsn, SystemIdentifier, WriterEpoch};
@@ -167,20 +169,17 @@ async fn publish(
     if backup.control.system_identifier != report.system_identifier {
         return Err(IngestError::Backup("it is of another cluster"));
     }
-    let manifest = TimelineManifest {
-        nonce: 0,
-        writer_epoch: WriterEpoch::FIRST,
-        lsn: backup.start,
-        oldest_readable: backup.end,
-        source: SourceCluster {
-            system_identifier: report.system_identifier,
-            pg_version: report.pg_version,
-            pg_timeline: report.pg_timeline,
-            wal_segment_size: ByteCount::new(report.wal_segment_size.bytes()),
-            wal_log_hints: report.wal_log_hints,
-        },
-        layers: backup.layers,
+    let source = SourceCluster {
+        system_identifier: report.system_identifier,
+        pg_version: report.pg_version,
+        pg_timeline: report.pg_timeline,
+        wal_segment_size: ByteCount::new(report.wal_segment_size.bytes()),
+        wal_log_hints: report.wal_log_hints,
     };
+    let mut manifest = TimelineManifest::new(source, backup.start, backup.end);
+    manifest
+        .add_layers(backup.layers)
+        .map_err(ManifestError::Refused)?;
     timeline.manifests().publish(0, manifest).await?;
     Ok(())
 }
@@ -203,9 +202,11 @@ async fn clean_up(timeline: &Timeline) -> Result<(), IngestError> {
     Ok(timeline.shared.store.delete(&marker).await?)
 }
 
-/// The layers in the store and the WAL on our disk.
+/// The layers and lists of them in the store, and the WAL on our disk.
 async fn remove_files(timeline: &Timeline) -> Result<(), IngestError> {
-    let layers = timeline.store_path().child("layers");
-    timeline.shared.store.delete_below(&layers).await?;
+    for name in ["layers", "lists"] {
+        let path = timeline.store_path().child(name);
+        timeline.shared.store.delete_below(&path).await?;
+    }
     timeline.remove_directory().await
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use palimpsest_layer::image::ImageLayerWriter;
-use palimpsest_manifest::LayerEntry;
+use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind};
 use palimpsest_postgres::{ControlFile, TarDecoder, TarEvent};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{
@@ -225,7 +225,8 @@ impl BackupLayers {
 
     async fn upload(&mut self) -> Result<(), IngestError> {
         let full = std::mem::replace(&mut self.open, ImageLayerWriter::new(self.lsn));
-        let Some((bytes, _keys)) = full.finish() else {
+        let entries = full.entries();
+        let Some((bytes, keys)) = full.finish() else {
             return Ok(());
         };
         let name = format!(
@@ -240,8 +241,15 @@ impl BackupLayers {
             .await?;
         self.uploaded.push(LayerEntry {
             name,
-            lsn: self.lsn,
+            kind: LayerKind::Image(self.lsn),
+            keys: KeySpan {
+                first: keys.first,
+                last: keys.last,
+            },
             size,
+            entries,
+            level: 0,
+            epoch: self.epoch,
         });
         Ok(())
     }

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use palimpsest_layer::LogRecord;
-use palimpsest_read::{Tail, TailError};
 use palimpsest_types::{ByteCount, Lsn};
-use palimpsest_wal::{Interpreter, RecordReader, RelationSizes, SegmentSize};
+use palimpsest_wal::{Interpreter, RecordReader, SegmentSize};
 
-use super::error::IngestError;
+use super::{budget::NoRoom, error::IngestError, growth::Growth};
 
 /// Decodes one timeline's WAL in order.
 #[derive(Debug)]
@@ -16,8 +15,7 @@ pub(super) struct Decoder {
     segment_size: SegmentSize,
     reader: RecordReader,
     interpreter: Interpreter,
-    tail: Arc<Tail>,
-    limit: ByteCount,
+    growth: Arc<Growth>,
     last_record: Lsn,
 }
 
@@ -25,22 +23,19 @@ pub(super) struct Decoder {
 const BATCH: usize = 1000;
 
 impl Decoder {
-    /// A decoder of the WAL after `start`, at which the relations had these sizes.
+    /// A decoder of the WAL after `start`, up to which the interpreter knows everything.
     pub(super) fn new(
         start: Lsn,
         segment_size: SegmentSize,
-        sizes: RelationSizes,
-        tail: Arc<Tail>,
-        limit: ByteCount,
+        interpreter: Interpreter,
+        growth: Arc<Growth>,
     ) -> Self {
         let reader = RecordReader::new(start, segment_size);
-        let interpreter = Interpreter::new(sizes);
         Self {
             segment_size,
             reader,
             interpreter,
-            tail,
-            limit,
+            growth,
             last_record: start,
         }
     }
@@ -55,9 +50,14 @@ impl Decoder {
         self.reader = RecordReader::new(self.last_record, self.segment_size);
     }
 
-    /// False when the tail has no room for more changes.
-    pub(super) fn has_room(&self) -> bool {
-        self.tail.read().size() < self.limit
+    /// Whether there is room for more changes and the WAL they come from.
+    pub(super) fn room(&self) -> Result<(), NoRoom> {
+        self.growth.share().room()
+    }
+
+    /// The WAL files take so much of the local disk now.
+    pub(super) fn note_wal(&self, size: ByteCount) {
+        self.growth.share().set_wal(size);
     }
 
     /// Decodes bytes that begin at `at` and makes their changes readable. Blocking.
@@ -86,25 +86,10 @@ impl Decoder {
                 });
             }
             if records.len() >= BATCH {
-                self.publish(std::mem::take(&mut records))?;
+                self.growth
+                    .extend(std::mem::take(&mut records), self.last_record)?;
             }
         }
-        self.publish(records)
-    }
-
-    /// The bound is checked between portions of WAL, not within: a portion that was decoded is
-    /// never half taken.
-    fn publish(&self, records: Vec<LogRecord>) -> Result<(), IngestError> {
-        let unbounded = ByteCount::new(u64::MAX);
-        Ok(self.tail.extend(records, self.last_record, unbounded)?)
-    }
-
-    /// The error that says there is no room.
-    pub(super) fn full(&self) -> IngestError {
-        TailError::Full {
-            size: self.tail.read().size(),
-            limit: self.limit,
-        }
-        .into()
+        self.growth.extend(records, self.last_record)
     }
 }

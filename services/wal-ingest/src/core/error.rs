@@ -1,14 +1,14 @@
 use std::path::PathBuf;
 
 use palimpsest_api::RemoteError;
-use palimpsest_manifest::{ManifestError, SequenceError};
+use palimpsest_manifest::ManifestError;
 use palimpsest_postgres::{ClientError, ConnInfoError, ControlFileError, TarError};
 use palimpsest_read::{ReadError, TailError};
 use palimpsest_store::StoreError;
 use palimpsest_types::{ErrorKind, Lsn};
 use palimpsest_wal::{InterpretError, WalError};
 
-use super::source::CheckError;
+use super::{budget::NoRoom, source::CheckError};
 
 /// Something failed while a timeline was attached, resumed, streamed or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,26 @@ pub enum IngestError {
         #[source]
         source: std::io::Error,
     },
+    /// A local layer file.
+    #[error("layer file {path} failed")]
+    LayerFile {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// WAL came that does not follow.
+    #[error("WAL came from {found} on, {expected} was expected")]
+    WalGap {
+        /// The end of what is here.
+        expected: Lsn,
+        /// What came.
+        found: Lsn,
+    },
+    /// There is no room for more WAL.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The WAL can't be taken apart.
     #[error("the WAL can't be decoded")]
     Wal(#[from] WalError),
@@ -69,9 +89,9 @@ pub enum IngestError {
 /// A timeline can't go on, and a retry would not help.
 #[derive(Debug, thiserror::Error)]
 pub enum Stop {
-    /// The slot was dropped or invalidated, or the WAL is gone.
+    /// The source removed WAL before we had it.
     #[error(
-        "the source no longer has the WAL from {from} on (slot {slot:?} was lost or its limit reached); delete the tenant and attach again"
+        "the source no longer has the WAL from {from} on (slot {slot:?} did not keep it); delete the tenant and attach again"
     )]
     WalGone {
         /// The slot.
@@ -98,6 +118,16 @@ pub enum Stop {
         found: u32,
         /// What it was on.
         expected: u32,
+    },
+    /// The slot is gone, or no longer keeps anything.
+    #[error(
+        "replication slot {slot:?} was dropped or invalidated at the source, which may remove the WAL after {from} any time; delete the tenant and attach again"
+    )]
+    SlotLost {
+        /// The slot.
+        slot: String,
+        /// What the object store has ends here.
+        from: Lsn,
     },
     /// Someone else publishes this timeline's manifest.
     #[error("another wal-ingest has taken over this timeline")]
@@ -129,7 +159,7 @@ pub enum Stop {
 pub(super) enum Remedy {
     /// Connect again after a while.
     Retry,
-    /// Wait without a connection: there is no room for more changes.
+    /// Wait without a connection until there is room for more.
     Pause,
     /// Nothing: a person must act.
     GiveUp,
@@ -139,14 +169,14 @@ impl IngestError {
     /// What can be done about it.
     pub(super) fn remedy(&self) -> Remedy {
         match self {
-            Self::Tail(TailError::Full { .. }) => Remedy::Pause,
+            Self::NoRoom(_) => Remedy::Pause,
             Self::Stop(_)
             | Self::Wal(_)
             | Self::Interpret(_)
-            | Self::Tail(TailError::OutOfOrder(_))
+            | Self::Tail(TailError::OutOfOrder(_) | TailError::Full { .. })
             | Self::ConnInfo(_)
             | Self::Check(_) => Remedy::GiveUp,
-            Self::Manifest(ManifestError::Sequence(SequenceError::Lost { .. })) => Remedy::GiveUp,
+            Self::Manifest(ManifestError::Superseded { .. }) => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
@@ -156,6 +186,8 @@ impl IngestError {
             | Self::Manifest(_)
             | Self::Layers(_)
             | Self::WalFile { .. }
+            | Self::LayerFile { .. }
+            | Self::WalGap { .. }
             | Self::Broker(_) => Remedy::Retry,
         }
     }

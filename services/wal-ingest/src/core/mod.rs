@@ -4,19 +4,30 @@
 //! Node ─ one Timeline task per assignment
 //!          attach: checks ─▶ slot ─▶ base backup ─▶ image layers ─▶ manifest
 //!          stream: replication ─▶ WAL files (fsync) ─▶ Decoder ─▶ Tail ─▶ feed subscribers
+//!          keeper: moves the slot at the source to what the object store has
+//!          flush:  frozen pieces of the tail ─▶ local layers (fsync) ─▶ object store ─▶ manifest
 //! ```
 
 mod attach;
 mod backup;
+mod budget;
 mod decoder;
 mod delete;
 mod error;
+mod flush;
+mod freeze;
+mod growth;
+mod keeper;
+mod local_layers;
 mod node;
+mod replay;
 mod source;
 mod stream;
 mod timeline;
 mod wal_files;
 
+pub use budget::NoRoom;
 pub use error::{IngestError, Stop};
 pub use node::{Limits, Node};
 pub use source::{CheckError, SourceReport, check_source};
+pub use timeline::Feed;

@@ -4,25 +4,40 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use palimpsest_api::{
     TimelineRef,
     broker::{AssignedTask, Assignment, ClusterView, TimelineState, TimelineStatus},
 };
-use palimpsest_read::Tail;
+use palimpsest_disk::Disk;
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
 use palimpsest_types::ByteCount;
-use tokio::sync::watch;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::interval,
+};
 
-use super::timeline::Timeline;
+use super::{
+    budget::Budget,
+    freeze,
+    growth::FREEZE_INTERVAL,
+    timeline::{Feed, Timeline},
+};
 
 /// Bounds on what wal-ingest holds, here and at the source.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Changes kept in memory for each timeline.
-    pub tail: ByteCount,
+    /// Changes kept in memory, of all timelines.
+    pub memory: ByteCount,
+    /// WAL and layers kept on the local disk until the object store has them, of all timelines.
+    pub local_disk: ByteCount,
+    /// Changes that become one layer, as they are in memory.
+    pub layer_size: ByteCount,
+    /// Changes become a layer after this time, however few.
+    pub layer_age: Duration,
     /// WAL that our slot may hold back on the source's disk before it is dropped.
     pub slot_retention: ByteCount,
 }
@@ -32,7 +47,11 @@ pub struct Limits {
 pub(super) struct Shared {
     pub(super) store: ObjectStore,
     pub(super) directory: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) limits: Limits,
+    pub(super) budget: Arc<Budget>,
+    /// Layers that are in memory for their upload.
+    pub(super) uploads: Semaphore,
     pub(super) cluster: watch::Receiver<ClusterView>,
 }
 
@@ -51,7 +70,28 @@ struct Running {
     scope: TaskScope,
 }
 
+/// Layers uploaded at once.
+const UPLOADS: usize = 2;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: ByteCount::gib(1),
+            local_disk: ByteCount::gib(20),
+            layer_size: ByteCount::mib(256),
+            layer_age: Duration::from_secs(300),
+            slot_retention: ByteCount::gib(10),
+        }
+    }
+}
+
 impl Shared {
+    /// Whether changes that are in local files should leave memory before the object store has them.
+    pub(super) fn is_short_of_memory(&self) -> bool {
+        let (used, limit) = self.budget.memory();
+        used.get() > limit.get() / 2
+    }
+
     /// All other timelines of the cluster, with their tenants' names.
     pub(super) fn other_timelines(&self, but: TimelineRef) -> Vec<(TimelineRef, String)> {
         let view = self.cluster.borrow();
@@ -63,10 +103,11 @@ impl Shared {
 }
 
 impl Node {
-    /// A node without timelines. Its tasks live in `scope`.
+    /// A node without timelines, with its files below `directory` of `disk`. Its tasks live in
+    /// `scope`.
     pub fn new(
         store: ObjectStore,
-        directory: PathBuf,
+        (disk, directory): (Arc<dyn Disk>, PathBuf),
         limits: Limits,
         cluster: watch::Receiver<ClusterView>,
         scope: TaskScope,
@@ -74,6 +115,9 @@ impl Node {
         let shared = Arc::new(Shared {
             store,
             directory,
+            disk,
+            budget: Arc::new(Budget::new(&limits)),
+            uploads: Semaphore::new(UPLOADS),
             limits,
             cluster,
         });
@@ -93,9 +137,38 @@ impl Node {
             .collect()
     }
 
-    /// The changes of a timeline, once it has been attached or resumed.
-    pub fn tail(&self, timeline: TimelineRef) -> Option<Arc<Tail>> {
-        self.lock().get(&timeline)?.timeline.tail().cloned()
+    /// What the change feed tells of a timeline, once it was taken over.
+    pub fn feed(&self, timeline: TimelineRef) -> Option<Feed> {
+        self.lock().get(&timeline)?.timeline.feed()
+    }
+
+    /// Freezes pieces of changes that are old or in the way, for ever.
+    pub async fn freeze_in_time(&self) {
+        let mut ticks = interval(FREEZE_INTERVAL);
+        loop {
+            ticks.tick().await;
+            self.freeze_due();
+        }
+    }
+
+    fn freeze_due(&self) {
+        let running = self.lock();
+        let grown: Vec<_> = running
+            .values()
+            .filter_map(|running| {
+                let growth = running.timeline.growth()?;
+                let growing = growth.growing()?;
+                Some((growth, growing))
+            })
+            .collect();
+        drop(running);
+        let growing: Vec<_> = grown.iter().map(|(_, growing)| *growing).collect();
+        let (in_use, _) = self.shared.budget.memory();
+        for at in freeze::due(&growing, in_use, &self.shared.limits) {
+            if let Some((growth, _)) = grown.get(at) {
+                growth.freeze();
+            }
+        }
     }
 
     /// Starts what is assigned and does not run; lets go of what is not assigned any more.

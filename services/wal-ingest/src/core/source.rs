@@ -1,6 +1,6 @@
 //! The PostgreSQL that a timeline is read from: how it is reached, and whether it can be attached.
 
-use palimpsest_postgres::{ClientError, ConnInfo, Connection, SlotName, SystemIdentity};
+use palimpsest_postgres::{ClientError, ConnInfo, Connection};
 use palimpsest_types::{ByteCount, ErrorKind, PAGE_SIZE, SystemIdentifier};
 use palimpsest_wal::SegmentSize;
 
@@ -57,7 +57,7 @@ pub enum CheckError {
     },
     /// No connection left.
     #[error(
-        "the source allows {0} WAL senders; set max_wal_senders to at least 2 more than its standbys need"
+        "the source allows {0} WAL senders; set max_wal_senders to at least 3 more than its standbys need"
     )]
     WalSenders(String),
     /// The same cluster is attached already.
@@ -78,10 +78,17 @@ pub enum CheckError {
 }
 
 const PG_VERSION: u32 = 15;
+/// WAL senders that we use at a time: the stream, the slot's keeper, and the base backup.
+const SENDERS: u32 = 3;
 
 /// Connects to a source. The password may be in the password file.
 pub(super) async fn connect(conninfo: &str) -> Result<Connection, IngestError> {
-    let info = parse(conninfo)?;
+    connect_as(conninfo, "palimpsest").await
+}
+
+/// Connects to a source under a name that it shows in its views.
+pub(super) async fn connect_as(conninfo: &str, name: &str) -> Result<Connection, IngestError> {
+    let info = parse(conninfo)?.with_application_name(name);
     Connection::connect(&info)
         .await
         .map_err(|error| match error.kind() {
@@ -97,9 +104,7 @@ fn parse(conninfo: &str) -> Result<ConnInfo, IngestError> {
     // The one place that looks at the environment: libpq's own variables for the password file.
     let passfile = std::env::var_os("PGPASSFILE").map(std::path::PathBuf::from);
     let home = std::env::home_dir();
-    Ok(info
-        .with_default_passfile(passfile.as_deref(), home.as_deref())
-        .with_fallback_application_name("palimpsest"))
+    Ok(info.with_default_passfile(passfile.as_deref(), home.as_deref()))
 }
 
 /// Looks at a source without changing anything there.
@@ -131,7 +136,10 @@ pub(super) async fn inspect(connection: &mut Connection) -> Result<SourceReport,
         return Err(CheckError::WalLevel(wal_level).into());
     }
     let senders = connection.show("max_wal_senders").await?;
-    if senders.parse::<u32>().is_ok_and(|senders| senders < 2) {
+    if senders
+        .parse::<u32>()
+        .is_ok_and(|senders| senders < SENDERS)
+    {
         return Err(CheckError::WalSenders(senders).into());
     }
     expect_size(connection, "block_size", PAGE_SIZE).await?;
@@ -214,17 +222,6 @@ fn parse_size(value: &str) -> Option<ByteCount> {
         .ok()?
         .checked_mul(1 << shift)
         .map(ByteCount::new)
-}
-
-/// WAL that a slot keeps on the source's disk; `None` if there is no such slot or it keeps nothing.
-pub(super) async fn retained(
-    connection: &mut Connection,
-    slot: &SlotName,
-) -> Result<Option<ByteCount>, ClientError> {
-    let SystemIdentity { xlogpos, .. } = connection.identify_system().await?;
-    let state = connection.read_replication_slot(slot).await?;
-    let restart = state.and_then(|state| state.restart_lsn);
-    Ok(restart.map(|restart| ByteCount::new(xlogpos.saturating_sub(restart))))
 }
 
 #[cfg(test)]

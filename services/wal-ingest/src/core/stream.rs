@@ -7,13 +7,13 @@ use futures::FutureExt as _;
 use palimpsest_api::broker::TimelineState;
 use palimpsest_manifest::TimelineManifest;
 use palimpsest_postgres::{ClientError, ReplicationEvent, ReplicationStream, StandbyStatus};
-use palimpsest_types::{ByteCount, ErrorKind, Lsn};
+use palimpsest_types::{ErrorKind, Lsn};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
-    source::{connect, retained},
+    source::connect_as,
     timeline::{BackOff, Resumed, Timeline},
     wal_files::WalFiles,
 };
@@ -24,11 +24,21 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(60);
 /// WAL that is written and fsynced together, at most.
 const MAX_BATCH: usize = 4 << 20;
-/// How often the slot is looked at while no WAL is read.
-const GUARD_INTERVAL: Duration = Duration::from_secs(5);
+/// How often to look for room while paused.
+const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Streams until the timeline has to stop. Connections that break are made again.
-pub(super) async fn run(timeline: &Timeline, resumed: Resumed) {
+/// Why a stream ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It can't go on.
+    Stop(IngestError),
+    /// The local files failed: the timeline is to be taken over anew from what is on disk.
+    Reopen(IngestError),
+}
+
+/// Streams until the timeline can't go on as it is. Connections that break are made again, and
+/// closed while there is no room.
+pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
     let Resumed {
         manifest,
         files,
@@ -42,14 +52,20 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        match error.remedy() {
-            Remedy::GiveUp => return timeline.stop(&error),
-            Remedy::Pause => return pause(timeline, &error).await,
-            Remedy::Retry => {}
-        }
-        if work.is_none() {
+        let Some((_, decoder)) = &work else {
             // A write or the decoder failed half-way: what is in memory is not to be trusted.
-            return timeline.stop(&error);
+            return match error.remedy() {
+                Remedy::Retry | Remedy::Pause => End::Reopen(error),
+                Remedy::GiveUp => End::Stop(error),
+            };
+        };
+        match error.remedy() {
+            Remedy::GiveUp => return End::Stop(error),
+            Remedy::Pause => {
+                pause(timeline, decoder, &error).await;
+                continue;
+            }
+            Remedy::Retry => {}
         }
         let reason = error.in_words();
         tracing::warn!(timeline = %timeline.id(), reason, "the WAL stream ended; connecting again");
@@ -70,18 +86,19 @@ async fn stream(
     manifest: &TimelineManifest,
     work: &mut Option<(WalFiles, Decoder)>,
 ) -> Result<std::convert::Infallible, IngestError> {
-    let Some((files, decoder)) = work.as_ref() else {
-        return Err(IngestError::Backup("the WAL files are not open"));
+    let from = match work {
+        Some((files, decoder)) => {
+            decoder.room()?;
+            files.end()
+        }
+        None => return Err(IngestError::Backup("the WAL files are not open")),
     };
-    if !decoder.has_room() {
-        return Err(decoder.full());
-    }
-    let mut stream = open(timeline, manifest, files.end()).await?;
+    let mut stream = open(timeline, manifest, from).await?;
     timeline.update(|status| {
         status.state = TimelineState::Streaming;
         status.reason.clear();
     });
-    tracing::info!(timeline = %timeline.id(), from = %files.end(), "reading WAL");
+    tracing::info!(timeline = %timeline.id(), %from, "reading WAL");
     let mut ticks = interval(STATUS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -99,19 +116,10 @@ async fn stream(
         let event = event.map_err(|_| ClientError::Io(silent))?;
         let event = event.map_err(|error| wal_gone_or(timeline, stream.position(), error))?;
         match event {
-            Some(ReplicationEvent::XLogData {
-                start,
-                wal_end,
-                data,
-                ..
-            }) => {
+            Some(ReplicationEvent::XLogData { start, data, .. }) => {
                 let batch = gather(&mut stream, start, data).await?;
                 timeline.update(|status| status.received = batch.end());
                 ingest(timeline, work, batch).await?;
-                timeline.update(|status| {
-                    let kept = wal_end.saturating_sub(status.flushed);
-                    status.slot_retained = ByteCount::new(kept);
-                });
                 stream.send_status(positions(timeline, false)).await?;
             }
             Some(ReplicationEvent::KeepAlive {
@@ -140,7 +148,8 @@ async fn open(
     manifest: &TimelineManifest,
     from: Lsn,
 ) -> Result<ReplicationStream, IngestError> {
-    let mut connection = connect(&timeline.assignment.source).await?;
+    // By this name the source's synchronous_standby_names may know us.
+    let mut connection = connect_as(&timeline.assignment.source, timeline.slot.as_str()).await?;
     let identity = connection.identify_system().await?;
     let source = &manifest.source;
     if identity.system_id != source.system_identifier {
@@ -151,14 +160,11 @@ async fn open(
         let (found, expected) = (identity.timeline, source.pg_timeline);
         return Err(Stop::OtherTimeline { found, expected }.into());
     }
-    let slot = Some(&timeline.slot);
-    match connection
-        .start_physical_replication(slot, from, source.pg_timeline)
+    // Without the slot: see the keeper.
+    let stream = connection.start_physical_replication(None, from, source.pg_timeline);
+    stream
         .await
-    {
-        Ok(stream) => Ok(stream),
-        Err(error) => Err(wal_gone_or(timeline, from, error)),
-    }
+        .map_err(|error| wal_gone_or(timeline, from, error))
 }
 
 /// Tells an end that waiting does not mend: the slot does not exist, was invalidated, or the
@@ -224,8 +230,13 @@ async fn ingest(
     let Some((mut files, mut decoder)) = work.take() else {
         return Err(IngestError::Backup("the WAL files are not open"));
     };
+    if batch.start != files.end() {
+        let (expected, found) = (files.end(), batch.start);
+        return Err(IngestError::WalGap { expected, found });
+    }
     let written = tokio::task::spawn_blocking(move || {
         files.append(&batch.chunks)?;
+        decoder.note_wal(files.size());
         let flushed = files.end();
         let mut at = batch.start;
         for chunk in batch.chunks {
@@ -235,21 +246,18 @@ async fn ingest(
         }
         Ok::<_, IngestError>((files, decoder, flushed))
     });
-    let (files, decoder, flushed) = written.await.map_err(|error| IngestError::WalFile {
-        path: timeline.wal_directory(),
-        source: std::io::Error::other(error),
-    })??;
+    let written = written.await.map_err(|error| timeline.wal_failed(error))?;
+    let (files, decoder, flushed) = written?;
     timeline.update(|status| {
         status.flushed = flushed;
         status.last_record = decoder.last_record();
     });
-    let full = (!decoder.has_room()).then(|| decoder.full());
+    let room = decoder.room();
     *work = Some((files, decoder));
-    full.map_or(Ok(()), Err)
+    Ok(room?)
 }
 
-/// What the source is told. The slot follows `flush`, which is what is fsynced here: in this
-/// version our disk is where the WAL is kept.
+/// What the source is told: commits that wait for us wait until their WAL is fsynced here.
 fn positions(timeline: &Timeline, reply_requested: bool) -> StandbyStatus {
     let status = timeline.status();
     StandbyStatus {
@@ -260,44 +268,17 @@ fn positions(timeline: &Timeline, reply_requested: bool) -> StandbyStatus {
     }
 }
 
-/// Waits without a connection and guards the source's disk: a slot that holds back more WAL than
-/// allowed is dropped, because the user's database matters more than our history.
-async fn pause(timeline: &Timeline, error: &IngestError) {
+/// Waits without a connection until there is room. Connected, a receiver that takes nothing would
+/// keep the source from shutting down.
+async fn pause(timeline: &Timeline, decoder: &Decoder, error: &IngestError) {
     let reason = error.in_words();
     tracing::error!(timeline = %timeline.id(), reason, "timeline paused; the connection is closed");
     timeline.update(|status| {
         status.state = TimelineState::Paused;
         status.reason = reason;
     });
-    loop {
-        match guard(timeline).await {
-            Ok(Some(dropped)) => return timeline.stop(&dropped.into()),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't look at the slot");
-            }
-        }
-        tokio::time::sleep(GUARD_INTERVAL).await;
+    while decoder.room().is_err() {
+        tokio::time::sleep(ROOM_INTERVAL).await;
     }
-}
-
-async fn guard(timeline: &Timeline) -> Result<Option<Stop>, IngestError> {
-    let mut connection = connect(&timeline.assignment.source).await?;
-    let kept = retained(&mut connection, &timeline.slot)
-        .await?
-        .unwrap_or_default();
-    timeline.update(|status| status.slot_retained = kept);
-    let limit = timeline.shared.limits.slot_retention;
-    let dropped = if kept > limit {
-        connection.drop_slot(&timeline.slot).await?;
-        Some(Stop::SlotDropped {
-            slot: timeline.slot.to_string(),
-            retained: kept,
-            limit,
-        })
-    } else {
-        None
-    };
-    connection.close().await;
-    Ok(dropped)
+    tracing::info!(timeline = %timeline.id(), "timeline goes on");
 }

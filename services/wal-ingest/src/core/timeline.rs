@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -10,21 +10,27 @@ use palimpsest_api::{
     TimelineRef,
     broker::{Assignment, TimelineState, TimelineStatus},
 };
+use palimpsest_layer::OpenLayer;
 use palimpsest_manifest::{TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_postgres::SlotName;
-use palimpsest_read::{BaseLayers, Tail};
+use palimpsest_read::{BlockCache, LayerFiles, Layers, Tail};
 use palimpsest_store::StorePath;
-use palimpsest_types::{BlockNumber, Fork, Key, Lsn, RelTag};
-use palimpsest_wal::{RelationSizes, SegmentSize, Value};
-use tokio::sync::watch;
+use palimpsest_types::{BlockNumber, ByteCount, Fork, Key, Lsn, RelTag, WriterEpoch};
+use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SegmentSize, Value};
+use tokio::sync::{Mutex, mpsc::UnboundedReceiver, watch};
 
 use super::{
     attach,
     decoder::Decoder,
-    error::{IngestError, Remedy},
+    error::{IngestError, Remedy, Stop},
+    flush,
+    growth::Growth,
+    keeper,
+    local_layers::LocalLayers,
     node::Shared,
-    stream,
-    wal_files::WalFiles,
+    replay::replay,
+    stream::{self, End},
+    wal_files::{WalFiles, WalTrim},
 };
 
 /// What the node and the feed know of a timeline.
@@ -33,8 +39,23 @@ pub(super) struct Timeline {
     pub(super) assignment: Assignment,
     pub(super) slot: SlotName,
     pub(super) shared: Arc<Shared>,
+    /// Kept, because it remembers what it has read.
+    manifests: TimelineManifests,
     status: watch::Sender<TimelineStatus>,
-    tail: OnceLock<Arc<Tail>>,
+    opened: RwLock<Option<Arc<Opened>>>,
+}
+
+/// A timeline that this node has taken over.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) epoch: WriterEpoch,
+    /// Where the history that this writer tells begins.
+    pub(super) epoch_start: Lsn,
+    pub(super) growth: Arc<Growth>,
+    pub(super) local_layers: LocalLayers,
+    pub(super) wal: WalTrim,
+    /// The manifest as we know it; only the flush changes it.
+    pub(super) manifest: Mutex<Versioned<TimelineManifest>>,
 }
 
 /// A timeline that is ready to read more WAL.
@@ -44,18 +65,36 @@ pub(super) struct Resumed {
     pub(super) decoder: Decoder,
 }
 
+/// What the change feed tells of a timeline.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// Generation of the writer.
+    pub epoch: WriterEpoch,
+    /// Where its history begins.
+    pub epoch_start: Lsn,
+    /// The changes.
+    pub tail: Arc<Tail>,
+}
+
+type Prepared = (Arc<Opened>, Resumed, UnboundedReceiver<Arc<OpenLayer>>);
+
+/// Each block is read once when sizes are.
+const SIZES_CACHE: ByteCount = ByteCount::mib(1);
 /// Between attempts, growing from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 impl Timeline {
     pub(super) fn new(assignment: Assignment, slot: SlotName, shared: Arc<Shared>) -> Self {
         let (status, _) = watch::channel(TimelineStatus::default());
+        let TimelineRef { tenant, timeline } = assignment.timeline;
+        let manifests = TimelineManifests::new(shared.store.clone(), tenant, timeline);
         Self {
+            manifests,
             assignment,
             slot,
             shared,
             status,
-            tail: OnceLock::new(),
+            opened: RwLock::default(),
         }
     }
 
@@ -71,8 +110,24 @@ impl Timeline {
         self.status.send_modify(change);
     }
 
-    pub(super) fn tail(&self) -> Option<&Arc<Tail>> {
-        self.tail.get()
+    /// The changes in memory, once the timeline was taken over.
+    pub(super) fn growth(&self) -> Option<Arc<Growth>> {
+        Some(Arc::clone(&self.opened()?.growth))
+    }
+
+    fn opened(&self) -> Option<Arc<Opened>> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        opened.clone()
+    }
+
+    /// What subscribers are told, once the timeline was taken over.
+    pub(super) fn feed(&self) -> Option<Feed> {
+        let opened = self.opened()?;
+        Some(Feed {
+            epoch: opened.epoch,
+            epoch_start: opened.epoch_start,
+            tail: Arc::clone(opened.growth.tail()),
+        })
     }
 
     pub(super) fn wal_directory(&self) -> PathBuf {
@@ -93,26 +148,74 @@ impl Timeline {
         StorePath::timeline(tenant, timeline)
     }
 
-    pub(super) fn manifests(&self) -> TimelineManifests {
-        let TimelineRef { tenant, timeline } = self.id();
-        TimelineManifests::new(self.shared.store.clone(), tenant, timeline)
+    pub(super) fn manifests(&self) -> &TimelineManifests {
+        &self.manifests
     }
 
-    /// Attaches or resumes, then reads WAL until something can't be mended.
+    /// Attaches or takes over, then reads WAL until something can't be mended.
     pub(super) async fn run(&self) {
-        let resumed = match self.prepare().await {
-            Ok(resumed) => resumed,
-            Err(error) => return self.stop(&error),
+        let mut back_off = BackOff::default();
+        loop {
+            let error = match self.run_once().await {
+                End::Stop(error) => {
+                    self.stop(&error);
+                    return self.guard_slot(&error).await;
+                }
+                End::Reopen(error) => error,
+            };
+            let reason = error.in_words();
+            tracing::error!(timeline = %self.id(), reason, "local files failed; taking the timeline over again");
+            self.update(|status| {
+                status.state = TimelineState::Disconnected;
+                status.reason = reason;
+            });
+            back_off.wait().await;
+        }
+    }
+
+    /// A timeline that has stopped still has a slot, which must not fill the source's disk.
+    async fn guard_slot(&self, error: &IngestError) {
+        let gone_or_not_ours = matches!(
+            error,
+            IngestError::Stop(Stop::Superseded | Stop::SlotLost { .. } | Stop::SlotDropped { .. })
+        );
+        let Some(opened) = self.opened().filter(|_| !gone_or_not_ours) else {
+            return;
         };
-        stream::run(self, resumed).await;
+        let source = opened.manifest.lock().await.state.source;
+        let end = keeper::run(self, &source).await;
+        tracing::error!(timeline = %self.id(), reason = %end, "the slot of a stopped timeline");
+        self.update(|status| status.warnings.push(end.to_string()));
+    }
+
+    async fn run_once(&self) -> End {
+        let (opened, resumed, frozen) = match self.prepare().await {
+            Ok(prepared) => prepared,
+            Err(error) => return End::Stop(error),
+        };
+        let manifest = resumed.manifest.clone();
+        let streaming = async {
+            match replay(self, resumed).await {
+                Ok(resumed) => stream::run(self, resumed).await,
+                Err(error) if error.remedy() == Remedy::Retry => End::Reopen(error),
+                Err(error) => End::Stop(error),
+            }
+        };
+        // Cancel-safe all three ways: the WAL files have what the flush has not done, WAL that was
+        // not fsynced was not acknowledged, and the slot is where the last visit moved it.
+        tokio::select! {
+            end = streaming => end,
+            Err(error) = flush::run(self, &opened, frozen) => End::Stop(error),
+            stop = keeper::run(self, &manifest.source) => End::Stop(stop.into()),
+        }
     }
 
     /// What can't be done at the moment is tried again; an attach that fails is not.
-    async fn prepare(&self) -> Result<Resumed, IngestError> {
+    async fn prepare(&self) -> Result<Prepared, IngestError> {
         let mut back_off = BackOff::default();
         loop {
             let outcome = match self.manifests().newest().await {
-                Ok(Some(manifest)) => self.resume(manifest).await,
+                Ok(Some(manifest)) => self.take_over(manifest).await,
                 Ok(None) => {
                     self.update(|status| status.state = TimelineState::Attaching);
                     attach::attach(self).await?;
@@ -130,56 +233,85 @@ impl Timeline {
         }
     }
 
-    /// Takes the timeline over under a new epoch and decodes the WAL that is on our disk.
-    async fn resume(&self, newest: Versioned<TimelineManifest>) -> Result<Resumed, IngestError> {
-        let Versioned {
-            number,
-            state: mut manifest,
-        } = newest;
-        let epoch = manifest
-            .writer_epoch
-            .next()
-            .unwrap_or(manifest.writer_epoch);
-        manifest.writer_epoch = epoch;
-        self.manifests().publish(number, manifest.clone()).await?;
-        let directory = self.store_path().child("layers");
-        let store = self.shared.store.clone();
-        let base = BaseLayers::open(store, &directory, manifest.lsn, &manifest.layers).await?;
-        let sizes = base_sizes(&base).await?;
-        let tail = Arc::new(Tail::new(epoch, manifest.lsn));
+    /// Takes the timeline over under a new epoch.
+    async fn take_over(
+        &self,
+        newest: Versioned<TimelineManifest>,
+    ) -> Result<Prepared, IngestError> {
+        let manifests = self.manifests();
+        let taken = manifests.take_over(newest).await?;
+        let manifest = taken.state.clone();
+        let (epoch, start) = (manifest.writer_epoch, manifest.lsn);
+        let sizes = self.relation_sizes(&manifest).await?;
+        let tail = Arc::new(Tail::new(epoch, start));
+        let limits = &self.shared.limits;
+        let share = self.shared.budget.share();
+        let (growth, frozen) = Growth::new(tail, share, limits.layer_size);
+        let growth = Arc::new(growth);
         let segment_size = SegmentSize::new(manifest.source.wal_segment_size.get())
             .unwrap_or(SegmentSize::DEFAULT);
-        let limit = self.shared.limits.tail;
-        let decoder = Decoder::new(manifest.lsn, segment_size, sizes, Arc::clone(&tail), limit);
-        let (wal, pg_timeline, start) = (
-            self.wal_directory(),
-            manifest.source.pg_timeline,
-            manifest.lsn,
-        );
-        let read_back = tokio::task::spawn_blocking(move || {
-            let files = WalFiles::open(wal, segment_size, pg_timeline, start)?;
-            read_back(files, decoder, start)
+        let interpreter = Interpreter::new(sizes, base_facts(&manifest));
+        let decoder = Decoder::new(start, segment_size, interpreter, Arc::clone(&growth));
+        let disk = Arc::clone(&self.shared.disk);
+        let (wal, layers) = (self.wal_directory(), self.directory().join("layers"));
+        let pg_timeline = manifest.source.pg_timeline;
+        let opening = tokio::task::spawn_blocking(move || {
+            let local_layers = LocalLayers::prepare(Arc::clone(&disk), layers)?;
+            let files = WalFiles::open(disk, wal, segment_size, pg_timeline, start)?;
+            Ok::<_, IngestError>((local_layers, files))
         });
-        let (files, decoder) = read_back.await.map_err(|error| IngestError::WalFile {
-            path: self.wal_directory(),
-            source: std::io::Error::other(error),
-        })??;
+        let opening = opening.await.map_err(|error| self.wal_failed(error))?;
+        let (local_layers, files) = opening?;
+        growth.share().set_wal(files.size());
+        let opened = Arc::new(Opened {
+            epoch,
+            epoch_start: start,
+            growth,
+            local_layers,
+            wal: files.trim(),
+            manifest: Mutex::new(taken),
+        });
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&opened));
         self.update(|status| {
             status.epoch = epoch;
-            status.remote_consistent = manifest.lsn;
+            status.disk_consistent = start;
+            status.remote_consistent = start;
             status.oldest_readable = manifest.oldest_readable;
-            status.received = files.end();
-            status.flushed = files.end();
-            status.last_record = decoder.last_record();
+            status.last_record = start;
         });
-        // Set once: a timeline is prepared once in the life of this value.
-        let _ = self.tail.set(tail);
-        tracing::info!(timeline = %self.id(), %epoch, at = %decoder.last_record(), "timeline resumed");
-        Ok(Resumed {
+        tracing::info!(timeline = %self.id(), %epoch, at = %start, "timeline taken over");
+        let resumed = Resumed {
             manifest,
             files,
             decoder,
-        })
+        };
+        Ok((opened, resumed, frozen))
+    }
+
+    /// How long every relation fork is at the manifest's LSN.
+    async fn relation_sizes(
+        &self,
+        manifest: &TimelineManifest,
+    ) -> Result<RelationSizes, IngestError> {
+        let store = self.shared.store.clone();
+        let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
+        let files = LayerFiles::new(store, self.store_path().child("layers"), blocks);
+        let layers = Layers::open(files, manifest, None).await?;
+        let mut sizes = RelationSizes::default();
+        let mut visit = |key, value: &Value| match (key, value) {
+            (Key::RelSize(rel), Value::RelSize(blocks)) => sizes.set(rel, *blocks),
+            (Key::RelSize(rel), Value::Dropped) => drop(sizes.remove(rel)),
+            _ => {}
+        };
+        layers.newest(all_sizes(), manifest.lsn, &mut visit).await?;
+        Ok(sizes)
+    }
+
+    pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {
+        IngestError::WalFile {
+            path: self.wal_directory(),
+            source: std::io::Error::other(error),
+        }
     }
 
     /// The end of the road: says why.
@@ -193,46 +325,24 @@ impl Timeline {
     }
 }
 
-/// Decodes what is on our disk. Bytes at the end that are not WAL were cut off by a crash and are
-/// dropped: the source still has them, because they were never acknowledged.
-fn read_back(
-    mut files: WalFiles,
-    mut decoder: Decoder,
-    start: Lsn,
-) -> Result<(WalFiles, Decoder), IngestError> {
-    let mut damaged = None;
-    files.read(start, |at, bytes| {
-        if damaged.is_none() {
-            match decoder.decode(at, bytes) {
-                Err(IngestError::Wal(error)) => damaged = Some(error),
-                other => other?,
-            }
-        }
-        Ok(())
-    })?;
-    if let Some(error) = damaged {
-        tracing::warn!(%error, from = %decoder.last_record(), "the end of the local WAL is damaged; reading it again from the source");
-        files.truncate(decoder.last_record())?;
-        decoder.resync();
+/// What the interpreter must know of the base backup.
+fn base_facts(manifest: &TimelineManifest) -> BaseFacts {
+    BaseFacts {
+        consistent_from: manifest.oldest_readable,
+        // True also stands for checksums, with which the setting has no effect.
+        wal_log_hints: (!manifest.source.wal_log_hints).then_some(false),
     }
-    Ok((files, decoder))
 }
 
-async fn base_sizes(base: &BaseLayers) -> Result<RelationSizes, IngestError> {
+/// Sizes of all relation forks there can be.
+fn all_sizes() -> std::ops::Range<Key> {
     let first = RelTag {
         spc: 0,
         db: 0,
         rel: 0,
         fork: Fork::Main,
     };
-    let all = Key::RelSize(first)..Key::RelBlock(first, BlockNumber::ZERO);
-    let mut sizes = RelationSizes::default();
-    for (key, value) in base.range(all).await? {
-        if let (Key::RelSize(rel), Value::RelSize(blocks)) = (key, value) {
-            sizes.set(rel, blocks);
-        }
-    }
-    Ok(sizes)
+    Key::RelSize(first)..Key::RelBlock(first, BlockNumber::ZERO)
 }
 
 /// Waits longer after each failure, with jitter so that many do not come back at once.

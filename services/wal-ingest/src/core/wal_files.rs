@@ -1,170 +1,286 @@
 //! WAL on our own disk: PostgreSQL's own segment files, which `pg_waldump` reads.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use palimpsest_types::Lsn;
+use palimpsest_disk::{Disk, DiskFile};
+use palimpsest_types::{ByteCount, Lsn};
 use palimpsest_wal::{SegmentNumber, SegmentSize};
 
 use super::error::IngestError;
+
+#[cfg(test)]
+mod tests;
 
 /// The segment files of one timeline, written from a segment's start on without a gap.
 ///
 /// Blocking: callers keep it off the runtime's threads.
 #[derive(Debug)]
 pub(super) struct WalFiles {
+    place: Arc<Place>,
+    end: Lsn,
+    open: Option<OpenSegment>,
+    /// A write failed: beyond `end` there may be bytes that were not acknowledged.
+    torn: bool,
+}
+
+/// Removes old segments of files that somebody else writes. Blocking.
+#[derive(Debug, Clone)]
+pub(super) struct WalTrim(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    disk: Arc<dyn Disk>,
     directory: PathBuf,
     size: SegmentSize,
     pg_timeline: u32,
+    held: Mutex<Held>,
+}
+
+/// From the start of the first segment to the end of what is fsynced.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    first: SegmentNumber,
     end: Lsn,
-    open: Option<OpenSegment>,
 }
 
 #[derive(Debug)]
 struct OpenSegment {
     number: SegmentNumber,
-    file: File,
+    file: Box<dyn DiskFile>,
 }
 
 /// What reading the files back gives at once.
-const READ_SIZE: usize = 1 << 20;
+const READ_SIZE: u64 = 1 << 20;
 
 impl WalFiles {
-    /// The files below `directory`, of which the first begins at `start`, a segment's start. Those
-    /// that are there already are taken over as far as they follow each other.
+    /// The files below `directory`, of which the first holds `start`.
+    ///
+    /// Those that are there already are taken over as far as they follow each other; older ones and
+    /// those after a gap, which a crash left, are removed. What was taken over is fsynced again: the
+    /// one who wrote it may have died before that.
     pub(super) fn open(
+        disk: Arc<dyn Disk>,
         directory: PathBuf,
         size: SegmentSize,
         pg_timeline: u32,
         start: Lsn,
     ) -> Result<Self, IngestError> {
-        fs::create_dir_all(&directory).map_err(at(&directory))?;
-        let start = start.floor_to(size.bytes());
-        let mut files = Self {
+        disk.create_dir_all(&directory).map_err(at(&directory))?;
+        let held = Held {
+            first: size.number_of(start),
+            end: start.floor_to(size.bytes()),
+        };
+        let place = Arc::new(Place {
+            disk,
             directory,
             size,
             pg_timeline,
-            end: start,
+            held: Mutex::new(held),
+        });
+        let segments = place.segments()?;
+        let end = contiguous_end(&segments, held, size);
+        let mut files = Self {
+            place,
+            end,
             open: None,
+            torn: false,
         };
-        let mut segment = size.number_of(start);
-        loop {
-            let path = files.path(segment);
-            let len = match fs::metadata(&path) {
-                Ok(metadata) => metadata.len().min(size.bytes()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(at(&path)(error)),
-            };
-            files.end = Lsn::new(files.end.get() + len);
-            if len < size.bytes() {
-                break;
+        for (number, _) in &segments {
+            if *number < held.first {
+                files.place.remove(*number)?;
             }
-            segment = segment.next();
         }
+        files.truncate(end)?;
         Ok(files)
     }
 
-    /// Where the next byte goes.
+    /// Where the next byte goes. Everything before survives a crash.
     pub(super) fn end(&self) -> Lsn {
         self.end
     }
 
+    /// Bytes held on the disk.
+    pub(super) fn size(&self) -> ByteCount {
+        self.place.bytes()
+    }
+
+    /// What removes old segments while this writes new ones.
+    pub(super) fn trim(&self) -> WalTrim {
+        WalTrim(Arc::clone(&self.place))
+    }
+
     /// Forgets everything from `end` on: bytes that a crash left half written.
+    ///
+    /// The file is cut before those after it are removed, so that a crash between the two leaves a
+    /// gap, which [`WalFiles::open`] sees.
     pub(super) fn truncate(&mut self, end: Lsn) -> Result<(), IngestError> {
         self.open = None;
-        let mut segment = self.size.number_of(end);
-        let path = self.path(segment);
-        if let Ok(file) = OpenOptions::new().write(true).open(&path) {
-            file.set_len(end.offset_in(self.size.bytes()))
-                .map_err(at(&path))?;
-            file.sync_all().map_err(at(&path))?;
-        }
-        loop {
-            segment = segment.next();
-            match fs::remove_file(self.path(segment)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(at(&self.path(segment))(error)),
+        let number = self.place.size.number_of(end);
+        let offset = end.offset_in(self.place.size.bytes());
+        for (other, _) in self.place.segments()? {
+            if other == number && offset > 0 {
+                let mut file = self.place.append(number)?;
+                let cut = file.set_len(offset).and_then(|()| file.sync());
+                cut.map_err(at(&self.place.path(number)))?;
+            } else if other >= number {
+                self.place.remove(other)?;
             }
         }
-        self.end = end;
-        self.sync_directory()
+        self.place.sync_directory()?;
+        self.settle(end);
+        Ok(())
     }
 
     /// Writes the bytes that come next and fsyncs them: when this returns they survive a crash.
+    ///
+    /// After an error none of them count, and the next call begins where this one did. It writes
+    /// all of them again, because after a failed fsync nobody knows which were lost.
     pub(super) fn append(&mut self, chunks: &[Bytes]) -> Result<(), IngestError> {
+        if self.torn {
+            self.truncate(self.end)?;
+        }
+        self.torn = true;
+        let mut position = self.end;
         for chunk in chunks {
             let mut rest = chunk.as_ref();
             while !rest.is_empty() {
-                let room = self.size.bytes() - self.end.offset_in(self.size.bytes());
-                let len = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+                let segment_left =
+                    self.place.size.bytes() - position.offset_in(self.place.size.bytes());
+                let len = rest.len().min(ByteCount::new(segment_left).as_len());
                 let (now, later) = rest.split_at(len);
-                self.write(now)?;
+                self.write(position, now)?;
+                position = Lsn::new(position.get() + len as u64);
                 rest = later;
             }
         }
-        self.sync()
-    }
-
-    /// Shows all bytes from `from` on, in portions.
-    pub(super) fn read(
-        &self,
-        from: Lsn,
-        mut show: impl FnMut(Lsn, Bytes) -> Result<(), IngestError>,
-    ) -> Result<(), IngestError> {
-        let mut position = from;
-        while position < self.end {
-            let path = self.path(self.size.number_of(position));
-            let offset = position.offset_in(self.size.bytes());
-            let segment_left = self.size.bytes() - offset;
-            let left = self.end.saturating_sub(position).min(segment_left);
-            let len = usize::try_from(left).unwrap_or(READ_SIZE).min(READ_SIZE);
-            let mut portion = vec![0; len];
-            let read = File::open(&path).and_then(|file| {
-                std::os::unix::fs::FileExt::read_exact_at(&file, &mut portion, offset)
-            });
-            read.map_err(at(&path))?;
-            show(position, portion.into())?;
-            position = Lsn::new(position.get() + len as u64);
-        }
+        self.sync()?;
+        self.settle(position);
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), IngestError> {
-        let number = self.size.number_of(self.end);
-        let path = self.path(number);
+    /// The bytes from `from` on, as many as are shown at once; `None` at the end.
+    pub(super) fn read(&self, from: Lsn) -> Result<Option<Bytes>, IngestError> {
+        let segment = self.place.size.bytes();
+        let offset = from.offset_in(segment);
+        let left = self.end.saturating_sub(from).min(segment - offset);
+        if left == 0 {
+            return Ok(None);
+        }
+        let path = self.place.path(self.place.size.number_of(from));
+        let mut portion = vec![0; ByteCount::new(left.min(READ_SIZE)).as_len()];
+        self.place
+            .disk
+            .read_exact_at(&path, &mut portion, offset)
+            .map_err(at(&path))?;
+        Ok(Some(portion.into()))
+    }
+
+    fn write(&mut self, position: Lsn, bytes: &[u8]) -> Result<(), IngestError> {
+        let number = self.place.size.number_of(position);
         if self.open.as_ref().is_none_or(|open| open.number != number) {
             self.sync()?;
-            let is_new = !path.exists();
-            let file = OpenOptions::new().create(true).append(true).open(&path);
-            self.open = Some(OpenSegment {
-                number,
-                file: file.map_err(at(&path))?,
-            });
-            if is_new {
-                self.sync_directory()?;
+            let file = self.place.append(number)?;
+            self.open = Some(OpenSegment { number, file });
+            if position.offset_in(self.place.size.bytes()) == 0 {
+                self.place.sync_directory()?;
             }
         }
-        if let Some(open) = &mut self.open {
-            open.file.write_all(bytes).map_err(at(&path))?;
-        }
-        self.end = Lsn::new(self.end.get() + bytes.len() as u64);
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), IngestError> {
-        match &self.open {
-            Some(open) => open.file.sync_data().map_err(at(&self.path(open.number))),
+        match &mut self.open {
+            Some(open) => io::Write::write_all(&mut open.file, bytes)
+                .map_err(at(&self.place.path(open.number))),
             None => Ok(()),
         }
     }
 
+    fn sync(&mut self) -> Result<(), IngestError> {
+        match &mut self.open {
+            Some(open) => open.file.sync().map_err(at(&self.place.path(open.number))),
+            None => Ok(()),
+        }
+    }
+
+    /// What is there now is whole and fsynced.
+    fn settle(&mut self, end: Lsn) {
+        self.end = end;
+        self.torn = false;
+        self.place.held().end = end;
+    }
+}
+
+impl WalTrim {
+    /// Removes the segments that lie wholly below `lsn`, and never the one that is written; returns
+    /// the bytes that are left.
+    pub(super) fn remove_below(&self, lsn: Lsn) -> Result<ByteCount, IngestError> {
+        let place = &self.0;
+        let before = *place.held();
+        let keep = place.size.number_of(lsn.min(before.end));
+        let mut first = before.first;
+        // A crash may undo the removals; opening repeats them.
+        while first < keep {
+            place.remove(first)?;
+            first = first.next();
+            place.held().first = first;
+        }
+        if before.first < keep {
+            place.sync_directory()?;
+        }
+        Ok(place.bytes())
+    }
+}
+
+impl Place {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bytes(&self) -> ByteCount {
+        let held = *self.held();
+        let start = self.size.start_of(held.first).unwrap_or(held.end);
+        ByteCount::new(held.end.saturating_sub(start))
+    }
+
+    /// The segments that are there, in order, with their lengths. Other files are not ours.
+    fn segments(&self) -> Result<Vec<(SegmentNumber, u64)>, IngestError> {
+        let entries = self.disk.list(&self.directory);
+        let entries = entries.map_err(at(&self.directory))?;
+        let mut segments: Vec<(SegmentNumber, u64)> = entries
+            .into_iter()
+            .filter_map(|entry| Some((self.number(&entry.name)?, entry.len)))
+            .collect();
+        segments.sort_unstable();
+        Ok(segments)
+    }
+
+    /// The segment that a file is, if its name is one of this timeline's.
+    fn number(&self, name: &str) -> Option<SegmentNumber> {
+        let field = |at: usize| u64::from_str_radix(name.get(at..at + 8)?, 16).ok();
+        let start = field(8)?
+            .checked_mul(1 << 32)?
+            .checked_add(field(16)?.checked_mul(self.size.bytes())?)?;
+        let number = self.size.number_of(Lsn::new(start));
+        (self.size.file_name(self.pg_timeline, number) == name).then_some(number)
+    }
+
+    fn append(&self, number: SegmentNumber) -> Result<Box<dyn DiskFile>, IngestError> {
+        let path = self.path(number);
+        self.disk.append(&path).map_err(at(&path))
+    }
+
+    fn remove(&self, number: SegmentNumber) -> Result<(), IngestError> {
+        let path = self.path(number);
+        match self.disk.remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     fn sync_directory(&self) -> Result<(), IngestError> {
-        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        let synced = self.disk.sync_directory(&self.directory);
         synced.map_err(at(&self.directory))
     }
 
@@ -174,53 +290,25 @@ impl WalFiles {
     }
 }
 
+/// How far segments follow each other: whole ones, of which only the last may be shorter.
+fn contiguous_end(segments: &[(SegmentNumber, u64)], held: Held, size: SegmentSize) -> Lsn {
+    let mut end = held.end;
+    let mut expected = held.first;
+    let own = segments.iter().filter(|(number, _)| *number >= held.first);
+    for (number, len) in own {
+        if *number != expected {
+            break;
+        }
+        end = Lsn::new(end.get() + (*len).min(size.bytes()));
+        if *len < size.bytes() {
+            break;
+        }
+        expected = expected.next();
+    }
+    end
+}
+
 fn at(path: &Path) -> impl FnOnce(io::Error) -> IngestError {
     let path = path.to_owned();
     |source| IngestError::WalFile { path, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(directory: &Path) -> WalFiles {
-        let size = SegmentSize::new(1 << 20).unwrap();
-        WalFiles::open(directory.to_owned(), size, 1, Lsn::new((3 << 20) + 5)).unwrap()
-    }
-
-    fn content(files: &WalFiles, from: Lsn) -> Vec<u8> {
-        let mut all = Vec::new();
-        files
-            .read(from, |_, bytes| {
-                all.extend_from_slice(&bytes);
-                Ok(())
-            })
-            .unwrap();
-        all
-    }
-
-    #[test]
-    fn what_was_appended_is_there_after_opening_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut files = open(directory.path());
-        assert_eq!(files.end(), Lsn::new(3 << 20));
-        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i / 1000) as u8).collect();
-        files.append(&[Bytes::copy_from_slice(&bytes)]).unwrap();
-        let again = open(directory.path());
-        assert_eq!(again.end(), files.end());
-        assert!(content(&again, Lsn::new(3 << 20)) == bytes);
-        assert!(directory.path().join("000000010000000000000003").exists());
-    }
-
-    #[test]
-    fn truncating_removes_what_follows() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut files = open(directory.path());
-        files.append(&[Bytes::from(vec![1; 3 << 20])]).unwrap();
-        let end = Lsn::new((4 << 20) + 100);
-        files.truncate(end).unwrap();
-        assert_eq!(open(directory.path()).end(), end);
-        files.append(&[Bytes::from_static(&[2; 10])]).unwrap();
-        assert_eq!(content(&open(directory.path()), end), [2; 10]);
-    }
 }

@@ -1,18 +1,17 @@
 use std::{sync::Arc, time::Duration};
 
 use palimpsest_api::{TimelineRef, error_status, feed::FeedBatch};
-use palimpsest_layer::DeltaLayer as _;
+use palimpsest_layer::LogRecord;
 use palimpsest_proto::ingest::v1::{
     SubscribeRequest, SubscribeResponse, feed_service_server::FeedService,
 };
-use palimpsest_read::Tail;
 use palimpsest_runtime::TaskScope;
 use palimpsest_types::{ByteCount, ErrorKind, Lsn};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::core::Node;
+use crate::core::{Feed, Node};
 
 /// Answers `FeedService`.
 #[derive(Debug)]
@@ -25,6 +24,14 @@ pub(crate) struct FeedHandler {
 #[derive(Debug, thiserror::Error)]
 #[error("timeline {0} is not written here, or not yet")]
 struct NotHere(TimelineRef);
+
+/// The changes that are asked for are in layers.
+#[derive(Debug, thiserror::Error)]
+#[error("changes after {asked} are in layers up to {start} already; read the manifest")]
+struct Gone {
+    asked: Lsn,
+    start: Lsn,
+}
 
 /// Changes in one message, about.
 const BATCH: ByteCount = ByteCount::mib(1);
@@ -52,15 +59,15 @@ impl FeedService for FeedHandler {
         let message = request.into_inner();
         let timeline = TimelineRef::try_from(message.timeline)
             .map_err(|error| error_status(error.kind(), &error))?;
-        let tail = self.node.tail(timeline);
-        let tail = tail.ok_or_else(|| error_status(ErrorKind::NotReady, &NotHere(timeline)))?;
+        let feed = self.node.feed(timeline);
+        let feed = feed.ok_or_else(|| error_status(ErrorKind::NotReady, &NotHere(timeline)))?;
         let (sender, messages) = mpsc::channel(AHEAD);
         let after = Lsn::new(message.after_lsn);
         let token = self.scope.token().clone();
         self.scope.spawn("feed", async move {
             // Cancel-safe: a subscriber resumes from what it has.
             token
-                .run_until_cancelled(send_changes(&tail, after, &sender))
+                .run_until_cancelled(send_changes(&feed, after, &sender))
                 .await;
         });
         Ok(Response::new(ReceiverStream::new(messages)))
@@ -68,21 +75,26 @@ impl FeedService for FeedHandler {
 }
 
 /// Sends everything after `after`, then what comes, until the subscriber goes or is too slow.
-async fn send_changes(tail: &Tail, mut after: Lsn, subscriber: &mpsc::Sender<Message>) {
-    let mut newest = tail.watch();
-    let first = FeedBatch {
-        epoch: tail.read().epoch(),
-        up_to: Lsn::ZERO,
-        records: Vec::new(),
-    };
-    if !send(subscriber, first).await {
+async fn send_changes(feed: &Feed, mut after: Lsn, subscriber: &mpsc::Sender<Message>) {
+    let mut newest = feed.tail.watch();
+    let first = batch(feed, Vec::new(), Lsn::ZERO);
+    if !send(subscriber, Ok(first.into())).await {
         return;
     }
+    // A new epoch may begin before what the subscriber has; it then asks again from there.
     loop {
-        let batch = next_batch(tail, after);
-        if batch.up_to > after {
-            after = batch.up_to;
-            if !send(subscriber, batch).await {
+        let next = feed.tail.read().log_after(after, BATCH);
+        let Some((records, up_to)) = next else {
+            let gone = Gone {
+                asked: after,
+                start: feed.tail.read().start(),
+            };
+            send(subscriber, Err(error_status(ErrorKind::Conflict, &gone))).await;
+            return;
+        };
+        if up_to > after {
+            after = up_to;
+            if !send(subscriber, Ok(batch(feed, records, up_to).into())).await {
                 return;
             }
         } else {
@@ -99,20 +111,18 @@ async fn send_changes(tail: &Tail, mut after: Lsn, subscriber: &mpsc::Sender<Mes
     }
 }
 
-fn next_batch(tail: &Tail, after: Lsn) -> FeedBatch {
-    let layer = tail.read();
-    let records = layer.log_after(after, BATCH);
-    let up_to = records.last().map_or(layer.last(), |record| record.lsn);
+fn batch(feed: &Feed, records: Vec<LogRecord>, up_to: Lsn) -> FeedBatch {
     FeedBatch {
-        epoch: layer.epoch(),
+        epoch: feed.epoch,
+        epoch_start: feed.epoch_start,
         up_to,
         records,
     }
 }
 
-async fn send(subscriber: &mpsc::Sender<Message>, batch: FeedBatch) -> bool {
+async fn send(subscriber: &mpsc::Sender<Message>, message: Message) -> bool {
     matches!(
-        tokio::time::timeout(PATIENCE, subscriber.send(Ok(batch.into()))).await,
+        tokio::time::timeout(PATIENCE, subscriber.send(message)).await,
         Ok(Ok(()))
     )
 }

@@ -1,0 +1,74 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use palimpsest_layer::delta_file::{EntryBlock, RecordBlock};
+use palimpsest_types::ByteCount;
+use quick_cache::{Weighter, sync::Cache};
+
+use crate::error::ReadError;
+
+/// Blocks of delta layers, checked and unpacked, of all timelines, within a bound of bytes.
+#[derive(Debug)]
+pub struct BlockCache {
+    blocks: Cache<BlockId, Block, ByBytes>,
+    files: AtomicU64,
+}
+
+/// A block of a file. Files have numbers of their own here, because names are long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockId {
+    pub(crate) file: u64,
+    pub(crate) block: u32,
+}
+
+/// A block that was read.
+#[derive(Debug, Clone)]
+pub(crate) enum Block {
+    Entries(Arc<EntryBlock>),
+    Records(Arc<RecordBlock>),
+}
+
+#[derive(Debug, Clone)]
+struct ByBytes;
+
+/// What a block takes beside its bytes, about.
+const OVERHEAD: u64 = 128;
+/// Blocks are about so large; the cache sizes its tables by it.
+const USUAL: usize = 32 << 10;
+
+impl Weighter<BlockId, Block> for ByBytes {
+    fn weight(&self, _: &BlockId, block: &Block) -> u64 {
+        let size = match block {
+            Block::Entries(block) => block.size(),
+            Block::Records(block) => block.size(),
+        };
+        size.get() + OVERHEAD
+    }
+}
+
+impl BlockCache {
+    /// A cache of about `size`.
+    pub fn new(size: ByteCount) -> Self {
+        let items = size.as_len() / USUAL + 1;
+        Self {
+            blocks: Cache::with_weighter(items, size.get(), ByBytes),
+            files: AtomicU64::new(0),
+        }
+    }
+
+    /// A number that no other file has had here.
+    pub(crate) fn number_file(&self) -> u64 {
+        self.files.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The block, read by `read` unless it is there or being read.
+    pub(crate) async fn get_or_read(
+        &self,
+        id: BlockId,
+        read: impl Future<Output = Result<Block, ReadError>>,
+    ) -> Result<Block, ReadError> {
+        self.blocks.get_or_insert_async(&id, read).await
+    }
+}

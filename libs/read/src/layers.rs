@@ -1,0 +1,165 @@
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use palimpsest_layer::Visit;
+use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest};
+use palimpsest_store::{ObjectStore, StorePath};
+use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
+use palimpsest_wal::Value;
+
+use crate::{base::BaseLayers, blocks::BlockCache, delta::DeltaFile, error::ReadError};
+
+/// Where the layer files of one timeline are, and the blocks of them that are in memory.
+#[derive(Debug, Clone)]
+pub struct LayerFiles {
+    pub(crate) store: ObjectStore,
+    pub(crate) directory: StorePath,
+    pub(crate) blocks: Arc<BlockCache>,
+}
+
+/// The layers that a manifest lists: all versions up to its LSN. Never changes; a newer manifest
+/// gives new `Layers`, which share the files that were open already.
+#[derive(Debug)]
+pub struct Layers {
+    files: LayerFiles,
+    lsn: Lsn,
+    oldest: Lsn,
+    base: Arc<BaseLayers>,
+    /// Oldest first; each begins where the one before ends.
+    deltas: Vec<(String, Arc<DeltaFile>)>,
+}
+
+impl LayerFiles {
+    /// Layer files below `directory`.
+    pub fn new(store: ObjectStore, directory: StorePath, blocks: Arc<BlockCache>) -> Self {
+        Self {
+            store,
+            directory,
+            blocks,
+        }
+    }
+
+    pub(crate) async fn read(
+        &self,
+        path: &StorePath,
+        range: Range<u64>,
+    ) -> Result<Bytes, ReadError> {
+        let bytes = self.store.get_range(path, range).await;
+        bytes.map_err(|error| ReadError::store(&path.to_string(), &error))
+    }
+}
+
+impl Layers {
+    /// Opens the layers of a manifest; those that `before` has open are taken from it.
+    ///
+    /// # Errors
+    /// If one is missing or damaged.
+    pub async fn open(
+        files: LayerFiles,
+        manifest: &TimelineManifest,
+        before: Option<&Self>,
+    ) -> Result<Self, ReadError> {
+        let (images, deltas): (Vec<_>, Vec<_>) = manifest
+            .layers()
+            .iter()
+            .partition(|entry| matches!(entry.kind, LayerKind::Image(_)));
+        let base = match before.filter(|before| before.base.consists_of(&images)) {
+            Some(before) => Arc::clone(&before.base),
+            None => Arc::new(BaseLayers::open(&files, &images).await?),
+        };
+        let mut opened = Vec::with_capacity(deltas.len());
+        for entry in deltas {
+            let known = before.and_then(|before| before.delta(entry));
+            let file = match known {
+                Some(file) => file,
+                None => Arc::new(DeltaFile::open(&files, entry).await?),
+            };
+            opened.push((entry.name.clone(), file));
+        }
+        opened.sort_by_key(|(_, file)| file.start());
+        Ok(Self {
+            files,
+            lsn: manifest.lsn,
+            oldest: manifest.oldest_readable.max(manifest.gc_cutoff),
+            base,
+            deltas: opened,
+        })
+    }
+
+    /// All versions up to here are in them.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// The oldest LSN that can be read.
+    pub fn oldest(&self) -> Lsn {
+        self.oldest
+    }
+
+    /// Number of files that hold changes.
+    pub fn deltas(&self) -> usize {
+        self.deltas.len()
+    }
+
+    pub(crate) fn base(&self) -> &BaseLayers {
+        &self.base
+    }
+
+    /// Shows the changes of a key at or before `up_to`, newest first, with the generation of their
+    /// writer, until told to stop. The version of the base comes apart.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub(crate) async fn versions(
+        &self,
+        key: Key,
+        up_to: Lsn,
+        visit: &mut (dyn FnMut(WriterEpoch, Lsn, &Value) -> Visit + Send),
+    ) -> Result<(), ReadError> {
+        for (_, file) in self.deltas.iter().rev() {
+            if file.start() >= up_to {
+                continue;
+            }
+            let epoch = file.epoch();
+            let mut visit = |lsn, value: &Value| visit(epoch, lsn, value);
+            let wish = file.versions(&self.files, key, up_to, &mut visit).await?;
+            if wish == Visit::Stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the versions of all keys in a range at or before `up_to`; for each key the last one
+    /// shown is the newest.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub async fn newest(
+        &self,
+        keys: KeyRange,
+        up_to: Lsn,
+        visit: &mut (dyn FnMut(Key, &Value) + Send),
+    ) -> Result<(), ReadError> {
+        for (key, value) in self.base.range(&self.files, keys.clone()).await? {
+            visit(key, &value);
+        }
+        for (_, file) in &self.deltas {
+            if file.start() < up_to {
+                let range = file.range(&self.files, keys.clone(), up_to, visit);
+                range.await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The version of a key in the base, if it has one.
+    pub(crate) async fn base_version(&self, key: Key) -> Result<Option<Value>, ReadError> {
+        self.base.get(&self.files, key).await
+    }
+
+    fn delta(&self, entry: &LayerEntry) -> Option<Arc<DeltaFile>> {
+        let known = self.deltas.iter().find(|(name, _)| *name == entry.name);
+        known.map(|(_, file)| Arc::clone(file))
+    }
+}

@@ -1,0 +1,112 @@
+//! Records about files as a whole: what transactions drop, storage, databases, relation maps.
+
+use std::collections::BTreeSet;
+
+use palimpsest_types::{BlockNumber, Fork, Key, RelTag, SlruKind};
+
+use super::{
+    Reason,
+    changes::Changes,
+    maps::{HEAP_BLOCKS_PER_VM_PAGE, free_space_map_len},
+};
+use crate::{change::Value, clog::by_clog_page, record::DecodedRecord, v15};
+
+const STORAGE_CREATE: u8 = 0x10;
+const STORAGE_TRUNCATE: u8 = 0x20;
+const DATABASE_CREATE_FILE_COPY: u8 = 0x00;
+const DATABASE_CREATE_WAL_LOG: u8 = 0x10;
+const DATABASE_DROP: u8 = 0x20;
+
+impl Changes<'_> {
+    pub(super) fn transaction_end(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
+        let Some(ended) = v15::ended_transaction(record)? else {
+            return Ok(());
+        };
+        for (page, xids) in by_clog_page(&ended.xids) {
+            let value = Value::TransactionsEnded {
+                end: ended.end,
+                xids: xids.into(),
+            };
+            self.push(Key::SlruBlock(SlruKind::Clog, page), value);
+        }
+        for rel in ended.dropped {
+            for fork in Fork::ALL {
+                self.drop_fork(rel.with_fork(fork));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn storage(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
+        match record.header.rmgr_info() {
+            STORAGE_CREATE => {
+                let rel = v15::created_fork(&record.main_data)?;
+                // Replay may create a fork that the base already has: that changes nothing.
+                if self.sizes.get(rel).is_none() {
+                    self.resize(rel, BlockNumber::ZERO);
+                }
+                Ok(())
+            }
+            STORAGE_TRUNCATE => {
+                self.truncate(v15::truncation(&record.main_data)?);
+                Ok(())
+            }
+            unknown => Err(Reason::UnknownRecord(unknown)),
+        }
+    }
+
+    /// As `smgr_redo` does, with `visibilitymap_prepare_truncate` and its like for the maps.
+    fn truncate(&mut self, truncation: v15::Truncation) {
+        let heap_blocks = truncation.blocks;
+        if truncation.heap {
+            self.shrink(truncation.rel, heap_blocks);
+        }
+        if truncation.visibility_map {
+            let rel = truncation.rel.with_fork(Fork::VisibilityMap);
+            let page = BlockNumber::new(heap_blocks.get() / HEAP_BLOCKS_PER_VM_PAGE);
+            let inside = heap_blocks.get() % HEAP_BLOCKS_PER_VM_PAGE;
+            let keeps_part = inside > 0;
+            if keeps_part && self.sizes.get(rel).is_some_and(|size| page < size) {
+                let value = Value::TruncateVisibilityMap { heap_blocks };
+                self.push(Key::RelBlock(rel, page), value);
+            }
+            self.shrink(rel, BlockNumber::new(page.get() + u32::from(keeps_part)));
+        }
+        if truncation.free_space_map {
+            let rel = truncation.rel.with_fork(Fork::FreeSpaceMap);
+            self.shrink(rel, free_space_map_len(heap_blocks));
+        }
+    }
+
+    /// Truncation never makes a fork longer, nor brings one into being.
+    fn shrink(&mut self, rel: RelTag, blocks: BlockNumber) {
+        if self.sizes.get(rel).is_some_and(|size| size > blocks) {
+            self.resize(rel, blocks);
+        }
+    }
+
+    pub(super) fn database(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
+        match record.header.rmgr_info() {
+            DATABASE_CREATE_FILE_COPY => Err(Reason::DatabaseFileCopy),
+            // Its relation map and pages follow as records of their own.
+            DATABASE_CREATE_WAL_LOG => Ok(()),
+            DATABASE_DROP => {
+                let (db, tablespaces) = v15::database_dropped(&record.main_data)?;
+                for spc in BTreeSet::from_iter(tablespaces) {
+                    for rel in self.sizes.of_database(spc, db) {
+                        self.drop_fork(rel);
+                    }
+                    self.push(Key::RelMap { spc, db }, Value::Dropped);
+                }
+                Ok(())
+            }
+            unknown => Err(Reason::UnknownRecord(unknown)),
+        }
+    }
+
+    pub(super) fn relation_map(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
+        let (spc, db, content) = v15::relation_map(&record.main_data)?;
+        self.push(Key::RelMap { spc, db }, Value::File(content));
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! What all timelines of a node may hold together, in memory and on the local disk.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use palimpsest_types::ByteCount;
+
+use super::node::Limits;
+
+/// The node's account.
+#[derive(Debug)]
+pub(super) struct Budget {
+    memory: Account,
+    disk: Account,
+}
+
+/// One timeline's part of it. Given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    budget: Arc<Budget>,
+    memory: AtomicU64,
+    wal: AtomicU64,
+    layers: AtomicU64,
+}
+
+/// There is no room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is used up: {used} of {limit}; going on when layers have reached the object store")]
+pub struct NoRoom {
+    what: &'static str,
+    used: ByteCount,
+    limit: ByteCount,
+}
+
+#[derive(Debug)]
+struct Account {
+    what: &'static str,
+    used: AtomicU64,
+    limit: u64,
+}
+
+impl Budget {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            memory: Account::new("the memory for changes", limits.memory),
+            disk: Account::new("the local disk allowance", limits.local_disk),
+        }
+    }
+
+    /// A part of which nothing is used yet.
+    pub(super) fn share(self: &Arc<Self>) -> Share {
+        Share {
+            budget: Arc::clone(self),
+            memory: AtomicU64::new(0),
+            wal: AtomicU64::new(0),
+            layers: AtomicU64::new(0),
+        }
+    }
+
+    /// Memory in use, and how much there may be.
+    pub(super) fn memory(&self) -> (ByteCount, ByteCount) {
+        (self.memory.used(), ByteCount::new(self.memory.limit))
+    }
+}
+
+impl Share {
+    /// This timeline's changes in memory take so much now.
+    pub(super) fn set_memory(&self, size: ByteCount) {
+        self.budget.memory.replace(&self.memory, size.get());
+    }
+
+    /// This timeline's WAL files take so much now.
+    pub(super) fn set_wal(&self, size: ByteCount) {
+        self.budget.disk.replace(&self.wal, size.get());
+    }
+
+    /// This timeline's local layer files take so much now.
+    pub(super) fn set_layers(&self, size: ByteCount) {
+        self.budget.disk.replace(&self.layers, size.get());
+    }
+
+    /// Whether more may be held.
+    pub(super) fn room(&self) -> Result<(), NoRoom> {
+        self.budget.memory.room()?;
+        self.budget.disk.room()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set_memory(ByteCount::new(0));
+        self.set_wal(ByteCount::new(0));
+        self.set_layers(ByteCount::new(0));
+    }
+}
+
+impl Account {
+    const fn new(what: &'static str, limit: ByteCount) -> Self {
+        Self {
+            what,
+            used: AtomicU64::new(0),
+            limit: limit.get(),
+        }
+    }
+
+    fn used(&self) -> ByteCount {
+        ByteCount::new(self.used.load(Ordering::Relaxed))
+    }
+
+    fn replace(&self, part: &AtomicU64, size: u64) {
+        let before = part.swap(size, Ordering::Relaxed);
+        // Wraps where it shrinks; the sum of all parts is right.
+        self.used
+            .fetch_add(size.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    fn room(&self) -> Result<(), NoRoom> {
+        let used = self.used();
+        if used.get() < self.limit {
+            return Ok(());
+        }
+        Err(NoRoom {
+            what: self.what,
+            used,
+            limit: ByteCount::new(self.limit),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_and_are_given_back() {
+        let limits = Limits {
+            memory: ByteCount::new(100),
+            local_disk: ByteCount::new(50),
+            ..Limits::default()
+        };
+        let budget = Arc::new(Budget::new(&limits));
+        let (one, other) = (budget.share(), budget.share());
+        one.set_memory(ByteCount::new(60));
+        other.set_memory(ByteCount::new(30));
+        assert_eq!(one.room(), Ok(()));
+        other.set_memory(ByteCount::new(40));
+        let error = one.room().unwrap_err();
+        assert!(error.to_string().contains("100 B of 100 B"), "{error}");
+        drop(other);
+        assert_eq!(one.room(), Ok(()));
+        one.set_wal(ByteCount::new(30));
+        one.set_layers(ByteCount::new(20));
+        assert!(one.room().is_err());
+        one.set_wal(ByteCount::new(0));
+        assert_eq!(one.room(), Ok(()));
+        assert_eq!(budget.memory().0, ByteCount::new(60));
+    }
+}

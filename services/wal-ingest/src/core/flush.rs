@@ -1,0 +1,221 @@
+//! From changes in memory to layers in the object store, behind the stream's back.
+//!
+//! ```text
+//! frozen piece ─▶ layer file here (fsync, rename, fsync) ─▶ object store ─▶ manifest
+//!                 disk_consistent                                         remote_consistent
+//! ```
+//!
+//! Both halves go on when the other waits: with the object store away, memory still empties into
+//! local files, until the local disk allowance is used up and the timeline pauses. Nothing here is
+//! needed after a crash: the WAL files have everything above the manifest's LSN, and are let go of
+//! only when it passes them.
+
+use std::{convert::Infallible, sync::Arc};
+
+use palimpsest_layer::OpenLayer;
+use palimpsest_manifest::{InvalidManifestError, LayerEntry, ManifestError, UpdateError};
+use palimpsest_types::Lsn;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::{
+    error::{IngestError, Remedy, Stop},
+    local_layers::{LocalLayer, LocalLayers},
+    timeline::{BackOff, Opened, Timeline},
+};
+
+/// Layers that one manifest publishes, at most.
+const TOGETHER: usize = 16;
+/// Failures in a row before a person hears of it.
+const PATIENCE: u32 = 3;
+const WARNING: &str = "layers do not reach the object store";
+
+/// Flushes until the timeline is superseded.
+pub(super) async fn run(
+    timeline: &Timeline,
+    opened: &Opened,
+    frozen: UnboundedReceiver<Arc<OpenLayer>>,
+) -> Result<Infallible, IngestError> {
+    // Bounded by the local disk allowance.
+    let (written, pending) = unbounded_channel();
+    let files = Arc::new(opened.local_layers.clone());
+    tokio::try_join!(
+        write_all(timeline, opened, &files, frozen, written),
+        upload_all(timeline, opened, &files, pending),
+    )
+    .map(|(never, _)| never)
+}
+
+/// The first half: from memory to a local file.
+async fn write_all(
+    timeline: &Timeline,
+    opened: &Opened,
+    files: &Arc<LocalLayers>,
+    mut frozen: UnboundedReceiver<Arc<OpenLayer>>,
+    written: UnboundedSender<LocalLayer>,
+) -> Result<Infallible, IngestError> {
+    loop {
+        let Some(piece) = frozen.recv().await else {
+            return Err(Stop::Superseded.into());
+        };
+        let mut back_off = BackOff::default();
+        let layer = loop {
+            match write(files, &piece).await {
+                Ok(layer) => break layer,
+                Err(error) => {
+                    tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't write a layer here; trying again");
+                    back_off.wait().await;
+                }
+            }
+        };
+        let lsn = layer.span.up_to;
+        tracing::debug!(timeline = %timeline.id(), layer = layer.name, size = %layer.size, "layer written here");
+        opened.growth.share().set_layers(files.add(layer.size));
+        timeline.update(|status| status.disk_consistent = lsn);
+        if timeline.shared.is_short_of_memory() {
+            // Subscribers that are behind here wait for the manifest then.
+            opened.growth.let_go(lsn);
+        }
+        // Without the other half the timeline is ending.
+        let _ = written.send(layer);
+    }
+}
+
+async fn write(
+    files: &Arc<LocalLayers>,
+    piece: &Arc<OpenLayer>,
+) -> Result<LocalLayer, IngestError> {
+    let (files, piece) = (Arc::clone(files), Arc::clone(piece));
+    let directory = files.directory().to_owned();
+    let written = tokio::task::spawn_blocking(move || files.write(&piece));
+    written.await.map_err(|error| IngestError::WalFile {
+        path: directory,
+        source: std::io::Error::other(error),
+    })?
+}
+
+/// The second half: from local files to the object store, and into the manifest.
+async fn upload_all(
+    timeline: &Timeline,
+    opened: &Opened,
+    files: &Arc<LocalLayers>,
+    mut pending: UnboundedReceiver<LocalLayer>,
+) -> Result<Infallible, IngestError> {
+    let mut layers = Vec::with_capacity(TOGETHER);
+    loop {
+        if pending.recv_many(&mut layers, TOGETHER).await == 0 {
+            return Err(Stop::Superseded.into());
+        }
+        let mut back_off = BackOff::default();
+        let mut failures = 0;
+        while let Err(error) = upload(timeline, opened, files, &layers).await {
+            if error.remedy() == Remedy::GiveUp {
+                return Err(error);
+            }
+            failures += 1;
+            let reason = error.in_words();
+            tracing::warn!(timeline = %timeline.id(), reason, failures, WARNING);
+            if failures >= PATIENCE {
+                warn(timeline, Some(&reason));
+            }
+            back_off.wait().await;
+        }
+        warn(timeline, None);
+        settle(timeline, opened, files, &layers).await;
+        layers.clear();
+    }
+}
+
+/// Puts layers into the object store, then into the manifest. Repeating it does no harm: what is
+/// there already is left, and what the manifest has is not added again.
+async fn upload(
+    timeline: &Timeline,
+    opened: &Opened,
+    files: &Arc<LocalLayers>,
+    layers: &[LocalLayer],
+) -> Result<(), IngestError> {
+    let directory = timeline.store_path().child("layers");
+    for layer in layers {
+        // One file's bytes are in memory during an upload.
+        let permit = timeline.shared.uploads.acquire().await;
+        let bytes = files.read(layer).await?;
+        timeline
+            .shared
+            .store
+            .put_once(&directory.child(&layer.name), bytes)
+            .await?;
+        drop(permit);
+    }
+    let entries: Vec<LayerEntry> = layers.iter().map(LocalLayer::entry).collect();
+    let Some(end) = layers.last().map(|layer| layer.span.up_to) else {
+        return Ok(());
+    };
+    let mut manifest = opened.manifest.lock().await;
+    let published = timeline
+        .manifests()
+        .update(opened.epoch, &mut manifest, |manifest| {
+            if manifest.lsn >= end {
+                return Ok(false);
+            }
+            manifest.add_layers(entries.clone())?;
+            manifest.lsn = end;
+            Ok::<_, InvalidManifestError>(true)
+        })
+        .await;
+    match published {
+        Ok(_) => Ok(()),
+        Err(UpdateError::Manifest(ManifestError::Superseded { .. })) => {
+            Err(Stop::Superseded.into())
+        }
+        Err(UpdateError::Manifest(error)) => Err(error.into()),
+        Err(UpdateError::Edit(refused)) => Err(ManifestError::Refused(refused).into()),
+    }
+}
+
+/// What is in the object store need not be here.
+async fn settle(
+    timeline: &Timeline,
+    opened: &Opened,
+    files: &Arc<LocalLayers>,
+    layers: &[LocalLayer],
+) {
+    let Some(lsn) = layers.last().map(|layer| layer.span.up_to) else {
+        return;
+    };
+    timeline.update(|status| status.remote_consistent = lsn);
+    opened.growth.let_go(lsn);
+    for layer in layers {
+        if let Err(error) = files.remove(layer).await {
+            tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "a layer file stays behind until the next start");
+        }
+        opened.growth.share().set_layers(files.subtract(layer.size));
+    }
+    trim_wal(timeline, opened, lsn).await;
+    tracing::info!(timeline = %timeline.id(), at = %lsn, layers = layers.len(), "layers are in the object store");
+}
+
+/// Removes WAL files that the object store makes superfluous.
+async fn trim_wal(timeline: &Timeline, opened: &Opened, lsn: Lsn) {
+    let trimmed = opened.wal.clone();
+    let trimmed = tokio::task::spawn_blocking(move || trimmed.remove_below(lsn)).await;
+    match trimmed {
+        Ok(Ok(left)) => opened.growth.share().set_wal(left),
+        Ok(Err(error)) => {
+            tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't remove old WAL files; trying again after the next layer");
+        }
+        Err(error) => {
+            tracing::warn!(timeline = %timeline.id(), %error, "removing old WAL files was cut off")
+        }
+    }
+}
+
+/// Says in the timeline's status that the object store is in trouble, or not any more.
+fn warn(timeline: &Timeline, reason: Option<&str>) {
+    timeline.update(|status| {
+        status
+            .warnings
+            .retain(|warning| !warning.starts_with(WARNING));
+        status
+            .warnings
+            .extend(reason.map(|reason| format!("{WARNING}: {reason}")));
+    });
+}

@@ -1,0 +1,106 @@
+//! A timeline's changes in memory, and how they leave it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use palimpsest_layer::{LogRecord, OpenLayer};
+use palimpsest_read::Tail;
+use palimpsest_types::{ByteCount, Lsn};
+use tokio::sync::mpsc;
+
+use super::{budget::Share, error::IngestError, freeze::Growing};
+
+/// The tail of a timeline that is written here. What is frozen goes to the flush, in LSN order.
+#[derive(Debug)]
+pub(super) struct Growth {
+    tail: Arc<Tail>,
+    share: Share,
+    layer_size: ByteCount,
+    /// Held while freezing, so that pieces are sent in the order in which they were frozen.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// When the growing piece got its first change.
+    since: Option<Instant>,
+    flush: mpsc::UnboundedSender<Arc<OpenLayer>>,
+}
+
+/// Changes are never refused here: the room for more is asked for between portions of WAL, and a
+/// portion that was decoded is never half taken.
+const NO_LIMIT: ByteCount = ByteCount::new(u64::MAX);
+
+impl Growth {
+    /// Bounded by [`Share::room`], which is asked before more WAL is read: so is the channel.
+    pub(super) fn new(
+        tail: Arc<Tail>,
+        share: Share,
+        layer_size: ByteCount,
+    ) -> (Self, mpsc::UnboundedReceiver<Arc<OpenLayer>>) {
+        let (flush, frozen) = mpsc::unbounded_channel();
+        let state = State { since: None, flush };
+        let growth = Self {
+            tail,
+            share,
+            layer_size,
+            state: Mutex::new(state),
+        };
+        (growth, frozen)
+    }
+
+    pub(super) fn tail(&self) -> &Arc<Tail> {
+        &self.tail
+    }
+
+    pub(super) fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Adds records, makes everything up to `up_to` readable, and freezes what has grown enough.
+    pub(super) fn extend(&self, records: Vec<LogRecord>, up_to: Lsn) -> Result<(), IngestError> {
+        self.tail.extend(records, up_to, NO_LIMIT)?;
+        let open = {
+            let pieces = self.tail.read();
+            self.share.set_memory(pieces.size());
+            pieces.open_size()
+        };
+        self.state().since.get_or_insert_with(Instant::now);
+        if open >= self.layer_size {
+            self.freeze();
+        }
+        Ok(())
+    }
+
+    /// Hands the growing piece to the flush, if it has anything.
+    pub(super) fn freeze(&self) {
+        let mut state = self.state();
+        state.since = None;
+        if let Some(frozen) = self.tail.freeze() {
+            // Without a receiver the timeline is ending, and the WAL has it all.
+            let _ = state.flush.send(frozen);
+        }
+    }
+
+    /// The growing piece; `None` if nothing came since the last was frozen.
+    pub(super) fn growing(&self) -> Option<Growing> {
+        let age = self.state().since?.elapsed();
+        let size = self.tail.read().open_size();
+        Some(Growing { size, age })
+    }
+
+    /// Layers up to `lsn` are where they are to be: memory can let go of them.
+    pub(super) fn let_go(&self, lsn: Lsn) {
+        self.tail.drop_until(lsn);
+        self.share.set_memory(self.tail.read().size());
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often a node looks for pieces that are old or in the way.
+pub(super) const FREEZE_INTERVAL: Duration = Duration::from_secs(1);

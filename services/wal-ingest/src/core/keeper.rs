@@ -1,0 +1,230 @@
+//! The slot, kept apart from the stream: it follows what the object store has.
+//!
+//! PostgreSQL moves a physical slot to the flush position of the connection that uses it, and
+//! removes the WAL before it. Our own disk alone is not enough for that. So the stream uses no slot,
+//! and every few seconds a short connection looks at the slot, and moves it up to
+//! `remote_consistent` by a stream of its own that ends at once.
+//!
+//! The same look guards the source's disk: a slot that holds back more WAL than allowed is dropped,
+//! because the user's database matters more than our history.
+
+use std::time::Duration;
+
+use palimpsest_manifest::SourceCluster;
+use palimpsest_postgres::{
+    ClientError, Connection, ReplicationEvent, SlotState, StandbyStatus, SystemIdentity,
+};
+use palimpsest_types::{ByteCount, Lsn};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    error::{IngestError, Stop},
+    source::connect_as,
+    timeline::{BackOff, Timeline},
+};
+
+/// How often the slot is looked at, on average.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Never more often.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// So much more in the object store is worth an earlier look.
+const WORTH_A_VISIT: u64 = 16 << 20;
+/// Longest visit: while one lasts, the source can't shut down.
+const VISIT: Duration = Duration::from_secs(5);
+/// Failures in a row that a person hears of.
+const FAILURES: u32 = 3;
+
+/// What a look at the slot asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// Nothing can be done: it does not exist, or keeps nothing because the source invalidated it.
+    /// Never reported over, which would hide the gap.
+    Lost,
+    /// It would hold back so much even after it was moved; more than allowed.
+    Drop(ByteCount),
+    /// To move it up to here.
+    Move(Lsn),
+    /// Nothing: the object store has no more than before.
+    Leave,
+}
+
+/// Keeps the slot until it is lost or has to be dropped; says which.
+pub(super) async fn run(timeline: &Timeline, source: &SourceCluster) -> Stop {
+    let mut back_off = BackOff::default();
+    let mut failures = 0;
+    loop {
+        let remote = timeline.status().remote_consistent;
+        let error = match timeout(VISIT, visit(timeline, source, remote)).await {
+            Ok(Ok(())) => {
+                (back_off, failures) = (BackOff::default(), 0);
+                wait(timeline, remote).await;
+                continue;
+            }
+            Ok(Err(IngestError::Stop(stop))) => return stop,
+            Ok(Err(error)) => error.in_words(),
+            Err(_) => format!("the source did not answer within {} s", VISIT.as_secs()),
+        };
+        failures += 1;
+        if failures == FAILURES {
+            tracing::warn!(timeline = %timeline.id(), error, "can't look after the slot; trying again");
+        } else {
+            tracing::debug!(timeline = %timeline.id(), error, failures, "can't look after the slot");
+        }
+        back_off.wait().await;
+    }
+}
+
+/// Waits until another visit is due.
+async fn wait(timeline: &Timeline, visited_at: Lsn) {
+    let interval = INTERVAL.mul_f64(rand::random_range(0.75..1.25));
+    let begun = Instant::now();
+    loop {
+        sleep(MIN_INTERVAL).await;
+        let remote = timeline.status().remote_consistent;
+        if begun.elapsed() >= interval || remote.saturating_sub(visited_at) > WORTH_A_VISIT {
+            return;
+        }
+    }
+}
+
+/// One look at the slot, and what follows from it.
+async fn visit(
+    timeline: &Timeline,
+    source: &SourceCluster,
+    remote: Lsn,
+) -> Result<(), IngestError> {
+    let slot = &timeline.slot;
+    // No commit shall wait for this connection, so its name is another than the stream's: by a
+    // prefix, because the server cuts long names off at their end.
+    let name = format!("keeper_{slot}");
+    let mut connection = connect_as(&timeline.assignment.source, &name).await?;
+    let identity = connection.identify_system().await?;
+    expect_same(&identity, source)?;
+    let state = connection.read_replication_slot(slot).await?;
+    let limit = timeline.shared.limits.slot_retention;
+    match plan(state, identity.xlogpos, remote, limit) {
+        Plan::Lost => {
+            connection.close().await;
+            let (slot, from) = (slot.to_string(), remote);
+            return Err(Stop::SlotLost { slot, from }.into());
+        }
+        Plan::Drop(retained) => {
+            connection.drop_slot(slot).await?;
+            connection.close().await;
+            let slot = slot.to_string();
+            return Err(Stop::SlotDropped {
+                slot,
+                retained,
+                limit,
+            }
+            .into());
+        }
+        Plan::Leave => {}
+        Plan::Move(target) => {
+            connection = move_slot(timeline, source, connection, identity.xlogpos, target).await?;
+        }
+    }
+    let state = connection.read_replication_slot(slot).await?;
+    let kept = state
+        .and_then(|state| state.restart_lsn)
+        .map_or(0, |restart| identity.xlogpos.saturating_sub(restart));
+    timeline.update(|status| status.slot_retained = ByteCount::new(kept));
+    connection.close().await;
+    Ok(())
+}
+
+/// What to do with a slot, given the end of the source's WAL, what the object store has, and what
+/// the slot may hold back. It never moves backwards: PostgreSQL would follow there, too.
+fn plan(slot: Option<SlotState>, end: Lsn, remote: Lsn, limit: ByteCount) -> Plan {
+    let Some(restart) = slot.and_then(|slot| slot.restart_lsn) else {
+        return Plan::Lost;
+    };
+    let target = restart.max(remote);
+    let retained = ByteCount::new(end.saturating_sub(target));
+    if retained > limit {
+        return Plan::Drop(retained);
+    }
+    match target > restart {
+        true => Plan::Move(target),
+        false => Plan::Leave,
+    }
+}
+
+/// Another cluster's slot of this name is not ours to move or drop.
+fn expect_same(identity: &SystemIdentity, source: &SourceCluster) -> Result<(), Stop> {
+    if identity.system_id != source.system_identifier {
+        let (found, expected) = (identity.system_id.get(), source.system_identifier.get());
+        return Err(Stop::OtherCluster { found, expected });
+    }
+    if identity.timeline != source.pg_timeline {
+        let (found, expected) = (identity.timeline, source.pg_timeline);
+        return Err(Stop::OtherTimeline { found, expected });
+    }
+    Ok(())
+}
+
+/// Reports `target` as flushed over a stream that uses the slot, and ends it. The stream begins at
+/// the end of the WAL, so that nothing is sent that nobody wants.
+async fn move_slot(
+    timeline: &Timeline,
+    source: &SourceCluster,
+    connection: Connection,
+    end: Lsn,
+    target: Lsn,
+) -> Result<Connection, ClientError> {
+    let slot = Some(&timeline.slot);
+    let mut stream = connection
+        .start_physical_replication(slot, end, source.pg_timeline)
+        .await?;
+    let status = StandbyStatus {
+        write: target,
+        flush: target,
+        apply: target,
+        reply_requested: true,
+    };
+    stream.send_status(status).await?;
+    // Its answer, or its end: `finish` says which.
+    while let Some(ReplicationEvent::XLogData { .. }) = stream.next().await? {}
+    tracing::debug!(timeline = %timeline.id(), at = %target, "slot moved");
+    stream.finish().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: ByteCount = ByteCount::new(1000);
+
+    fn plan_at(restart: u64, remote: u64) -> Plan {
+        let slot = SlotState {
+            restart_lsn: Some(Lsn::new(restart)),
+            restart_tli: Some(1),
+        };
+        plan(Some(slot), Lsn::new(5000), Lsn::new(remote), LIMIT)
+    }
+
+    #[test]
+    fn a_slot_follows_the_object_store_and_never_goes_back() {
+        assert_eq!(plan_at(4500, 4800), Plan::Move(Lsn::new(4800)));
+        assert_eq!(plan_at(4800, 4500), Plan::Leave);
+        assert_eq!(plan_at(4800, 4800), Plan::Leave);
+    }
+
+    #[test]
+    fn p9_a_slot_is_dropped_only_when_moving_it_does_not_help() {
+        assert_eq!(plan_at(1000, 4000), Plan::Move(Lsn::new(4000)));
+        assert_eq!(plan_at(1000, 3999), Plan::Drop(ByteCount::new(1001)));
+        assert_eq!(plan_at(3999, 0), Plan::Drop(ByteCount::new(1001)));
+    }
+
+    #[test]
+    fn p9_a_lost_slot_is_never_reported_over() {
+        let (end, remote) = (Lsn::new(5000), Lsn::new(4800));
+        assert_eq!(plan(None, end, remote, LIMIT), Plan::Lost);
+        let empty = SlotState {
+            restart_lsn: None,
+            restart_tli: None,
+        };
+        assert_eq!(plan(Some(empty), end, remote, LIMIT), Plan::Lost);
+    }
+}

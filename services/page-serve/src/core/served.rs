@@ -5,6 +5,7 @@ use std::{
 
 use palimpsest_api::{
     RemoteError, TimelineRef,
+    broker::ClusterView,
     channel::connect_lazily,
     feed::{self, FeedBatch},
     redo::{RedoTenant, TenantRedo},
@@ -175,10 +176,18 @@ impl Served {
         let opened_at = tail.newest();
         let mut cluster = shared.cluster.clone();
         loop {
-            let view = cluster.borrow_and_update().timeline(timeline).cloned();
-            let writer = view.and_then(|view| view.writer);
+            let writer = writer_of(timeline, &cluster.borrow_and_update());
             if let Some(writer) = writer {
-                let ended = follow_once(timeline, shared, &writer, &mut newest_epoch, tail).await;
+                let another = |view: &ClusterView| {
+                    writer_of(timeline, view).is_some_and(|newest| newest != writer)
+                };
+                // Cancel-safe: a batch that has come is in the tail, and the next writer is asked
+                // for what follows it. A writer that sleeps keeps its connections, and one that
+                // was superseded says nothing more, so neither ends the feed by itself.
+                let ended = tokio::select! {
+                    ended = follow_once(timeline, shared, &writer, &mut newest_epoch, tail) => ended,
+                    Ok(_) = cluster.wait_for(another) => continue,
+                };
                 // Until the first batch has come, the writer may just not be ready yet.
                 let begun = tail.newest() > opened_at;
                 if let Err(error) = ended {
@@ -247,6 +256,11 @@ async fn take_newest(timeline: TimelineRef, opened: &Opened) -> Result<(), Follo
     Ok(())
 }
 
+/// Where a timeline is written, if anywhere.
+fn writer_of(timeline: TimelineRef, view: &ClusterView) -> Option<String> {
+    view.timeline(timeline)?.writer.clone()
+}
+
 async fn follow_once(
     timeline: TimelineRef,
     shared: &Shared,
@@ -270,12 +284,15 @@ async fn follow_once(
     Ok(())
 }
 
-/// Refuses an older writer; forgets what an older one told when a newer one comes.
+/// Refuses a writer older than any that this feed or a manifest has shown; forgets what an older one
+/// told when a newer one comes.
 fn accept_epoch(
     batch: &FeedBatch,
     newest_epoch: &mut WriterEpoch,
     tail: &Tail,
 ) -> Result<(), FollowError> {
+    let held = tail.read().epoch();
+    *newest_epoch = held.max(*newest_epoch);
     if batch.epoch < *newest_epoch {
         return Err(FollowError::Fenced {
             found: batch.epoch,
@@ -283,7 +300,6 @@ fn accept_epoch(
         });
     }
     *newest_epoch = batch.epoch;
-    let held = tail.read().epoch();
     if batch.epoch > held {
         let start = batch.epoch_start.min(tail.newest());
         tail.rewind(batch.epoch, start);

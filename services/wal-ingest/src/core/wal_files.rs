@@ -114,12 +114,15 @@ impl WalFiles {
         WalTrim(Arc::clone(&self.place))
     }
 
-    /// Forgets everything from `end` on: bytes that a crash left half written.
+    /// Forgets everything from `end` on: bytes that a crash left half written. If they end earlier,
+    /// that is left as it is: a byte's place in its file follows from its LSN, so nothing may be
+    /// passed over.
     ///
     /// The file is cut before those after it are removed, so that a crash between the two leaves a
     /// gap, which [`WalFiles::open`] sees.
     pub(super) fn truncate(&mut self, end: Lsn) -> Result<(), IngestError> {
         self.open = None;
+        let end = end.min(self.end);
         let number = self.place.size.number_of(end);
         let offset = end.offset_in(self.place.size.bytes());
         for (other, _) in self.place.segments()? {

@@ -60,6 +60,20 @@ fn truncating_removes_what_follows() {
 }
 
 #[test]
+fn p2_truncating_beyond_the_end_leaves_no_gap_before_what_comes() {
+    let root = tempfile::tempdir().unwrap();
+    let mut files = open(root.path());
+    // What replay does with a start in the midst of a segment, and no WAL from there.
+    files.truncate(START).unwrap();
+    assert_eq!(files.end(), Lsn::new(3 << 20));
+    files.append(&[pattern(2000)]).unwrap();
+    files.truncate(Lsn::new((3 << 20) + 3000)).unwrap();
+    let again = open(root.path());
+    assert_eq!((again.end(), again.size()), (files.end(), files.size()));
+    assert!(content(&again, Lsn::new(3 << 20)) == pattern(2000));
+}
+
+#[test]
 fn old_segments_go_and_the_one_that_holds_the_lsn_stays() {
     let root = tempfile::tempdir().unwrap();
     let mut files = open(root.path());

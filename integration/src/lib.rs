@@ -11,4 +11,5 @@ pub mod faulty_store;
 pub mod judge;
 pub mod offline;
 pub mod oracle;
+pub mod processes;
 pub mod recovered;

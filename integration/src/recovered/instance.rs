@@ -1,4 +1,8 @@
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Result, ensure};
 use palimpsest_redo_postgres::RunAs;
@@ -25,7 +29,7 @@ pub struct Recovery<'a> {
 #[derive(Debug)]
 pub struct RecoveredInstance {
     files: DataFiles,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// What the server logs when it has reached its target, and not otherwise.
@@ -47,7 +51,7 @@ impl Recovery<'_> {
         );
         Ok(RecoveredInstance {
             files: DataFiles::read(server.data_dir())?,
-            _directory: directory,
+            directory,
         })
     }
 
@@ -81,6 +85,11 @@ impl RecoveredInstance {
     /// Its relation files.
     pub fn files(&self) -> &DataFiles {
         &self.files
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        data_dir_in(self.directory.path())
     }
 }
 

@@ -2,6 +2,7 @@
 //! that fails.
 
 use std::{
+    io::Write as _,
     path::Path,
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use palimpsest_integration::{
     embedded::Embedded,
     faulty_store::{Fault, FaultyStore},
     judge::{Judge, JudgeSize, seed},
-    oracle::{Oracle, RecoveredTally, compare_at},
+    oracle::{Oracle, PageSource as _, RecoveredTally, compare_at},
     recovered::{BaseBackup, Recovery},
 };
 use palimpsest_runtime::TaskScope;
@@ -221,6 +222,132 @@ async fn power_cuts() -> Result<()> {
         .judge(&services, timeline, &[middle, end], &mut judge)
         .await?;
     judge.close();
+    services.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_local_wal_is_the_sources_own_bytes() {
+    local_wal().await.unwrap();
+}
+
+/// Right after the attach, and after the local disk was lost: both begin within a segment.
+async fn local_wal() -> Result<()> {
+    let mut source = block_in_place(Source::start)?;
+    let files = tempfile::tempdir()?;
+    let mut services = Embedded::start_without_wal_ingest(files.path()).await?;
+    let settings = Settings {
+        layer_age_seconds: 3600,
+        ..services.wal_ingest_settings()
+    };
+    let local = settings.data.clone();
+    let backing = backing_of(&services).await?;
+    let mut ingest = start_ingest(&services, backing.clone(), settings.clone()).await?;
+    let conninfo = source.cable.conninfo("postgres");
+    let timeline = services.attach("same", &conninfo).await?;
+    for _ in 0..2 {
+        block_in_place(|| source.write(1))?;
+        let end = block_in_place(|| source.cluster.flush_lsn())?;
+        services
+            .wait_for(timeline, |view| view.status.last_record >= end)
+            .await?;
+        ingest.stop().await;
+        let compared = compare_segments(&local, &source.cluster.data_dir().join("pg_wal"))?;
+        ensure!(compared > 0, "there is no local WAL");
+        std::fs::remove_dir_all(&local)?;
+        ingest = start_ingest(&services, backing.clone(), settings.clone()).await?;
+    }
+
+    // A power cut may leave zeros where bytes were not fsynced.
+    block_in_place(|| source.write(1))?;
+    let end = block_in_place(|| source.cluster.flush_lsn())?;
+    services
+        .wait_for(timeline, |view| view.status.last_record >= end)
+        .await?;
+    ingest.stop().await;
+    append_zeros(&local)?;
+    start_ingest(&services, backing, settings).await?;
+    block_in_place(|| source.write(1))?;
+    let later = block_in_place(|| source.cluster.flush_lsn())?;
+    services
+        .wait_for(timeline, |view| view.status.last_record >= later)
+        .await?;
+    let mut judge = Judge::new("local-wal", "P2");
+    source
+        .judge(&services, timeline, &[end, later], &mut judge)
+        .await?;
+    judge.close();
+    services.stop().await;
+    Ok(())
+}
+
+/// Puts zeros behind the newest segment file below a directory.
+fn append_zeros(local: &Path) -> Result<()> {
+    let mut newest = None;
+    let mut directories = vec![local.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.metadata()?.is_dir() {
+                directories.push(entry.path());
+            } else if directory.ends_with("pg_wal") {
+                newest = newest.max(Some(entry.path()));
+            }
+        }
+    }
+    let path = newest.context("there is no local WAL")?;
+    let mut file = std::fs::OpenOptions::new().append(true).open(path)?;
+    Ok(file.write_all(&[0; 40_000])?)
+}
+
+/// Compares all segment files below a directory with those of the source; returns how many.
+fn compare_segments(local: &Path, pg_wal: &Path) -> Result<usize> {
+    let mut compared = 0;
+    for entry in std::fs::read_dir(local)? {
+        let entry = entry?;
+        if entry.metadata()?.is_dir() {
+            compared += compare_segments(&entry.path(), pg_wal)?;
+        } else if local.ends_with("pg_wal") {
+            let ours = std::fs::read(entry.path())?;
+            let theirs = std::fs::read(pg_wal.join(entry.file_name()))?;
+            ensure!(theirs.starts_with(&ours), "{:?} differs", entry.file_name());
+            compared += 1;
+        }
+    }
+    Ok(compared)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_wal_that_changes_nothing_is_history_too() {
+    idle().await.unwrap();
+}
+
+/// A layer without changes must not stand in the way of anybody who opens the timeline.
+async fn idle() -> Result<()> {
+    let source = block_in_place(Source::start)?;
+    let files = tempfile::tempdir()?;
+    let mut services = Embedded::start(files.path()).await?;
+    let conninfo = source.cable.conninfo("postgres");
+    let timeline = services.attach("idle", &conninfo).await?;
+    let mut end = Lsn::ZERO;
+    for _ in 0..2 {
+        let message = "SELECT pg_logical_emit_message(false, 'idle', 'nothing')";
+        block_in_place(|| source.cluster.psql("postgres", message))?;
+        end = block_in_place(|| source.cluster.flush_lsn())?;
+        services
+            .wait_for(timeline, |view| view.status.remote_consistent >= end)
+            .await?;
+    }
+    services.stop().await;
+
+    let services = Embedded::start(files.path()).await?;
+    services
+        .wait_for(timeline, |view| {
+            view.status.state == TimelineState::Streaming
+        })
+        .await?;
+    let relations = services.served(timeline).await?.relations(end).await?;
+    ensure!(!relations.is_empty(), "nothing can be read");
     services.stop().await;
     Ok(())
 }

@@ -98,6 +98,7 @@ async fn names() -> Result<()> {
             moment(&cluster)
         })?);
     }
+    moments.extend(block_in_place(|| change_while_held(&cluster))?);
     let end = block_in_place(|| cluster.flush_lsn())?;
     services
         .wait_for(timeline, |view| view.status.last_record >= end)
@@ -126,6 +127,21 @@ async fn names() -> Result<()> {
     judge.close();
     services.stop().await;
     Ok(())
+}
+
+/// Another transaction has a row of a catalog locked while it changes, so that a multixact says who
+/// changed it.
+fn change_while_held(cluster: &Cluster) -> Result<Vec<Moment>> {
+    let mut holder = cluster.session(DATABASES[0])?;
+    let mut moments = Vec::new();
+    for change in ["TRUNCATE renamed", "BEGIN; TRUNCATE renamed; ROLLBACK"] {
+        holder.run("BEGIN; SELECT 1 FROM pg_class WHERE relname = 'renamed' FOR KEY SHARE")?;
+        cluster.psql(DATABASES[0], change)?;
+        moments.push(moment(cluster)?);
+        holder.run("COMMIT")?;
+        moments.push(moment(cluster)?);
+    }
+    Ok(moments)
 }
 
 async fn compare(
@@ -231,7 +247,7 @@ async fn compare_status(
         let bytes = std::fs::read(&path)?;
         for (number, expected) in bytes.chunks(PAGE_SIZE).enumerate() {
             let page = segment * SlruKind::PAGES_PER_SEGMENT + number as u32;
-            let served = source.clog_page(page).await?;
+            let served = source.slru_page(SlruKind::Clog, page).await?;
             ensure!(expected.len() == PAGE_SIZE, "a torn page");
             let same = served.as_deref() == Some(expected);
             judge.check((!same).then(|| format!("pg_xact page {page} differs")));

@@ -3,7 +3,7 @@
 use palimpsest_layer::LogRecord;
 use palimpsest_proto::ingest::v1 as wire;
 use palimpsest_types::{BlockNumber, Key, Lsn, WriterEpoch};
-use palimpsest_wal::{Change, RawRecord, TransactionEnd, Value};
+use palimpsest_wal::{Change, PagePatches, RawRecord, TransactionEnd, Value};
 use tonic::{Streaming, transport::Channel};
 use wire::{
     change::{TransactionsEnded, Value as WireValue},
@@ -123,6 +123,7 @@ fn record_changes_to_wire(record: LogRecord) -> wire::RecordChanges {
                     xids: xids.to_vec(),
                 })
             }
+            Value::Patched(patches) => WireValue::Patches(patches.encoded().clone()),
             Value::RelSize(blocks) => WireValue::RelSize(blocks.get()),
             Value::File(content) => WireValue::File(content),
             Value::Dropped => WireValue::Dropped(true),
@@ -191,6 +192,10 @@ fn change_from_wire(
                 xids: xids.into(),
             }
         }
+        WireValue::Patches(encoded) => {
+            let invalid = |error| InvalidMessageError::new("patches", format!("{error}"));
+            Value::Patched(PagePatches::decode(encoded).map_err(invalid)?)
+        }
         WireValue::RelSize(blocks) => Value::RelSize(BlockNumber::new(blocks)),
         WireValue::File(content) => Value::File(content),
         WireValue::Dropped(_) => Value::Dropped,
@@ -204,6 +209,9 @@ mod tests {
     use palimpsest_types::{Fork, RelTag, SlruKind};
 
     use super::*;
+
+    /// A byte 7 at offset 3.
+    const PATCH: &[u8] = &[3, 0, 1, 0, 7];
 
     #[test]
     fn a_batch_survives_the_wire_and_carries_a_record_once() {
@@ -258,6 +266,10 @@ mod tests {
                     xids: [700, 701].into(),
                 },
             },
+            Change {
+                key: Key::SlruBlock(SlruKind::CommitTs, 0),
+                value: Value::Patched(PagePatches::decode(Bytes::from_static(PATCH)).unwrap()),
+            },
         ];
         let records = vec![LogRecord {
             lsn: Lsn::new(16),
@@ -276,7 +288,20 @@ mod tests {
 
     #[test]
     fn a_change_that_refers_to_no_record_is_an_error() {
-        let value = Some(WireValue::RecordWillInit(false));
+        assert!(decode(WireValue::RecordWillInit(false)).is_err());
+    }
+
+    #[test]
+    fn patches_beyond_a_page_are_an_error() {
+        assert!(decode(WireValue::Patches(Bytes::from_static(PATCH))).is_ok());
+        for bad in [[0xFF, 0x1F, 2, 0, 7, 7].as_slice(), &[3, 0, 2, 0, 7], &[3]] {
+            let value = WireValue::Patches(Bytes::copy_from_slice(bad));
+            assert!(decode(value).is_err(), "{bad:?}");
+        }
+    }
+
+    fn decode(value: WireValue) -> Result<FeedBatch, InvalidMessageError> {
+        let value = Some(value);
         let key = Key::RelMap { spc: 1, db: 2 }.to_bytes().to_vec().into();
         let changes = vec![wire::Change { key, value }];
         let records = vec![wire::RecordChanges {
@@ -290,6 +315,6 @@ mod tests {
             up_to_lsn: 1,
             records,
         };
-        assert!(FeedBatch::try_from(message).is_err());
+        FeedBatch::try_from(message)
     }
 }

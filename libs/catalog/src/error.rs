@@ -82,9 +82,9 @@ pub enum Damage {
     /// A transaction's status was not kept.
     #[error("the status of transaction {0} is not kept; attach the cluster again")]
     NoStatus(Xid),
-    /// A row is locked and changed by several transactions at once.
+    /// A row is locked and changed by several transactions at once, and nothing says which changed it.
     #[error(
-        "a row of {catalog} was changed while others had locked it (multixact {multixact}), and multixacts are not kept; read at an earlier or later LSN, or name the relation by its numbers"
+        "a row of {catalog} was changed while others had locked it, and the members of multixact {multixact} are not kept; read at an earlier or later LSN, or name the relation by its numbers"
     )]
     MultiXact {
         /// Which catalog.

@@ -2,7 +2,7 @@
 //!
 //! [`resolve`] reads PostgreSQL's own catalogs: pages of `pg_database`, `pg_namespace` and
 //! `pg_class` as they were at the LSN, relation maps for those that have no row saying where they
-//! are, and `pg_xact` to tell rows that are there from rows that are not. A row is seen if the
+//! are, and `pg_xact` and `pg_multixact` to tell rows that are there from rows that are not. A row is seen if the
 //! transaction that wrote it had committed at the LSN and none that deleted it had; no snapshot
 //! beyond the LSN is needed, because whatever was under way then has no status yet.
 //!
@@ -12,6 +12,7 @@
 
 mod error;
 mod heap;
+mod multixact;
 mod name;
 mod relation_map;
 mod resolve;

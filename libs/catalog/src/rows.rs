@@ -1,7 +1,7 @@
 use std::{collections::HashMap, error::Error};
 
 use bytes::Bytes;
-use palimpsest_types::{BlockNumber, Oid, RelTag};
+use palimpsest_types::{BlockNumber, Oid, RelTag, SlruKind};
 use palimpsest_wal::{clog_page_of, transaction_end};
 
 use crate::{
@@ -10,13 +10,14 @@ use crate::{
     relation_map,
     source::CatalogSource,
     v15::{Catalog, NAME, NAME_LEN, OID},
-    visibility::{Untold, is_visible, undecided},
+    visibility::{Untold, deleted_by, deleting_multixact, is_visible, undecided},
 };
 
-/// The catalogs of a cluster at one LSN, with the transaction status they were judged by.
+/// The catalogs of a cluster at one LSN, with what is known of the transactions they are judged by.
 pub(crate) struct Catalogs<'a, S> {
     source: &'a S,
-    clog: HashMap<u32, Option<Bytes>>,
+    /// Pages of SLRU areas that were asked for before.
+    slru: HashMap<(SlruKind, u32), Option<Bytes>>,
 }
 
 /// A row of a catalog, of at least the length that its [`Catalog`] tells.
@@ -30,7 +31,7 @@ impl<'a, S: CatalogSource> Catalogs<'a, S> {
     pub(crate) fn new(source: &'a S) -> Self {
         Self {
             source,
-            clog: HashMap::new(),
+            slru: HashMap::new(),
         }
     }
 
@@ -94,18 +95,42 @@ impl<'a, S: CatalogSource> Catalogs<'a, S> {
         catalog: Catalog,
         header: &TupleHeader,
     ) -> Result<bool, ResolveError<S::Error>> {
-        for xid in undecided(header) {
-            let page = clog_page_of(xid);
-            if !self.clog.contains_key(&page) {
-                let read = self.source.clog_page(page).await;
-                self.clog.insert(page, read.map_err(ResolveError::Source)?);
-            }
+        let header = self.with_own_deleter(*header).await?;
+        for xid in undecided(&header) {
+            self.slru_page(SlruKind::Clog, clog_page_of(xid)).await?;
         }
         let status = |xid| {
-            let page = self.clog.get(&clog_page_of(xid))?.as_ref()?;
-            Some(transaction_end(page, xid))
+            let page = self.slru.get(&(SlruKind::Clog, clog_page_of(xid)))?;
+            Some(transaction_end(page.as_ref()?, xid))
         };
-        is_visible(header, status).map_err(|untold| untold_row(catalog, untold))
+        is_visible(&header, status).map_err(|untold| untold_row(catalog, untold))
+    }
+
+    /// Of a row that a multixact holds, who of its members deleted it; as it is, if that is not kept.
+    async fn with_own_deleter(
+        &mut self,
+        header: TupleHeader,
+    ) -> Result<TupleHeader, ResolveError<S::Error>> {
+        let Some(multixact) = deleting_multixact(&header) else {
+            return Ok(header);
+        };
+        let updater = self.updater(multixact).await?;
+        Ok(updater.map_or(header, |xid| deleted_by(header, xid)))
+    }
+
+    /// A page of an SLRU area, read once.
+    pub(crate) async fn slru_page(
+        &mut self,
+        kind: SlruKind,
+        page: u32,
+    ) -> Result<Option<Bytes>, ResolveError<S::Error>> {
+        if let Some(known) = self.slru.get(&(kind, page)) {
+            return Ok(known.clone());
+        }
+        let read = self.source.slru_page(kind, page).await;
+        let read = read.map_err(ResolveError::Source)?;
+        self.slru.insert((kind, page), read.clone());
+        Ok(read)
     }
 }
 

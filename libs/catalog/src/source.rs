@@ -1,7 +1,7 @@
 use std::{error::Error, ops::Range};
 
 use bytes::Bytes;
-use palimpsest_types::{BlockNumber, Oid, RelTag};
+use palimpsest_types::{BlockNumber, Oid, RelTag, SlruKind};
 
 /// A cluster as it was at one LSN.
 pub trait CatalogSource: Sync {
@@ -29,9 +29,11 @@ pub trait CatalogSource: Sync {
         db: Oid,
     ) -> impl Future<Output = Result<Option<Bytes>, Self::Error>> + Send;
 
-    /// A page of `pg_xact`; `None` if it does not exist.
-    fn clog_page(
+    /// A page of an SLRU area, of which status and multixacts of transactions are asked for; `None`
+    /// if it does not exist.
+    fn slru_page(
         &self,
+        kind: SlruKind,
         page: u32,
     ) -> impl Future<Output = Result<Option<Bytes>, Self::Error>> + Send;
 }

@@ -1,14 +1,14 @@
 //! Whether a row version is seen (`HeapTupleSatisfiesMVCC`), by everything committed at one LSN.
 
-use palimpsest_wal::{TransactionEnd, Xid};
+use palimpsest_wal::{MultiXactId, TransactionEnd, Xid};
 
 use crate::heap::TupleHeader;
 
 /// A row version whose visibility can't be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Untold {
-    /// Deleted or updated by one of several transactions.
-    MultiXact(u32),
+    /// Deleted or updated by one of several transactions, and which is not kept.
+    MultiXact(MultiXactId),
     /// Moved by a PostgreSQL before 9.0.
     Moved,
     /// The status of this transaction is missing.
@@ -63,6 +63,27 @@ pub(crate) fn undecided(header: &TupleHeader) -> impl Iterator<Item = Xid> {
     let xmax = (infomask & settled == 0).then_some(xmax);
     let both = [xmin, xmax].into_iter().flatten();
     both.filter(|xid| *xid >= FIRST_NORMAL_XID)
+}
+
+/// The multixact of which [`is_visible`] must know the member that deleted the row.
+pub(crate) fn deleting_multixact(header: &TupleHeader) -> Option<MultiXactId> {
+    let TupleHeader { xmax, infomask, .. } = *header;
+    let settled = XMAX_INVALID | XMAX_LOCK_ONLY;
+    let decides = infomask & XMAX_IS_MULTI != 0 && infomask & settled == 0;
+    decides.then_some(xmax)
+}
+
+/// The same row as if no multixact held it, but this member of it or none had deleted it.
+pub(crate) fn deleted_by(header: TupleHeader, updater: Option<Xid>) -> TupleHeader {
+    let without = header.infomask & !(XMAX_IS_MULTI | XMAX_COMMITTED | LOCK_MASK);
+    TupleHeader {
+        xmax: updater.unwrap_or_default(),
+        infomask: match updater {
+            Some(_) => without,
+            None => without | XMAX_INVALID,
+        },
+        ..header
+    }
 }
 
 fn is_deleted(
@@ -158,6 +179,36 @@ mod tests {
         assert_eq!(seen(2, 0, 0x4000), Err(Untold::Moved));
         // What was never written is not seen, however it was deleted.
         assert_eq!(seen(ABORTED, 7, XMAX_IS_MULTI), Ok(false));
+    }
+
+    #[test]
+    fn of_a_multixact_only_the_updater_counts() {
+        let header = |infomask| TupleHeader {
+            xmin: COMMITTED,
+            xmax: 7,
+            infomask,
+        };
+        assert_eq!(deleting_multixact(&header(0)), None);
+        for settled in [XMAX_INVALID, XMAX_LOCK_ONLY] {
+            assert_eq!(deleting_multixact(&header(XMAX_IS_MULTI | settled)), None);
+        }
+        for lock in [0, XMAX_EXCL_LOCK, XMAX_KEYSHR_LOCK, LOCK_MASK] {
+            let header = header(XMAX_IS_MULTI | lock);
+            assert_eq!(deleting_multixact(&header), Some(7));
+            for (updater, expected) in [
+                (None, true),
+                (Some(COMMITTED), false),
+                (Some(ABORTED), true),
+                (Some(RUNNING), true),
+            ] {
+                let TupleHeader {
+                    xmin,
+                    xmax,
+                    infomask,
+                } = deleted_by(header, updater);
+                assert_eq!(seen(xmin, xmax, infomask), Ok(expected), "{updater:?}");
+            }
+        }
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl ImageLayerWriter {
         }
     }
 
-    /// Adds the size of a relation fork.
+    /// Adds the size of a relation fork or of a segment of an SLRU area.
     pub fn rel_size(&mut self, key: Key, blocks: BlockNumber) {
         self.put(key, &blocks.get().to_le_bytes());
     }
@@ -263,6 +263,11 @@ impl ImageLayerIndex {
         self.lsn
     }
 
+    /// All keys, in order, with where their versions stand.
+    pub fn entries(&self) -> impl Iterator<Item = (Key, ValueRef)> + '_ {
+        self.entries.iter().map(|entry| (entry.key, entry.value))
+    }
+
     /// Where the version of a key stands.
     pub fn find(&self, key: Key) -> Option<ValueRef> {
         let at = self
@@ -300,11 +305,11 @@ impl ValueRef {
                     _ => Err(ImageLayerError::Malformed("compressed page")),
                 }
             }
-            Key::RelSize(_) => {
+            Key::RelSize(_) | Key::SlruSegment(..) => {
                 let blocks = Cursor::new(stored).u32("relation size")?;
                 Ok(Value::RelSize(BlockNumber::new(blocks)))
             }
-            Key::RelMap { .. } => Ok(Value::File(stored)),
+            Key::RelMap { .. } | Key::TwoPhase(_) | Key::Parameters => Ok(Value::File(stored)),
         }
     }
 }

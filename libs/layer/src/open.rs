@@ -214,6 +214,7 @@ impl DeltaLayer for OpenLayer {
 fn own_size(value: &Value) -> u64 {
     match value {
         Value::Image(bytes) | Value::File(bytes) => bytes.len() as u64,
+        Value::Patched(patches) => patches.encoded().len() as u64,
         Value::TransactionsEnded { xids, .. } => size_of_val::<[_]>(xids) as u64,
         Value::ZeroPage
         | Value::Record { .. }

@@ -36,8 +36,22 @@ pub struct ControlFile {
     pub checkpoint: Lsn,
     /// The record itself.
     pub checkpoint_copy: CheckPoint,
+    /// What a standby needs: minimal 0, replica 1, logical 2.
+    pub wal_level: u32,
     /// Whether hint bits are WAL-logged without checksums.
     pub wal_log_hints: bool,
+    /// Connections at most.
+    pub max_connections: u32,
+    /// Background workers at most.
+    pub max_worker_processes: u32,
+    /// WAL senders at most.
+    pub max_wal_senders: u32,
+    /// Prepared transactions at most.
+    pub max_prepared_transactions: u32,
+    /// Locks of a transaction, on average at most.
+    pub max_locks_per_transaction: u32,
+    /// Whether commit times are kept.
+    pub track_commit_timestamp: bool,
     /// Bytes of a data page.
     pub block_size: u32,
     /// Pages of a segment file of a relation.
@@ -159,9 +173,16 @@ impl ControlFile {
         cursor.skip(16, "state and time")?;
         let checkpoint = Lsn::new(cursor.u64("checkpoint position")?);
         let checkpoint_copy = CheckPoint::fields(&mut cursor)?;
-        cursor.skip(48, "recovery positions and wal_level")?;
+        cursor.skip(44, "recovery positions")?;
+        let wal_level = cursor.u32("wal_level")?;
         let wal_log_hints = flag(&mut cursor, 4, "wal_log_hints")?;
-        cursor.skip(36, "limits and alignment")?;
+        let max_connections = cursor.u32("max_connections")?;
+        let max_worker_processes = cursor.u32("max_worker_processes")?;
+        let max_wal_senders = cursor.u32("max_wal_senders")?;
+        let max_prepared_transactions = cursor.u32("max_prepared_transactions")?;
+        let max_locks_per_transaction = cursor.u32("max_locks_per_transaction")?;
+        let track_commit_timestamp = flag(&mut cursor, 4, "track_commit_timestamp")?;
+        cursor.skip(12, "alignment")?;
         let block_size = cursor.u32("block size")?;
         let relation_segment_size = cursor.u32("relation segment size")?;
         let wal_block_size = cursor.u32("WAL block size")?;
@@ -174,7 +195,14 @@ impl ControlFile {
             catalog_version,
             checkpoint,
             checkpoint_copy,
+            wal_level,
             wal_log_hints,
+            max_connections,
+            max_worker_processes,
+            max_wal_senders,
+            max_prepared_transactions,
+            max_locks_per_transaction,
+            track_commit_timestamp,
             block_size,
             relation_segment_size,
             wal_block_size,
@@ -260,7 +288,12 @@ mod tests {
         put(72, &16_390u32.to_le_bytes());
         put(104, &1_700_000_000i64.to_le_bytes());
         put(120, &739u32.to_le_bytes());
+        put(172, &2u32.to_le_bytes());
         put(176, &[1]);
+        for (index, value) in [100u32, 8, 10, 5, 64].into_iter().enumerate() {
+            put(180 + 4 * index, &value.to_le_bytes());
+        }
+        put(200, &[1]);
         for (at, value) in [
             (216, 8192),
             (220, 131_072),
@@ -293,7 +326,17 @@ mod tests {
         assert_eq!((copy.previous_timeline, copy.full_page_writes), (2, true));
         assert_eq!((copy.next_xid, copy.next_oid), (1 << 32 | 740, 16_390));
         assert_eq!((copy.time, copy.oldest_active_xid), (1_700_000_000, 739));
-        assert!(control.wal_log_hints);
+        assert_eq!((control.wal_level, control.wal_log_hints), (2, true));
+        assert_eq!(
+            (control.max_connections, control.max_worker_processes),
+            (100, 8)
+        );
+        assert_eq!(
+            (control.max_wal_senders, control.max_prepared_transactions),
+            (10, 5)
+        );
+        assert_eq!(control.max_locks_per_transaction, 64);
+        assert!(control.track_commit_timestamp);
         assert_eq!(
             (control.block_size, control.wal_segment_size),
             (8192, 1 << 24)

@@ -37,7 +37,6 @@ impl BaseLayers {
         let mut layers = Vec::with_capacity(entries.len());
         let mut index = Vec::new();
         let mut lsn = Lsn::ZERO;
-        let (first, end) = whole_range();
         for entry in entries {
             let path = files.directory.child(&entry.name);
             let found = read_index(files, &path, entry).await?;
@@ -45,7 +44,7 @@ impl BaseLayers {
             let layer = layers.len() as u32;
             index.extend(
                 found
-                    .range(first..end)
+                    .entries()
                     .map(|(key, value)| Entry { key, layer, value }),
             );
             let name = entry.name.clone();
@@ -130,22 +129,4 @@ fn damaged(path: &StorePath, source: ImageLayerError) -> ReadError {
         layer: path.to_string(),
         source,
     }
-}
-
-/// Every key there can be, but for the last relation map.
-fn whole_range() -> (Key, Key) {
-    use palimpsest_types::{Fork, RelTag};
-    let first = RelTag {
-        spc: 0,
-        db: 0,
-        rel: 0,
-        fork: Fork::Main,
-    };
-    (
-        Key::RelSize(first),
-        Key::RelMap {
-            spc: u32::MAX,
-            db: u32::MAX,
-        },
-    )
 }

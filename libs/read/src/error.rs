@@ -1,5 +1,5 @@
 use palimpsest_layer::{delta_file::DeltaLayerError, image::ImageLayerError};
-use palimpsest_redo::ReconstructError;
+use palimpsest_redo::{InvalidSlruChainError, ReconstructError};
 use palimpsest_store::StoreError;
 use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, Oid, RelTag, SlruKind};
 
@@ -43,7 +43,7 @@ pub enum ReadError {
         blocks: BlockNumber,
     },
     /// No page of an SLRU segment exists at that LSN.
-    #[error("{} has no segment {segment:04X} at {lsn}, or it is not kept", kind.directory())]
+    #[error("{} has no segment {segment:04X} at {lsn}", kind.directory())]
     NoSlruSegment {
         /// The area.
         kind: SlruKind,
@@ -106,6 +106,18 @@ pub enum ReadError {
         /// Why.
         message: String,
     },
+    /// A page of an SLRU area could not be built.
+    #[error("{key} can't be built")]
+    Slru {
+        /// The page.
+        key: Key,
+        /// Why.
+        #[source]
+        source: InvalidSlruChainError,
+    },
+    /// A timeline begins without what every base backup has.
+    #[error("the base backup has no {0}; delete the tenant and attach again")]
+    NotInBackup(Key),
     /// A key has a version of a wrong kind.
     #[error("the version of {0} is of a wrong kind")]
     WrongValue(Key),
@@ -122,9 +134,11 @@ impl ReadError {
             | Self::NoSlruSegment { .. }
             | Self::NoRelationMap { .. } => ErrorKind::NotFound,
             Self::Store { kind, .. } | Self::Reconstruct { kind, .. } => *kind,
-            Self::Layer { .. } | Self::DeltaLayer { .. } | Self::WrongValue(_) => {
-                ErrorKind::Corrupt
-            }
+            Self::Layer { .. }
+            | Self::DeltaLayer { .. }
+            | Self::Slru { .. }
+            | Self::NotInBackup(_)
+            | Self::WrongValue(_) => ErrorKind::Corrupt,
         }
     }
 

@@ -6,9 +6,9 @@ use std::{
 
 use bytes::Bytes;
 use palimpsest_layer::{DeltaLayer as _, Visit};
-use palimpsest_redo::{Chain, Engine, clog_page, reconstruct};
+use palimpsest_redo::{Chain, Engine, reconstruct};
 use palimpsest_types::{
-    BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, SlruKind, TimelineId, WriterEpoch,
+    BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, TimelineId, WriterEpoch,
 };
 use palimpsest_wal::Value;
 
@@ -18,6 +18,9 @@ use crate::{
     layers::Layers,
     tail::{Pieces, Tail},
 };
+
+mod slru;
+mod two_phase;
 
 /// Reads one timeline.
 #[derive(Debug)]
@@ -158,16 +161,9 @@ impl<E: Engine> TimelineReader<E> {
             });
             layers
         };
-        if newest.is_none() {
-            let mut visit = |_, _, value: &Value| {
-                newest = Some(value.clone());
-                Visit::Stop
-            };
-            layers.versions(key, lsn, &mut visit).await?;
-        }
         match newest {
             Some(value) => Ok(Some(value)),
-            None => layers.base_version(key).await,
+            None => layers.newest_of(key, lsn).await,
         }
     }
 
@@ -194,23 +190,29 @@ impl<E: Engine> TimelineReader<E> {
     /// # Errors
     /// If a layer can't be read.
     pub async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>, ReadError> {
-        let mut newer = Vec::new();
-        let layers = {
-            let (layers, tail) = self.snapshot(lsn)?;
-            tail.newest(all_sizes(), lsn, &mut |key, _, value| {
-                newer.push((key, value.clone()));
-            });
-            layers
-        };
-        let mut sizes = BTreeMap::new();
-        let mut insert = |key, value: &Value| drop(sizes.insert(key, value.clone()));
-        layers.newest(all_sizes(), lsn, &mut insert).await?;
-        sizes.extend(newer);
+        let sizes = self.newest_in(all_sizes(), lsn).await?;
         let existing = sizes.into_iter().filter_map(|entry| match entry {
             (Key::RelSize(rel), Value::RelSize(blocks)) => Some((rel, blocks)),
             _ => None,
         });
         Ok(existing.collect())
+    }
+
+    /// The newest versions of the keys of a range, all of which stand alone.
+    async fn newest_in(&self, keys: KeyRange, lsn: Lsn) -> Result<BTreeMap<Key, Value>, ReadError> {
+        let mut newer = Vec::new();
+        let layers = {
+            let (layers, tail) = self.snapshot(lsn)?;
+            tail.newest(keys.clone(), lsn, &mut |key, _, value| {
+                newer.push((key, value.clone()));
+            });
+            layers
+        };
+        let mut newest = BTreeMap::new();
+        let mut insert = |key, value: &Value| drop(newest.insert(key, value.clone()));
+        layers.newest(keys, lsn, &mut insert).await?;
+        newest.extend(newer);
+        Ok(newest)
     }
 
     /// A page.
@@ -251,56 +253,6 @@ impl<E: Engine> TimelineReader<E> {
             key,
             lsn,
         }
-    }
-
-    /// A page of an SLRU area; `None` if it does not exist. Of the areas, `pg_xact` is kept.
-    ///
-    /// # Errors
-    /// If it can't be built.
-    pub async fn slru_page(
-        &self,
-        kind: SlruKind,
-        page: u32,
-        lsn: Lsn,
-    ) -> Result<Option<Bytes>, ReadError> {
-        let key = Key::SlruBlock(kind, page);
-        let found = self.find(key, lsn).await?;
-        if found.changes.is_empty() {
-            return base_page(&found.layers, key).await;
-        }
-        let version = self.version(key, &found);
-        let make = self.make_slru(key, found);
-        self.cache.get_or_make(&version, make).await.map(Some)
-    }
-
-    /// The pages of a segment of an SLRU area that exist, by their number in the area.
-    ///
-    /// # Errors
-    /// If there are none at that LSN or one can't be built.
-    pub async fn slru_segment(
-        &self,
-        kind: SlruKind,
-        segment: u32,
-        lsn: Lsn,
-    ) -> Result<Vec<(u32, Bytes)>, ReadError> {
-        let first = segment.checked_mul(SlruKind::PAGES_PER_SEGMENT);
-        let numbers = first.map_or(0..0, |first| {
-            first..first.saturating_add(SlruKind::PAGES_PER_SEGMENT)
-        });
-        let mut pages = Vec::new();
-        for number in numbers {
-            let page = self.slru_page(kind, number, lsn).await?;
-            pages.extend(page.map(|page| (number, page)));
-        }
-        if pages.is_empty() {
-            return Err(ReadError::NoSlruSegment { kind, segment, lsn });
-        }
-        Ok(pages)
-    }
-
-    async fn make_slru(&self, key: Key, found: Found) -> Result<Bytes, ReadError> {
-        let base = base_for(key, &found).await?;
-        clog_page(base, &found.changes).map_err(|_| ReadError::WrongValue(key))
     }
 
     /// The changes of a page at an LSN, back to a version that stands alone or is cached.

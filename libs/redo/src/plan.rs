@@ -68,6 +68,7 @@ pub fn plan(chain: Chain, limits: Limits) -> Result<Vec<Step>, InvalidChainError
                 }
             }
             Value::TransactionsEnded { .. }
+            | Value::Patched(_)
             | Value::RelSize(_)
             | Value::File(_)
             | Value::Dropped => return Err(chain.not_a_page()),

@@ -21,6 +21,12 @@ pub enum Key {
         /// The database.
         db: Oid,
     },
+    /// What is kept of a prepared transaction: the file of `pg_twophase` that has this number.
+    TwoPhase(u32),
+    /// Number of pages of a segment of a simple-LRU area; a tombstone when it does not exist.
+    SlruSegment(SlruKind, u32),
+    /// Settings of the source that its log depends on.
+    Parameters,
 }
 
 /// A kind of simple-LRU storage. Numbers are stored in files and stay.
@@ -52,6 +58,9 @@ const KIND_REL_SIZE: u8 = 1;
 const KIND_REL_BLOCK: u8 = 2;
 const KIND_SLRU_BLOCK: u8 = 3;
 const KIND_REL_MAP: u8 = 4;
+const KIND_TWO_PHASE: u8 = 5;
+const KIND_SLRU_SEGMENT: u8 = 6;
+const KIND_PARAMETERS: u8 = 7;
 
 impl Key {
     /// Length of an encoded key in bytes.
@@ -78,6 +87,9 @@ impl Key {
             ),
             Self::SlruBlock(kind, page) => (KIND_SLRU_BLOCK, kind as u32, page, 0, 0, 0),
             Self::RelMap { spc, db } => (KIND_REL_MAP, spc, db, 0, 0, 0),
+            Self::TwoPhase(xid) => (KIND_TWO_PHASE, xid, 0, 0, 0, 0),
+            Self::SlruSegment(kind, number) => (KIND_SLRU_SEGMENT, kind as u32, number, 0, 0, 0),
+            Self::Parameters => (KIND_PARAMETERS, 0, 0, 0, 0, 0),
         };
         let mut bytes = [0; Self::LEN];
         bytes[0] = kind;
@@ -128,11 +140,15 @@ impl Key {
                 fork,
             })
         };
+        let slru = || SlruKind::from_number(a).ok_or(invalid);
         match kind {
             KIND_REL_SIZE => Ok(Self::RelSize(rel()?)),
             KIND_REL_BLOCK => Ok(Self::RelBlock(rel()?, BlockNumber::new(d))),
-            KIND_SLRU_BLOCK => Ok(Self::SlruBlock(SlruKind::from_number(a).ok_or(invalid)?, b)),
+            KIND_SLRU_BLOCK => Ok(Self::SlruBlock(slru()?, b)),
             KIND_REL_MAP => Ok(Self::RelMap { spc: a, db: b }),
+            KIND_TWO_PHASE => Ok(Self::TwoPhase(a)),
+            KIND_SLRU_SEGMENT => Ok(Self::SlruSegment(slru()?, b)),
+            KIND_PARAMETERS => Ok(Self::Parameters),
             _ => Err(invalid),
         }
     }
@@ -145,6 +161,11 @@ impl fmt::Display for Key {
             Self::RelBlock(rel, block) => write!(f, "{rel} block {block}"),
             Self::SlruBlock(kind, page) => write!(f, "{} page {page}", kind.directory()),
             Self::RelMap { spc, db } => write!(f, "relation map of {spc}/{db}"),
+            Self::TwoPhase(xid) => write!(f, "prepared transaction {xid}"),
+            Self::SlruSegment(kind, number) => {
+                write!(f, "size of {} segment {number:04X}", kind.directory())
+            }
+            Self::Parameters => write!(f, "settings of the source"),
         }
     }
 }
@@ -201,6 +222,10 @@ mod tests {
             (0u32..4, any::<u32>())
                 .prop_map(|(k, p)| Key::SlruBlock(SlruKind::from_number(k).unwrap(), p)),
             (any::<u32>(), any::<u32>()).prop_map(|(spc, db)| Key::RelMap { spc, db }),
+            any::<u32>().prop_map(Key::TwoPhase),
+            (0u32..4, any::<u32>())
+                .prop_map(|(k, s)| Key::SlruSegment(SlruKind::from_number(k).unwrap(), s)),
+            Just(Key::Parameters),
         ]
     }
 

@@ -5,6 +5,7 @@ use palimpsest_types::{BlockNumber, Key};
 
 use crate::{
     clog::{TransactionEnd, Xid},
+    patches::PagePatches,
     record::RawRecord,
 };
 
@@ -36,18 +37,20 @@ pub enum Value {
         /// Length of the heap after the truncation.
         heap_blocks: BlockNumber,
     },
-    /// Transactions on a page of `pg_xact` ended. Where there is no page before, it is zeros.
+    /// Transactions on a page of `pg_xact` ended.
     TransactionsEnded {
         /// How they all did.
         end: TransactionEnd,
         /// Which; all on the page. Shared, because reading copies values.
         xids: Arc<[Xid]>,
     },
-    /// The fork has this many blocks.
+    /// Parts of the page before get other bytes.
+    Patched(PagePatches),
+    /// The relation fork, or segment of an SLRU area, has this many blocks.
     RelSize(BlockNumber),
     /// A file's whole content.
     File(Bytes),
-    /// The relation fork or file does not exist any more.
+    /// The relation fork, segment or file does not exist any more.
     Dropped,
 }
 
@@ -56,7 +59,9 @@ impl Value {
     pub fn stands_alone(&self) -> bool {
         match self {
             Self::Record { will_init, .. } => *will_init,
-            Self::TruncateVisibilityMap { .. } | Self::TransactionsEnded { .. } => false,
+            Self::TruncateVisibilityMap { .. }
+            | Self::TransactionsEnded { .. }
+            | Self::Patched(_) => false,
             Self::Image(_) | Self::ZeroPage | Self::RelSize(_) | Self::File(_) | Self::Dropped => {
                 true
             }

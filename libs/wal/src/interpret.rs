@@ -1,18 +1,20 @@
 use palimpsest_codec::TruncatedError;
-use palimpsest_types::{BlockNumber, InvalidForkError, Key, Lsn, RelTag, SlruKind};
+use palimpsest_types::{BlockNumber, InvalidForkError, Lsn, RelTag, SlruKind};
 
 use crate::{
-    change::{Change, Value},
+    change::Change,
     image::ImageError,
     record::{BlockRef, DecodeError, DecodedRecord, RawRecord},
     relation_sizes::RelationSizes,
     rmgr::ResourceManager,
+    slru::{NotAnSlruChangeError, SlruSegments},
     v15,
 };
 
 mod changes;
 mod files;
 mod maps;
+mod slru;
 mod torn;
 
 use changes::Changes;
@@ -23,10 +25,12 @@ use torn::TornForks;
 ///
 /// Records come in log order, each once. The state is the size of every relation fork, from which
 /// it knows that a record extends one: pages between the old end and the new page come into being
-/// as zeros, as redo makes them (`XLogReadBufferExtended`).
+/// as zeros, as redo makes them (`XLogReadBufferExtended`). The same goes for the segments of SLRU
+/// areas; and of settings, it knows those on which the meaning of records depends.
 #[derive(Debug)]
 pub struct Interpreter {
     sizes: RelationSizes,
+    segments: SlruSegments,
     torn: TornForks,
     base: BaseFacts,
 }
@@ -40,6 +44,8 @@ pub struct BaseFacts {
     /// Whether the source had `wal_log_hints` on, and so whether redo does as if. `None` if that
     /// is not known, or without effect because pages have checksums.
     pub wal_log_hints: Option<bool>,
+    /// Whether transactions that commit are noted in `pg_commit_ts`, until the log says otherwise.
+    pub track_commit_timestamp: bool,
 }
 
 /// A record can't be turned into changes. The timeline must stop here: what follows would be wrong.
@@ -70,6 +76,9 @@ pub enum Reason {
     /// An image in it is damaged.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A page outside relations can't be begun with such a change.
+    #[error(transparent)]
+    Slru(#[from] NotAnSlruChangeError),
     /// An extension wrote it, and may change anything.
     #[error(
         "no built-in resource manager has number {0}; extensions that log their own are not supported"
@@ -130,9 +139,15 @@ impl Interpreter {
     pub fn new(sizes: RelationSizes, base: BaseFacts) -> Self {
         Self {
             sizes,
+            segments: SlruSegments::default(),
             torn: TornForks::default(),
             base,
         }
+    }
+
+    /// The same, where these segments of SLRU areas existed at that point.
+    pub fn with_slru_segments(self, segments: SlruSegments) -> Self {
+        Self { segments, ..self }
     }
 
     /// Sizes of all relation forks after the last record.
@@ -168,10 +183,19 @@ impl Interpreter {
         if consistent {
             self.torn.expect_none()?;
         }
-        let mut changes = Changes::new(&mut self.sizes, &mut self.torn, consistent);
+        let sizes = (&mut self.sizes, &mut self.segments);
+        let mut changes = Changes::new(sizes, &mut self.torn, consistent);
         match rmgr {
-            ResourceManager::Xlog => self.base.check_parameters(&record)?,
-            ResourceManager::Transaction => changes.transaction_end(&record)?,
+            ResourceManager::Xlog => {
+                if let Some(after) = v15::parameters_after(&record)? {
+                    self.base.check_parameters(&after)?;
+                    self.base.track_commit_timestamp = after.track_commit_timestamp;
+                    changes.parameters(after);
+                }
+            }
+            ResourceManager::Transaction => {
+                changes.transaction(&record, self.base.track_commit_timestamp)?;
+            }
             ResourceManager::Storage => changes.storage(&record)?,
             ResourceManager::Database => changes.database(&record)?,
             ResourceManager::RelMap => changes.relation_map(&record)?,
@@ -179,14 +203,15 @@ impl Interpreter {
                 changes.visibility_cleared(&record, rmgr, raw)?;
             }
             ResourceManager::Clog => {
-                if let Some(page) = v15::zeroed_clog_page(&record)? {
-                    changes.push(Key::SlruBlock(SlruKind::Clog, page), Value::ZeroPage);
-                }
+                changes.slru(v15::page_action(SlruKind::Clog, &record)?)?;
             }
-            // Nothing beyond the pages they refer to. What other SLRUs, tablespaces and origins hold
-            // is not kept yet; nothing reads it.
+            ResourceManager::CommitTs => {
+                changes.slru(v15::page_action(SlruKind::CommitTs, &record)?)?;
+            }
+            ResourceManager::MultiXact => changes.slru(v15::multixact_action(&record)?)?,
+            // Nothing beyond the pages they refer to. What tablespaces and origins hold is not kept
+            // yet; nothing reads it.
             ResourceManager::Tablespace
-            | ResourceManager::MultiXact
             | ResourceManager::Standby
             | ResourceManager::Btree
             | ResourceManager::Hash
@@ -195,7 +220,6 @@ impl Interpreter {
             | ResourceManager::Sequence
             | ResourceManager::SpGist
             | ResourceManager::Brin
-            | ResourceManager::CommitTs
             | ResourceManager::ReplicationOrigin
             | ResourceManager::Generic
             | ResourceManager::LogicalMessage => {}
@@ -212,19 +236,17 @@ impl Interpreter {
 }
 
 impl BaseFacts {
-    /// Of a stopped server's files, whatever its settings.
+    /// Of a stopped server's files, whatever its settings; commit times are not kept.
     pub const fn consistent() -> Self {
         Self {
             consistent_from: Lsn::ZERO,
             wal_log_hints: None,
+            track_commit_timestamp: false,
         }
     }
 
     /// Whether the source still writes what redo needs, and as redo expects it.
-    fn check_parameters(&self, record: &DecodedRecord) -> Result<(), Reason> {
-        let Some(after) = v15::parameters_after(record)? else {
-            return Ok(());
-        };
+    fn check_parameters(&self, after: &v15::Parameters) -> Result<(), Reason> {
         if after.wal_level < WAL_LEVEL_REPLICA {
             return Err(Reason::WalLevel);
         }

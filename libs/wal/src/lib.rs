@@ -11,26 +11,37 @@
 
 mod change;
 mod clog;
+mod commit_ts;
 mod image;
 mod interpret;
+mod multixact;
 mod page;
+mod patches;
 mod pglz;
 mod reader;
 mod record;
 mod relation_sizes;
 mod rmgr;
 mod segment;
+mod slru;
 pub mod v15;
 
 pub use change::{Change, Value};
 pub use clog::{
     TransactionEnd, XIDS_PER_CLOG_PAGE, Xid, clog_page_of, set_transaction_end, transaction_end,
 };
+pub use commit_ts::{CommitTimestamp, XIDS_PER_COMMIT_TS_PAGE};
 pub use image::{BlockImage, ImageError, restore_image};
 pub use interpret::{BaseFacts, InterpretError, Interpreter, Reason, truncate_visibility_map_page};
+pub use multixact::{
+    MEMBERS_PER_PAGE, MemberPlace, MultiXactId, MultiXactMember, OFFSETS_PER_PAGE, member_place,
+    next_multixact, offset_place,
+};
 pub use page::{PageHeader, PageHeaderError};
+pub use patches::{InvalidPatchesError, PagePatches};
 pub use reader::{RecordReader, WalError};
 pub use record::{BlockRef, DecodeError, DecodedRecord, RawRecord, RecordHeader};
 pub use relation_sizes::RelationSizes;
 pub use rmgr::ResourceManager;
 pub use segment::{InvalidSegmentSizeError, SegmentNumber, SegmentSize, WAL_PAGE_SIZE};
+pub use slru::{NotAnSlruChangeError, SlruSegments, change_slru_page, segment_of};

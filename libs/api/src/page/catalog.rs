@@ -61,9 +61,8 @@ impl CatalogSource for TimelineAt<'_> {
         Ok(found(map.await)?.map(|map| map.content))
     }
 
-    async fn clog_page(&self, page: u32) -> Result<Option<Bytes>, RemoteError> {
+    async fn slru_page(&self, kind: SlruKind, page: u32) -> Result<Option<Bytes>, RemoteError> {
         let segment = page / SlruKind::PAGES_PER_SEGMENT;
-        let kind = SlruKind::Clog;
         let segment = self
             .client
             .slru_segment(self.timeline, self.at(), kind, segment);

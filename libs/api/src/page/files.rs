@@ -29,7 +29,7 @@ pub struct RelationMapFile {
 }
 
 impl PageClient {
-    /// A segment of an SLRU area. Of the areas, `pg_xact` is kept.
+    /// A segment of an SLRU area.
     ///
     /// # Errors
     /// What page-serve says; not found if the segment does not exist.

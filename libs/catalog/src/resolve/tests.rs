@@ -2,8 +2,8 @@ use std::{collections::HashMap, convert::Infallible, ops::Range};
 
 use bytes::Bytes;
 use futures::executor::block_on;
-use palimpsest_types::{BlockNumber, PAGE_SIZE};
-use palimpsest_wal::{TransactionEnd, Xid, set_transaction_end};
+use palimpsest_types::{BlockNumber, PAGE_SIZE, SlruKind};
+use palimpsest_wal::{TransactionEnd, Xid, member_place, offset_place, set_transaction_end};
 use proptest::prelude::*;
 
 use super::*;
@@ -18,7 +18,7 @@ use crate::{
 struct Fake {
     relations: HashMap<RelTag, Vec<Bytes>>,
     maps: HashMap<(Oid, Oid), Bytes>,
-    clog: HashMap<u32, Bytes>,
+    slru: HashMap<(SlruKind, u32), Bytes>,
 }
 
 impl CatalogSource for Fake {
@@ -38,8 +38,8 @@ impl CatalogSource for Fake {
         Ok(self.maps.get(&(spc, db)).cloned())
     }
 
-    async fn clog_page(&self, page: u32) -> Result<Option<Bytes>, Infallible> {
-        Ok(self.clog.get(&page).cloned())
+    async fn slru_page(&self, kind: SlruKind, page: u32) -> Result<Option<Bytes>, Infallible> {
+        Ok(self.slru.get(&(kind, page)).cloned())
     }
 }
 
@@ -77,7 +77,7 @@ fn cluster(tables: Vec<(TupleHeader, Vec<u8>)>) -> Fake {
     let mut clog = vec![0; PAGE_SIZE];
     set_transaction_end(&mut clog, &[COMMITTED], TransactionEnd::Committed);
     set_transaction_end(&mut clog, &[ABORTED], TransactionEnd::Aborted);
-    fake.clog.insert(0, clog.into());
+    fake.slru.insert((SlruKind::Clog, 0), clog.into());
     let shared = relation_map::made_of(&[(1262, 1262), (1260, 1300)]);
     fake.maps.insert((GLOBAL_TABLESPACE, 0), shared);
     let own = relation_map::made_of(&[(1259, 16500)]);
@@ -178,6 +178,57 @@ fn only_what_has_committed_is_there() {
     assert_eq!(found(&fake, "public", "t"), Ok("99/5/9".into()));
 }
 
+/// Three multixacts with two members each: the first only locks, of the others one member updates.
+fn add_multixacts(fake: &mut Fake) {
+    let mut offsets = vec![0; PAGE_SIZE];
+    let mut members = vec![0; PAGE_SIZE];
+    let of = [
+        [(RUNNING, 0), (COMMITTED, 3)],
+        [(RUNNING, 1), (ABORTED, 4)],
+        [(RUNNING, 0), (COMMITTED, 5)],
+    ];
+    for (id, pair) in (1..).zip(of) {
+        for (offset, (xid, status)) in (id * 2..).zip(pair) {
+            let place = member_place(offset);
+            members[place.status] = status;
+            members[place.xid..place.xid + 4].copy_from_slice(&xid.to_le_bytes());
+        }
+    }
+    for id in 1..=4u32 {
+        let (_, at) = offset_place(id);
+        offsets[at..at + 4].copy_from_slice(&(id * 2).to_le_bytes());
+    }
+    let (of_offsets, of_members) = (SlruKind::MultiXactOffsets, SlruKind::MultiXactMembers);
+    fake.slru.insert((of_offsets, 0), offsets.into());
+    fake.slru.insert((of_members, 0), members.into());
+}
+
+#[test]
+fn the_member_that_changed_a_row_decides() {
+    const IS_MULTI: u16 = 0x1000;
+    let held_by = |xmax| TupleHeader {
+        xmin: COMMITTED,
+        xmax,
+        infomask: IS_MULTI,
+    };
+    let mut fake = cluster(vec![
+        (held_by(1), relation(8, "locked", &in_public(8))),
+        (held_by(2), relation(9, "undone", &in_public(9))),
+        (held_by(3), relation(10, "gone", &in_public(10))),
+        (held_by(4), relation(11, "newest", &in_public(11))),
+    ]);
+    let error = found(&fake, "public", "locked").unwrap_err();
+    assert!(error.contains("multixact 1 "), "{error}");
+    add_multixacts(&mut fake);
+    assert_eq!(found(&fake, "public", "locked"), Ok("99/5/8".into()));
+    assert_eq!(found(&fake, "public", "undone"), Ok("99/5/9".into()));
+    let error = found(&fake, "public", "gone").unwrap_err();
+    assert!(error.contains("no relation"), "{error}");
+    // Where the members of the last one end is not kept.
+    let error = found(&fake, "public", "newest").unwrap_err();
+    assert!(error.contains("multixact 4 "), "{error}");
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let view = [(RELATION_SCHEMA, 2200), (RELATION_KIND, u32::from(b'v'))];
@@ -189,7 +240,7 @@ fn what_is_missing_is_named() {
     assert!(error(&fake, "x", "t").contains("no schema \"x\""));
     assert!(error(&fake, "public", "v").contains("a view"));
     assert!(error(&fake, "public", "unmapped").contains("unmapped"));
-    fake.clog.clear();
+    fake.slru.clear();
     assert!(error(&fake, "public", "t").contains("transaction 700"));
     fake.maps.clear();
     assert!(error(&fake, "public", "t").contains("pg_database"));

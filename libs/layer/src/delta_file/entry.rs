@@ -11,7 +11,7 @@
 use bytes::{BufMut, Bytes};
 use palimpsest_codec::{Cursor, TruncatedError};
 use palimpsest_types::{BlockNumber, Key, Lsn};
-use palimpsest_wal::{RawRecord, TransactionEnd, Value};
+use palimpsest_wal::{PagePatches, RawRecord, TransactionEnd, Value};
 
 use super::{
     error::{DeltaLayerError, ensure},
@@ -64,6 +64,7 @@ const KIND_TRANSACTIONS_ENDED: u8 = 6;
 const KIND_REL_SIZE: u8 = 7;
 const KIND_FILE: u8 = 8;
 const KIND_DROPPED: u8 = 9;
+const KIND_PATCHED: u8 = 10;
 
 impl ToStore<'_> {
     /// Length of its entry, computed before it is encoded, as a block must have room for it.
@@ -72,6 +73,7 @@ impl ToStore<'_> {
             Self::Shared { .. } => 8,
             Self::Value(value) => match value {
                 Value::Image(bytes) | Value::File(bytes) => 4 + bytes.len(),
+                Value::Patched(patches) => 4 + patches.encoded().len(),
                 Value::Record { record, .. } => record_len(record),
                 Value::TransactionsEnded { xids, .. } => 4 + size_of_val::<[_]>(xids),
                 Value::TruncateVisibilityMap { .. } | Value::RelSize(_) => 4,
@@ -93,10 +95,8 @@ impl ToStore<'_> {
                 to.put_u32_le(at.offset);
             }
             Self::Value(value) => match value {
-                Value::Image(bytes) | Value::File(bytes) => {
-                    to.put_u32_le(bytes.len() as u32);
-                    to.put_slice(bytes);
-                }
+                Value::Image(bytes) | Value::File(bytes) => put_counted(bytes, to),
+                Value::Patched(patches) => put_counted(patches.encoded(), to),
                 Value::Record { record, .. } => encode_record(record, to),
                 Value::TransactionsEnded { xids, .. } => {
                     to.put_u32_le(xids.len() as u32);
@@ -123,6 +123,7 @@ impl ToStore<'_> {
                 Value::RelSize(_) => KIND_REL_SIZE,
                 Value::File(_) => KIND_FILE,
                 Value::Dropped => KIND_DROPPED,
+                Value::Patched(_) => KIND_PATCHED,
             },
         }
     }
@@ -176,6 +177,10 @@ pub(super) fn decode_entry(cursor: &mut Cursor) -> Result<(Version, Stored), Del
         KIND_REL_SIZE => Value::RelSize(BlockNumber::new(cursor.u32("relation size")?)),
         KIND_FILE => Value::File(counted_bytes(cursor, "file")?),
         KIND_DROPPED => Value::Dropped,
+        KIND_PATCHED => {
+            let patches = PagePatches::decode(counted_bytes(cursor, "patches of a page")?);
+            Value::Patched(patches.map_err(|_| malformed("its patches are not of a page"))?)
+        }
         _ => return Err(malformed("its kind is unknown")),
     };
     Ok((version, Stored::Value(value)))
@@ -190,8 +195,7 @@ pub(super) fn record_len(record: &RawRecord) -> usize {
 pub(super) fn encode_record(record: &RawRecord, to: &mut Vec<u8>) {
     to.put_u64_le(record.start_lsn.get());
     to.put_u64_le(record.end_lsn.get());
-    to.put_u32_le(record.bytes.len() as u32);
-    to.put_slice(&record.bytes);
+    put_counted(&record.bytes, to);
 }
 
 /// Reads the record that begins here, sharing its bytes.
@@ -214,6 +218,11 @@ fn decode_transactions(cursor: &mut Cursor, aborted: bool) -> Result<Value, Trun
         },
         xids: xids.iter().copied().map(u32::from_le_bytes).collect(),
     })
+}
+
+fn put_counted(bytes: &Bytes, to: &mut Vec<u8>) {
+    to.put_u32_le(bytes.len() as u32);
+    to.put_slice(bytes);
 }
 
 fn counted_bytes(cursor: &mut Cursor, what: &'static str) -> Result<Bytes, TruncatedError> {

@@ -1,4 +1,4 @@
-use palimpsest_types::{Fork, RelTag};
+use palimpsest_types::{Fork, RelTag, SlruKind};
 use proptest::prelude::*;
 
 use super::*;
@@ -9,6 +9,8 @@ const REL: RelTag = RelTag {
     rel: 16384,
     fork: Fork::Main,
 };
+
+const SEGMENT: Key = Key::SlruSegment(SlruKind::Clog, 1);
 
 fn block(number: u32) -> Key {
     Key::RelBlock(REL, BlockNumber::new(number))
@@ -30,6 +32,9 @@ fn file() -> Bytes {
     writer.page(block(1), &noisy_page(3));
     writer.rel_size(Key::RelSize(REL), BlockNumber::new(3));
     writer.file(Key::RelMap { spc: 1663, db: 5 }, b"map");
+    writer.file(Key::TwoPhase(700), b"prepared");
+    writer.rel_size(SEGMENT, BlockNumber::new(32));
+    writer.file(Key::Parameters, b"settings");
     writer.finish().unwrap().0
 }
 
@@ -64,6 +69,12 @@ fn every_value_comes_back() {
     assert_eq!(size, Some(Value::RelSize(BlockNumber::new(3))));
     let map = read(&file, Key::RelMap { spc: 1663, db: 5 }).unwrap();
     assert_eq!(map, Some(Value::File(Bytes::from_static(b"map"))));
+    let prepared = read(&file, Key::TwoPhase(700)).unwrap();
+    assert_eq!(prepared, Some(Value::File(Bytes::from_static(b"prepared"))));
+    let segment = read(&file, SEGMENT).unwrap();
+    assert_eq!(segment, Some(Value::RelSize(BlockNumber::new(32))));
+    let last = open(&file).unwrap().entries().last();
+    assert_eq!(last.map(|(key, _)| key), Some(Key::Parameters));
     assert_eq!(read(&file, block(9)).unwrap(), None);
     let keys: Vec<_> = open(&file)
         .unwrap()

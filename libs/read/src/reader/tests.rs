@@ -12,6 +12,8 @@ use palimpsest_wal::{Change, RawRecord};
 use super::*;
 use crate::{blocks::BlockCache, layers::LayerFiles};
 
+mod outside_relations;
+
 const REL: RelTag = RelTag {
     spc: 1663,
     db: 5,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use palimpsest_types::{BlockNumber, Fork, Key, RelTag};
+use palimpsest_types::{BlockNumber, Fork, Key, RelTag, SlruKind};
 
 use super::{Reason, maps::HEAP_BLOCKS_PER_VM_PAGE, torn::TornForks};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     record::{BlockRef, DecodedRecord, RawRecord},
     relation_sizes::RelationSizes,
     rmgr::ResourceManager,
+    slru::SlruSegments,
     v15,
 };
 
@@ -25,25 +26,30 @@ pub(super) const MAX_GAP_BLOCKS: u32 = 1 << 19;
 /// What one record changes, while it is being found out.
 pub(super) struct Changes<'a> {
     pub(super) sizes: &'a mut RelationSizes,
+    pub(super) segments: &'a mut SlruSegments,
     torn: &'a mut TornForks,
     /// The base's pages are consistent with each other from before this record on.
     consistent: bool,
     /// Forks whose size the record changes, with the size before it.
     resized: BTreeMap<RelTag, Option<BlockNumber>>,
+    /// Segments of SLRU areas whose length the record changes.
+    pub(super) resized_segments: BTreeSet<(SlruKind, u32)>,
     list: Vec<Change>,
 }
 
 impl<'a> Changes<'a> {
     pub(super) fn new(
-        sizes: &'a mut RelationSizes,
+        (sizes, segments): (&'a mut RelationSizes, &'a mut SlruSegments),
         torn: &'a mut TornForks,
         consistent: bool,
     ) -> Self {
         Self {
             sizes,
+            segments,
             torn,
             consistent,
             resized: BTreeMap::new(),
+            resized_segments: BTreeSet::new(),
             list: Vec::new(),
         }
     }
@@ -52,7 +58,7 @@ impl<'a> Changes<'a> {
         self.list.push(Change { key, value });
     }
 
-    /// Every fork whose size changed gets its final size of this record, and zeros where it grew
+    /// Every fork and segment whose size changed gets its final size of this record, and a fork zeros where it grew
     /// over blocks that the record does not name.
     pub(super) fn finish(mut self) -> Vec<Change> {
         for (rel, before) in std::mem::take(&mut self.resized) {
@@ -65,6 +71,7 @@ impl<'a> Changes<'a> {
                 size.map_or(Value::Dropped, Value::RelSize),
             );
         }
+        self.finish_slru_segments();
         debug_assert!(
             self.keys().collect::<BTreeSet<_>>().len() == self.list.len(),
             "a record makes one version of a key at most: {:?}",

@@ -1,15 +1,16 @@
-//! Records about files as a whole: what transactions drop, storage, databases, relation maps.
+//! Records about files as a whole: what transactions drop, prepared transactions, storage, databases,
+//! relation maps, settings.
 
 use std::collections::BTreeSet;
 
-use palimpsest_types::{BlockNumber, Fork, Key, RelTag, SlruKind};
+use palimpsest_types::{BlockNumber, Fork, Key, RelTag};
 
 use super::{
     Reason,
     changes::Changes,
     maps::{HEAP_BLOCKS_PER_VM_PAGE, free_space_map_len},
 };
-use crate::{change::Value, clog::by_clog_page, record::DecodedRecord, v15};
+use crate::{change::Value, clog::TransactionEnd, record::DecodedRecord, v15};
 
 const STORAGE_CREATE: u8 = 0x10;
 const STORAGE_TRUNCATE: u8 = 0x20;
@@ -18,16 +19,23 @@ const DATABASE_CREATE_WAL_LOG: u8 = 0x10;
 const DATABASE_DROP: u8 = 0x20;
 
 impl Changes<'_> {
-    pub(super) fn transaction_end(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
+    pub(super) fn transaction(
+        &mut self,
+        record: &DecodedRecord,
+        track_commit_timestamp: bool,
+    ) -> Result<(), Reason> {
+        if let Some((xid, file)) = v15::prepared_transaction(record)? {
+            self.push(Key::TwoPhase(xid), Value::File(file));
+        }
         let Some(ended) = v15::ended_transaction(record)? else {
             return Ok(());
         };
-        for (page, xids) in by_clog_page(&ended.xids) {
-            let value = Value::TransactionsEnded {
-                end: ended.end,
-                xids: xids.into(),
-            };
-            self.push(Key::SlruBlock(SlruKind::Clog, page), value);
+        self.transactions_ended(ended.end, &ended.xids)?;
+        if track_commit_timestamp && ended.end == TransactionEnd::Committed {
+            self.committed_at(&ended.xids, ended.at)?;
+        }
+        if let Some(xid) = ended.prepared {
+            self.push(Key::TwoPhase(xid), Value::Dropped);
         }
         for rel in ended.dropped {
             for fork in Fork::ALL {
@@ -102,6 +110,16 @@ impl Changes<'_> {
             }
             unknown => Err(Reason::UnknownRecord(unknown)),
         }
+    }
+
+    /// Settings from here on. PostgreSQL makes the first page of `pg_commit_ts` at once when that is
+    /// turned on; here it comes with the first transaction on it.
+    pub(super) fn parameters(&mut self, after: v15::Parameters) {
+        if !after.track_commit_timestamp {
+            self.drop_commit_timestamps();
+        }
+        let content = after.to_bytes().to_vec();
+        self.push(Key::Parameters, Value::File(content.into()));
     }
 
     pub(super) fn relation_map(&mut self, record: &DecodedRecord) -> Result<(), Reason> {

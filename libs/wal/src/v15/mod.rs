@@ -5,13 +5,16 @@
 
 mod gist;
 mod heap;
+mod slru;
 mod storage;
 mod xact;
 mod xlog;
 
 pub(crate) use heap::visibility_cleared;
+pub(crate) use slru::{SlruAction, multixact_action, page_action};
 pub(crate) use storage::{Truncation, created_fork, database_dropped, relation_map, truncation};
-pub(crate) use xact::{ended_transaction, zeroed_clog_page};
+pub(crate) use xact::{ended_transaction, prepared_transaction};
+pub use xlog::Parameters;
 pub(crate) use xlog::parameters_after;
 
 use bytes::Bytes;

@@ -1,14 +1,14 @@
 //! Ends of transactions (`xact.h`, `ParseCommitRecord` and `ParseAbortRecord` in `xactdesc.c`), and
-//! the pages that keep them (`clog.c`).
+//! what is kept of prepared ones (`twophase.c`).
 
-use bytes::Bytes;
-use palimpsest_codec::{Cursor, TruncatedError};
+use bytes::{BufMut, Bytes, BytesMut};
+use palimpsest_codec::{Cursor, TruncatedError, crc32c};
 use palimpsest_types::RelTag;
 
 use super::storage::rel_file_node;
 use crate::{
     clog::{TransactionEnd, Xid},
-    interpret::Reason,
+    commit_ts::CommitTimestamp,
     record::DecodedRecord,
 };
 
@@ -19,12 +19,17 @@ pub(crate) struct EndedTransaction {
     pub(crate) end: TransactionEnd,
     /// The transaction and its subtransactions.
     pub(crate) xids: Vec<Xid>,
+    /// When it did, as `pg_commit_ts` would keep it.
+    pub(crate) at: CommitTimestamp,
+    /// It was prepared before, under this id; what was kept of it is not needed any more.
+    pub(crate) prepared: Option<Xid>,
     /// Relations whose files go away with it: dropped ones at commit, created ones at abort.
     pub(crate) dropped: Vec<RelTag>,
 }
 
 const OP_MASK: u8 = 0x70;
 const COMMIT: u8 = 0x00;
+const PREPARE: u8 = 0x10;
 const ABORT: u8 = 0x20;
 const COMMIT_PREPARED: u8 = 0x30;
 const ABORT_PREPARED: u8 = 0x40;
@@ -35,6 +40,8 @@ const HAS_SUBXACTS: u32 = 1 << 1;
 const HAS_RELFILENODES: u32 = 1 << 2;
 const HAS_INVALS: u32 = 1 << 3;
 const HAS_TWOPHASE: u32 = 1 << 4;
+const HAS_ORIGIN: u32 = 1 << 5;
+const HAS_GID: u32 = 1 << 7;
 const HAS_DROPPED_STATS: u32 = 1 << 8;
 
 /// `xl_xact_stats_item`.
@@ -42,8 +49,8 @@ const STATS_ITEM_LEN: usize = 12;
 /// `SharedInvalidationMessage`.
 const INVALIDATION_LEN: usize = 16;
 
-const CLOG_ZEROPAGE: u8 = 0x00;
-const CLOG_TRUNCATE: u8 = 0x10;
+/// The transaction's id in `TwoPhaseFileHeader`, after magic and length.
+const PREPARED_XID_OFFSET: usize = 8;
 
 /// The transaction that a record ends, if it is of a kind that ends one.
 pub(crate) fn ended_transaction(
@@ -57,27 +64,32 @@ pub(crate) fn ended_transaction(
     let mut ended = EndedTransaction {
         end,
         xids: Vec::new(),
+        at: CommitTimestamp {
+            time: 0,
+            origin: record.origin,
+        },
+        prepared: None,
         dropped: Vec::new(),
     };
     let has_info = record.header.info & HAS_INFO != 0;
-    let prepared = parse(&record.main_data, has_info, &mut ended)?;
+    parse(&record.main_data, has_info, &mut ended)?;
     // A prepared transaction is ended by another, which the header names.
-    let top = prepared.unwrap_or(record.header.xid);
+    let top = ended.prepared.unwrap_or(record.header.xid);
     ended.xids.extend((top != 0).then_some(top));
     Ok(Some(ended))
 }
 
 /// Reads the parts, which stand in this order whatever their flags are; those after the last don't
-/// matter here. Returns the id of a prepared transaction.
+/// matter here.
 fn parse(
     main_data: &Bytes,
     has_info: bool,
     ended: &mut EndedTransaction,
-) -> Result<Option<Xid>, TruncatedError> {
+) -> Result<(), TruncatedError> {
     let mut cursor = Cursor::new(main_data.clone());
-    cursor.skip(8, "transaction end time")?;
+    ended.at.time = time(&mut cursor)?;
     if !has_info {
-        return Ok(None);
+        return Ok(());
     }
     let info = cursor.u32("transaction end flags")?;
     if info & HAS_DBINFO != 0 {
@@ -101,10 +113,28 @@ fn parse(
     if info & HAS_INVALS != 0 {
         skip_list(&mut cursor, INVALIDATION_LEN, "invalidations")?;
     }
-    let is_prepared = info & HAS_TWOPHASE != 0;
-    is_prepared
-        .then(|| cursor.u32("prepared transaction"))
-        .transpose()
+    if info & HAS_TWOPHASE != 0 {
+        ended.prepared = Some(cursor.u32("prepared transaction")?);
+        if info & HAS_GID != 0 {
+            skip_text(&mut cursor, "its global name")?;
+        }
+    }
+    if info & HAS_ORIGIN != 0 {
+        cursor.skip(8, "position at the origin")?;
+        // What another cluster committed is kept with the time at which it did there.
+        ended.at.time = time(&mut cursor)?;
+    }
+    Ok(())
+}
+
+fn time(cursor: &mut Cursor) -> Result<i64, TruncatedError> {
+    cursor.array("transaction end time").map(i64::from_le_bytes)
+}
+
+/// Steps over a text and the zero byte that ends it.
+fn skip_text(cursor: &mut Cursor, what: &'static str) -> Result<(), TruncatedError> {
+    while cursor.u8(what)? != 0 {}
+    Ok(())
 }
 
 fn skip_list(
@@ -116,17 +146,22 @@ fn skip_list(
     cursor.skip(count.saturating_mul(item_len), what)
 }
 
-/// The page of `pg_xact` that begins anew with this record. That old pages are not needed any more
-/// is nothing to us: earlier LSNs need them.
-pub(crate) fn zeroed_clog_page(record: &DecodedRecord) -> Result<Option<u32>, Reason> {
-    match record.header.rmgr_info() {
-        CLOG_ZEROPAGE => {
-            let mut cursor = Cursor::new(record.main_data.clone());
-            Ok(Some(cursor.u32("page number")?))
-        }
-        CLOG_TRUNCATE => Ok(None),
-        unknown => Err(Reason::UnknownRecord(unknown)),
+/// The transaction that a record prepares, if it does, and the file of `pg_twophase` that a checkpoint
+/// writes for it (`RecreateTwoPhaseFile`): the record has it but for the checksum at its end.
+pub(crate) fn prepared_transaction(
+    record: &DecodedRecord,
+) -> Result<Option<(Xid, Bytes)>, TruncatedError> {
+    if record.header.info & OP_MASK != PREPARE {
+        return Ok(None);
     }
+    let state = &record.main_data;
+    let mut cursor = Cursor::new(state.clone());
+    cursor.skip(PREPARED_XID_OFFSET, "header of a prepared transaction")?;
+    let xid = cursor.u32("prepared transaction")?;
+    let mut file = BytesMut::with_capacity(state.len() + 4);
+    file.put_slice(state);
+    file.put_u32_le(crc32c(state));
+    Ok(Some((xid, file.freeze())))
 }
 
 #[cfg(test)]
@@ -174,13 +209,17 @@ mod tests {
             | HAS_RELFILENODES
             | HAS_DROPPED_STATS
             | HAS_INVALS
-            | HAS_TWOPHASE;
+            | HAS_TWOPHASE
+            | HAS_GID
+            | HAS_ORIGIN;
         let mut data = words(&[0, 0, all, 5, 1663]);
         data.extend(words(&[2, 701, 702]));
         data.extend(words(&[1, 1663, 5, 16384]));
         data.extend(words(&[1, 7, 7, 7]));
         data.extend(words(&[1, 8, 8, 8, 8]));
         data.extend(words(&[700]));
+        data.extend(b"name\0");
+        data.extend(words(&[1, 2, 77, 0]));
         let ended = ended_transaction(&record(999, ABORT_PREPARED | HAS_INFO, data));
         let ended = ended.unwrap().unwrap();
         let rel = RelTag {
@@ -190,10 +229,24 @@ mod tests {
             fork: Fork::Main,
         };
         assert_eq!(ended.end, TransactionEnd::Aborted);
+        assert_eq!((ended.prepared, ended.at.time), (Some(700), 77));
         assert_eq!(
             (ended.xids, ended.dropped),
             (vec![701, 702, 700], vec![rel])
         );
+    }
+
+    #[test]
+    fn a_prepared_transaction_is_kept_as_its_file_with_a_checksum() {
+        let state = words(&[0x57F9_4534, 20, 700, 5]);
+        let (xid, file) = prepared_transaction(&record(700, PREPARE, state.clone()))
+            .unwrap()
+            .unwrap();
+        assert_eq!(xid, 700);
+        let crc = crc32c(&state).to_le_bytes();
+        assert_eq!(file, [state, crc.to_vec()].concat());
+        assert_eq!(prepared_transaction(&record(700, COMMIT, vec![])), Ok(None));
+        assert!(prepared_transaction(&record(700, PREPARE, vec![1; 11])).is_err());
     }
 
     proptest! {

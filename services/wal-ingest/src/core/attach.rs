@@ -34,6 +34,10 @@ const MARKER: &str = "attaching";
 /// Attaches; afterwards there is a manifest. On failure nothing is left, here or at the source.
 pub(super) async fn attach(timeline: &Timeline) -> Result<(), IngestError> {
     let outcome = try_attach(timeline).await;
+    if outcome.is_err() && timeline.manifests().newest().await?.is_some() {
+        // Only an answer was lost.
+        return Ok(());
+    }
     if outcome.is_err()
         && let Err(error) = clean_up(timeline).await
     {

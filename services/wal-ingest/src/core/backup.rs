@@ -1,6 +1,6 @@
 //! A base backup's files as image layers.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use palimpsest_layer::image::ImageLayerWriter;
@@ -10,6 +10,7 @@ use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{
     BlockNumber, ByteCount, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, SlruKind, WriterEpoch,
 };
+use palimpsest_wal::{RecordReader, segment_of, v15::Parameters};
 
 use super::error::IngestError;
 
@@ -54,13 +55,21 @@ enum Paged {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WholeFile {
     ControlFile,
-    RelationMap { spc: Oid, db: Oid },
+    RelationMap {
+        spc: Oid,
+        db: Oid,
+    },
+    /// Of a prepared transaction.
+    TwoPhase(u32),
 }
 
 /// A layer is uploaded when it has this size: as much as is held in memory.
 const LAYER_SIZE: usize = 32 << 20;
-/// Files that are kept whole are a page at most.
+/// Control and map files are a page at most.
 const MAX_WHOLE_FILE: usize = PAGE_SIZE;
+/// What is kept of a prepared transaction grows with its locks and dropped relations: some bytes for
+/// each. The log's reader takes no larger record either.
+const MAX_TWO_PHASE_FILE: usize = RecordReader::MAX_RECORD_LEN as usize;
 
 const DEFAULT_TABLESPACE: Oid = 1663;
 const GLOBAL_TABLESPACE: Oid = 1664;
@@ -130,6 +139,10 @@ impl BackupLayers {
         for (rel, blocks) in std::mem::take(&mut self.sizes) {
             self.open.rel_size(Key::RelSize(rel), blocks);
         }
+        if let Some(control) = &self.control {
+            let parameters = parameters_of(control).to_bytes();
+            self.open.file(Key::Parameters, &parameters);
+        }
         self.upload().await?;
         let control = self
             .control
@@ -163,9 +176,11 @@ impl BackupLayers {
     fn file_data(&mut self, mut data: &[u8]) -> Result<(), IngestError> {
         match &mut self.file {
             OpenFile::Ignored => {}
-            OpenFile::Whole { content, .. } => {
-                if content.len() + data.len() > MAX_WHOLE_FILE {
-                    return Err(IngestError::Backup("a control or map file is too long"));
+            OpenFile::Whole { kind, content } => {
+                if content.len() + data.len() > kind.max_len() {
+                    return Err(IngestError::Backup(
+                        "a control file, map file or prepared transaction is too long",
+                    ));
                 }
                 content.extend_from_slice(data);
             }
@@ -196,9 +211,10 @@ impl BackupLayers {
         match std::mem::replace(&mut self.file, OpenFile::Ignored) {
             OpenFile::Ignored => {}
             OpenFile::Paged {
-                area: Paged::Slru(_),
+                area: Paged::Slru(kind),
+                next,
                 ..
-            } => {}
+            } => self.end_slru_segment(kind, next),
             OpenFile::Paged {
                 area: Paged::Relation(rel),
                 next,
@@ -219,8 +235,25 @@ impl BackupLayers {
             } => {
                 self.open.file(Key::RelMap { spc, db }, &content);
             }
+            OpenFile::Whole {
+                kind: WholeFile::TwoPhase(xid),
+                content,
+            } => {
+                // It ends with its checksum, as what we make of the log does.
+                self.open.file(Key::TwoPhase(xid), &content);
+            }
         }
         Ok(())
+    }
+
+    /// A file's pages go up to `next`; of an empty one nothing has been written.
+    fn end_slru_segment(&mut self, kind: SlruKind, next: BlockNumber) {
+        let Some(last) = next.get().checked_sub(1) else {
+            return;
+        };
+        let pages = last % SlruKind::PAGES_PER_SEGMENT + 1;
+        let key = Key::SlruSegment(kind, segment_of(last));
+        self.open.rel_size(key, BlockNumber::new(pages));
     }
 
     async fn upload(&mut self) -> Result<(), IngestError> {
@@ -261,6 +294,15 @@ enum BackupFile {
     Whole(WholeFile),
 }
 
+impl WholeFile {
+    const fn max_len(self) -> usize {
+        match self {
+            Self::ControlFile | Self::RelationMap { .. } => MAX_WHOLE_FILE,
+            Self::TwoPhase(_) => MAX_TWO_PHASE_FILE,
+        }
+    }
+}
+
 impl Paged {
     const fn key(self, page: BlockNumber) -> Key {
         match self {
@@ -279,6 +321,16 @@ fn parse_path(path: &str, tablespace: Option<Oid>) -> Option<BackupFile> {
             return Some(BackupFile::Whole(WholeFile::ControlFile));
         }
         (None, ["pg_xact", name]) => return slru_file(SlruKind::Clog, name),
+        (None, ["pg_multixact", "offsets", name]) => {
+            return slru_file(SlruKind::MultiXactOffsets, name);
+        }
+        (None, ["pg_multixact", "members", name]) => {
+            return slru_file(SlruKind::MultiXactMembers, name);
+        }
+        (None, ["pg_commit_ts", name]) => return slru_file(SlruKind::CommitTs, name),
+        (None, ["pg_twophase", name]) => {
+            return Some(BackupFile::Whole(WholeFile::TwoPhase(hex(name, 8..=8)?)));
+        }
         (None, ["global", name]) => (GLOBAL_TABLESPACE, 0, *name),
         (None, ["base", db, name]) => (DEFAULT_TABLESPACE, db.parse().ok()?, *name),
         // A tablespace in place, which has no archive of its own.
@@ -311,11 +363,29 @@ fn parse_path(path: &str, tablespace: Option<Oid>) -> Option<BackupFile> {
 
 /// Segments of SLRU areas are called by their number, in four or more hexadecimal digits.
 fn slru_file(kind: SlruKind, name: &str) -> Option<BackupFile> {
-    const DIGITS: std::ops::RangeInclusive<usize> = 4..=6;
-    let is_number = DIGITS.contains(&name.len()) && name.bytes().all(|it| it.is_ascii_hexdigit());
-    let segment = u32::from_str_radix(name, 16).ok().filter(|_| is_number)?;
+    let segment = hex(name, 4..=6)?;
     let area = Paged::Slru(kind);
     Some(BackupFile::Paged { area, segment })
+}
+
+/// A number of so many hexadecimal digits.
+fn hex(name: &str, digits: RangeInclusive<usize>) -> Option<u32> {
+    let is_number = digits.contains(&name.len()) && name.bytes().all(|it| it.is_ascii_hexdigit());
+    u32::from_str_radix(name, 16).ok().filter(|_| is_number)
+}
+
+/// The settings in a control file, as the log has them when they change.
+fn parameters_of(control: &ControlFile) -> Parameters {
+    Parameters {
+        max_connections: control.max_connections,
+        max_worker_processes: control.max_worker_processes,
+        max_wal_senders: control.max_wal_senders,
+        max_prepared_transactions: control.max_prepared_transactions,
+        max_locks_per_transaction: control.max_locks_per_transaction,
+        wal_level: control.wal_level,
+        wal_log_hints: control.wal_log_hints,
+        track_commit_timestamp: control.track_commit_timestamp,
+    }
 }
 
 #[cfg(test)]
@@ -352,13 +422,22 @@ mod tests {
     }
 
     #[test]
-    fn finds_transaction_status() {
+    fn finds_pages_outside_relations() {
         let file = BackupFile::Paged {
             area: Paged::Slru(SlruKind::Clog),
             segment: 0x1F,
         };
         assert_eq!(parse_path("pg_xact/001F", None), Some(file));
         assert_eq!(parse_path("pg_xact/001F", Some(99)), None);
+        for (path, kind) in [
+            ("pg_multixact/offsets/0000", SlruKind::MultiXactOffsets),
+            ("pg_multixact/members/0000", SlruKind::MultiXactMembers),
+            ("pg_commit_ts/0000", SlruKind::CommitTs),
+        ] {
+            let area = Paged::Slru(kind);
+            let file = BackupFile::Paged { area, segment: 0 };
+            assert_eq!(parse_path(path, None), Some(file), "{path}");
+        }
         let page = Paged::Slru(SlruKind::Clog).key(BlockNumber::new(33));
         assert_eq!(page, Key::SlruBlock(SlruKind::Clog, 33));
     }
@@ -369,12 +448,15 @@ mod tests {
         assert_eq!(parse_path("global/pg_control", None), Some(control));
         let map = BackupFile::Whole(WholeFile::RelationMap { spc: 1663, db: 5 });
         assert_eq!(parse_path("base/5/pg_filenode.map", None), Some(map));
+        let prepared = BackupFile::Whole(WholeFile::TwoPhase(0x2BC));
+        assert_eq!(parse_path("pg_twophase/000002BC", None), Some(prepared));
         for path in [
             "PG_VERSION",
             "base/5/PG_VERSION",
             "pg_xact/000",
             "pg_xact/+000",
-            "pg_multixact/members/0000",
+            "pg_multixact/0000",
+            "pg_twophase/2BC",
             "base/5/t3_16384",
             "",
         ] {

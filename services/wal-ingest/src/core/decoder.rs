@@ -76,6 +76,13 @@ impl Decoder {
         }
         self.reader.push(Lsn::new(at.get() + early as u64), bytes)?;
         let mut records = Vec::new();
+        let decoded = self.decode_records(&mut records);
+        // After an error, too: what `last_record` says is decoded must be in the tail.
+        self.growth.extend(records, self.last_record)?;
+        decoded
+    }
+
+    fn decode_records(&mut self, records: &mut Vec<LogRecord>) -> Result<(), IngestError> {
         while let Some(record) = self.reader.next_record()? {
             let changes = self.interpreter.interpret(&record)?;
             self.last_record = record.end_lsn;
@@ -86,10 +93,15 @@ impl Decoder {
                 });
             }
             if records.len() >= BATCH {
-                self.growth
-                    .extend(std::mem::take(&mut records), self.last_record)?;
+                let records = std::mem::take(records);
+                self.growth.extend(records, self.last_record)?;
             }
         }
-        self.growth.extend(records, self.last_record)
+        Ok(())
+    }
+
+    /// Hands the changes in memory to the flush, to make room.
+    pub(super) fn freeze(&self) {
+        self.growth.freeze();
     }
 }

@@ -70,11 +70,8 @@ async fn write_all(
         let lsn = layer.span.up_to;
         tracing::debug!(timeline = %timeline.id(), layer = layer.name, size = %layer.size, "layer written here");
         opened.growth.share().set_layers(files.add(layer.size));
+        opened.growth.note_on_disk(lsn);
         timeline.update(|status| status.disk_consistent = lsn);
-        if timeline.shared.is_short_of_memory() {
-            // Subscribers that are behind here wait for the manifest then.
-            opened.growth.let_go(lsn);
-        }
         // Without the other half the timeline is ending.
         let _ = written.send(layer);
     }

@@ -10,7 +10,7 @@ use palimpsest_read::Tail;
 use palimpsest_types::{ByteCount, Lsn};
 use tokio::sync::mpsc;
 
-use super::{budget::Share, error::IngestError, freeze::Growing};
+use super::{budget::Share, error::IngestError, freeze::Growing, subscribers::Subscribers};
 
 /// The tail of a timeline that is written here. What is frozen goes to the flush, in LSN order.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub(super) struct Growth {
     tail: Arc<Tail>,
     share: Share,
     layer_size: ByteCount,
+    subscribers: Subscribers,
     /// Held while freezing, so that pieces are sent in the order in which they were frozen.
     state: Mutex<State>,
 }
@@ -26,6 +27,8 @@ pub(super) struct Growth {
 struct State {
     /// When the growing piece got its first change.
     since: Option<Instant>,
+    /// Local layer files have everything up to here.
+    on_disk: Lsn,
     flush: mpsc::UnboundedSender<Arc<OpenLayer>>,
 }
 
@@ -41,11 +44,16 @@ impl Growth {
         layer_size: ByteCount,
     ) -> (Self, mpsc::UnboundedReceiver<Arc<OpenLayer>>) {
         let (flush, frozen) = mpsc::unbounded_channel();
-        let state = State { since: None, flush };
+        let state = State {
+            since: None,
+            on_disk: tail.newest(),
+            flush,
+        };
         let growth = Self {
             tail,
             share,
             layer_size,
+            subscribers: Subscribers::default(),
             state: Mutex::new(state),
         };
         (growth, frozen)
@@ -53,6 +61,11 @@ impl Growth {
 
     pub(super) fn tail(&self) -> &Arc<Tail> {
         &self.tail
+    }
+
+    /// Those who follow the feed.
+    pub(super) fn subscribers(&self) -> &Subscribers {
+        &self.subscribers
     }
 
     pub(super) fn share(&self) -> &Share {
@@ -91,7 +104,21 @@ impl Growth {
         Some(Growing { size, age })
     }
 
-    /// Layers up to `lsn` are where they are to be: memory can let go of them.
+    /// Local layer files have everything up to `lsn`.
+    pub(super) fn note_on_disk(&self, lsn: Lsn) {
+        self.state().on_disk = lsn;
+    }
+
+    /// Lets go of what local files have, though the object store does not yet, as far as every
+    /// subscriber has it: one that is behind would have to wait for the object store. Those that
+    /// take nothing are cut off in time and do not count any more.
+    pub(super) fn relieve(&self) {
+        let on_disk = self.state().on_disk;
+        let slowest = self.subscribers.slowest().unwrap_or(on_disk);
+        self.let_go(on_disk.min(slowest));
+    }
+
+    /// The object store has everything up to `lsn`: memory need not have it.
     pub(super) fn let_go(&self, lsn: Lsn) {
         self.tail.drop_until(lsn);
         self.share.set_memory(self.tail.read().size());

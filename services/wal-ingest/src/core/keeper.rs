@@ -74,6 +74,16 @@ pub(super) async fn run(timeline: &Timeline, source: &SourceCluster) -> Stop {
     }
 }
 
+/// One visit, for when nothing else looks after the slot; says if it was lost or dropped.
+pub(super) async fn look(timeline: &Timeline, source: &SourceCluster) -> Option<Stop> {
+    let remote = timeline.status().remote_consistent;
+    match timeout(VISIT, visit(timeline, source, remote)).await {
+        Ok(Err(IngestError::Stop(stop))) => Some(stop),
+        // The next look may be luckier.
+        Ok(Ok(()) | Err(_)) | Err(_) => None,
+    }
+}
+
 /// Waits until another visit is due.
 async fn wait(timeline: &Timeline, visited_at: Lsn) {
     let interval = INTERVAL.mul_f64(rand::random_range(0.75..1.25));

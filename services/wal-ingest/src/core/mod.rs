@@ -23,6 +23,7 @@ mod node;
 mod replay;
 mod source;
 mod stream;
+mod subscribers;
 mod timeline;
 mod wal_files;
 
@@ -30,4 +31,5 @@ pub use budget::NoRoom;
 pub use error::{IngestError, Stop};
 pub use node::{Limits, Node};
 pub use source::{CheckError, SourceReport, check_source};
+pub use subscribers::{Subscriber, Subscribers};
 pub use timeline::Feed;

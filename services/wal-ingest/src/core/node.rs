@@ -152,11 +152,15 @@ impl Node {
     }
 
     fn freeze_due(&self) {
+        let short = self.shared.is_short_of_memory();
         let running = self.lock();
         let grown: Vec<_> = running
             .values()
             .filter_map(|running| {
                 let growth = running.timeline.growth()?;
+                if short {
+                    growth.relieve();
+                }
                 let growing = growth.growing()?;
                 Some((growth, growing))
             })
@@ -186,7 +190,9 @@ impl Node {
         for assignment in assignments {
             let id = assignment.timeline;
             match running.get(&id) {
-                Some(entry) if entry.task == assignment.task => {}
+                // Of a writer that was superseded nothing runs; proposed again, it begins anew.
+                Some(entry) if entry.task == assignment.task && !entry.timeline.is_superseded() => {
+                }
                 Some(entry) => {
                     let before = entry.scope.clone();
                     running.insert(id, self.start(assignment, Some(before)));

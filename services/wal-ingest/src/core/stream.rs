@@ -235,7 +235,10 @@ async fn ingest(
         return Err(IngestError::WalGap { expected, found });
     }
     let written = tokio::task::spawn_blocking(move || {
-        files.append(&batch.chunks)?;
+        if let Err(error) = files.append(&batch.chunks) {
+            // None of it counts: it is asked for again.
+            return Ok((files, decoder, Err(error)));
+        }
         decoder.note_wal(files.size());
         let flushed = files.end();
         let mut at = batch.start;
@@ -244,10 +247,18 @@ async fn ingest(
             decoder.decode(at, chunk)?;
             at = Lsn::new(at.get() + len);
         }
-        Ok::<_, IngestError>((files, decoder, flushed))
+        Ok::<_, IngestError>((files, decoder, Ok(flushed)))
     });
     let written = written.await.map_err(|error| timeline.wal_failed(error))?;
-    let (files, decoder, flushed) = written?;
+    let (files, decoder, appended) = written?;
+    let flushed = match appended {
+        Ok(flushed) => flushed,
+        Err(error) => {
+            decoder.freeze();
+            *work = Some((files, decoder));
+            return Err(error);
+        }
+    };
     timeline.update(|status| {
         status.flushed = flushed;
         status.last_record = decoder.last_record();
@@ -277,6 +288,7 @@ async fn pause(timeline: &Timeline, decoder: &Decoder, error: &IngestError) {
         status.state = TimelineState::Paused;
         status.reason = reason;
     });
+    decoder.freeze();
     while decoder.room().is_err() {
         tokio::time::sleep(ROOM_INTERVAL).await;
     }

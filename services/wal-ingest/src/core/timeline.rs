@@ -2,7 +2,11 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    pin::pin,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,12 +15,15 @@ use palimpsest_api::{
     broker::{Assignment, TimelineState, TimelineStatus},
 };
 use palimpsest_layer::OpenLayer;
-use palimpsest_manifest::{TimelineManifest, TimelineManifests, Versioned};
+use palimpsest_manifest::{SourceCluster, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_postgres::SlotName;
-use palimpsest_read::{BlockCache, LayerFiles, Layers, Tail};
+use palimpsest_read::{BlockCache, LayerFiles, Layers, ReadError, Tail};
+use palimpsest_runtime::CancellationToken;
 use palimpsest_store::StorePath;
-use palimpsest_types::{BlockNumber, ByteCount, Fork, Key, Lsn, RelTag, WriterEpoch};
-use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SegmentSize, Value};
+use palimpsest_types::{BlockNumber, ByteCount, Fork, Key, Lsn, RelTag, SlruKind, WriterEpoch};
+use palimpsest_wal::{
+    BaseFacts, Interpreter, RelationSizes, SegmentSize, SlruSegments, Value, v15::Parameters,
+};
 use tokio::sync::{Mutex, mpsc::UnboundedReceiver, watch};
 
 use super::{
@@ -30,6 +37,7 @@ use super::{
     node::Shared,
     replay::replay,
     stream::{self, End},
+    subscribers::Subscribers,
     wal_files::{WalFiles, WalTrim},
 };
 
@@ -43,6 +51,9 @@ pub(super) struct Timeline {
     manifests: TimelineManifests,
     status: watch::Sender<TimelineStatus>,
     opened: RwLock<Option<Arc<Opened>>>,
+    /// The cluster, once there is a manifest that names it.
+    source: OnceLock<SourceCluster>,
+    superseded: AtomicBool,
 }
 
 /// A timeline that this node has taken over.
@@ -56,6 +67,8 @@ pub(super) struct Opened {
     pub(super) wal: WalTrim,
     /// The manifest as we know it; only the flush changes it.
     pub(super) manifest: Mutex<Versioned<TimelineManifest>>,
+    /// Ends the feeds when this is dropped: nothing comes to its tail any more.
+    over: CancellationToken,
 }
 
 /// A timeline that is ready to read more WAL.
@@ -74,14 +87,26 @@ pub struct Feed {
     pub epoch_start: Lsn,
     /// The changes.
     pub tail: Arc<Tail>,
+    /// Who follows it.
+    pub subscribers: Subscribers,
+    /// Cancelled when nothing more will come.
+    pub over: CancellationToken,
 }
 
 type Prepared = (Arc<Opened>, Resumed, UnboundedReceiver<Arc<OpenLayer>>);
 
+/// How often to look whether all has reached the object store.
+const FLUSH_POLL: Duration = Duration::from_millis(500);
 /// Each block is read once when sizes are.
 const SIZES_CACHE: ByteCount = ByteCount::mib(1);
 /// Between attempts, growing from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
+}
 
 impl Timeline {
     pub(super) fn new(assignment: Assignment, slot: SlotName, shared: Arc<Shared>) -> Self {
@@ -95,6 +120,8 @@ impl Timeline {
             shared,
             status,
             opened: RwLock::default(),
+            source: OnceLock::new(),
+            superseded: AtomicBool::new(false),
         }
     }
 
@@ -127,6 +154,8 @@ impl Timeline {
             epoch: opened.epoch,
             epoch_start: opened.epoch_start,
             tail: Arc::clone(opened.growth.tail()),
+            subscribers: opened.growth.subscribers().clone(),
+            over: opened.over.clone(),
         })
     }
 
@@ -173,41 +202,77 @@ impl Timeline {
         }
     }
 
+    async fn run_once(&self) -> End {
+        let (opened, resumed, frozen) = match self.prepare().await {
+            Ok(prepared) => prepared,
+            Err(error) => return End::Stop(error),
+        };
+        let source = resumed.manifest.source;
+        let working = async {
+            let resumed = match replay(self, resumed).await {
+                Ok(resumed) => resumed,
+                Err(error) if error.remedy() == Remedy::Retry => return End::Reopen(error),
+                Err(error) => return End::Stop(error),
+            };
+            tokio::select! {
+                end = stream::run(self, resumed) => end,
+                stop = keeper::run(self, &source) => End::Stop(stop.into()),
+            }
+        };
+        let mut flushing = pin!(flush::run(self, &opened, frozen));
+        // Cancel-safe: the WAL files have what the flush has not done, WAL that was not fsynced was
+        // not acknowledged, and the slot is where the last visit moved it.
+        let end = tokio::select! {
+            end = working => end,
+            Err(error) = &mut flushing => return End::Stop(error),
+        };
+        if let End::Stop(error) = &end {
+            self.stop(error);
+            // What has come until now is history that the object store is to have.
+            opened.growth.freeze();
+            tokio::select! {
+                Err(error) = &mut flushing => return End::Stop(error),
+                () = self.flushed() => {}
+            }
+        }
+        end
+    }
+
+    /// Waits until the object store has all that was decoded. The source's slot is watched
+    /// meanwhile.
+    async fn flushed(&self) {
+        while self.status().remote_consistent < self.status().last_record {
+            self.look_after_slot().await;
+            tokio::time::sleep(FLUSH_POLL).await;
+        }
+    }
+
     /// A timeline that has stopped still has a slot, which must not fill the source's disk.
     async fn guard_slot(&self, error: &IngestError) {
         let gone_or_not_ours = matches!(
             error,
             IngestError::Stop(Stop::Superseded | Stop::SlotLost { .. } | Stop::SlotDropped { .. })
         );
-        let Some(opened) = self.opened().filter(|_| !gone_or_not_ours) else {
+        let Some(source) = self.source.get().filter(|_| !gone_or_not_ours) else {
             return;
         };
-        let source = opened.manifest.lock().await.state.source;
-        let end = keeper::run(self, &source).await;
+        let end = keeper::run(self, source).await;
         tracing::error!(timeline = %self.id(), reason = %end, "the slot of a stopped timeline");
         self.update(|status| status.warnings.push(end.to_string()));
     }
 
-    async fn run_once(&self) -> End {
-        let (opened, resumed, frozen) = match self.prepare().await {
-            Ok(prepared) => prepared,
-            Err(error) => return End::Stop(error),
-        };
-        let manifest = resumed.manifest.clone();
-        let streaming = async {
-            match replay(self, resumed).await {
-                Ok(resumed) => stream::run(self, resumed).await,
-                Err(error) if error.remedy() == Remedy::Retry => End::Reopen(error),
-                Err(error) => End::Stop(error),
-            }
-        };
-        // Cancel-safe all three ways: the WAL files have what the flush has not done, WAL that was
-        // not fsynced was not acknowledged, and the slot is where the last visit moved it.
-        tokio::select! {
-            end = streaming => end,
-            Err(error) = flush::run(self, &opened, frozen) => End::Stop(error),
-            stop = keeper::run(self, &manifest.source) => End::Stop(stop.into()),
+    /// One look at the slot, while nothing else looks after it.
+    async fn look_after_slot(&self) {
+        if let Some(source) = self.source.get()
+            && let Some(end) = keeper::look(self, source).await
+        {
+            tracing::debug!(timeline = %self.id(), reason = %end, "the slot");
         }
+    }
+
+    /// Whether this writer ended because another took over.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
     }
 
     /// What can't be done at the moment is tried again; an attach that fails is not.
@@ -215,7 +280,10 @@ impl Timeline {
         let mut back_off = BackOff::default();
         loop {
             let outcome = match self.manifests().newest().await {
-                Ok(Some(manifest)) => self.take_over(manifest).await,
+                Ok(Some(manifest)) => {
+                    self.source.get_or_init(|| manifest.state.source);
+                    self.take_over(manifest).await
+                }
                 Ok(None) => {
                     self.update(|status| status.state = TimelineState::Attaching);
                     attach::attach(self).await?;
@@ -226,6 +294,7 @@ impl Timeline {
             match outcome {
                 Err(error) if error.remedy() == Remedy::Retry => {
                     tracing::warn!(timeline = %self.id(), error = error.in_words(), "can't resume the timeline; trying again");
+                    self.look_after_slot().await;
                     back_off.wait().await;
                 }
                 done => return done,
@@ -242,7 +311,7 @@ impl Timeline {
         let taken = manifests.take_over(newest).await?;
         let manifest = taken.state.clone();
         let (epoch, start) = (manifest.writer_epoch, manifest.lsn);
-        let sizes = self.relation_sizes(&manifest).await?;
+        let interpreter = self.interpreter(&manifest).await?;
         let tail = Arc::new(Tail::new(epoch, start));
         let limits = &self.shared.limits;
         let share = self.shared.budget.share();
@@ -250,7 +319,6 @@ impl Timeline {
         let growth = Arc::new(growth);
         let segment_size = SegmentSize::new(manifest.source.wal_segment_size.get())
             .unwrap_or(SegmentSize::DEFAULT);
-        let interpreter = Interpreter::new(sizes, base_facts(&manifest));
         let decoder = Decoder::new(start, segment_size, interpreter, Arc::clone(&growth));
         let disk = Arc::clone(&self.shared.disk);
         let (wal, layers) = (self.wal_directory(), self.directory().join("layers"));
@@ -270,6 +338,7 @@ impl Timeline {
             local_layers,
             wal: files.trim(),
             manifest: Mutex::new(taken),
+            over: CancellationToken::new(),
         });
         *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&opened));
         self.update(|status| {
@@ -288,11 +357,9 @@ impl Timeline {
         Ok((opened, resumed, frozen))
     }
 
-    /// How long every relation fork is at the manifest's LSN.
-    async fn relation_sizes(
-        &self,
-        manifest: &TimelineManifest,
-    ) -> Result<RelationSizes, IngestError> {
+    /// An interpreter that knows how things are at the manifest's LSN: how long every relation fork
+    /// and SLRU segment is, and the settings.
+    async fn interpreter(&self, manifest: &TimelineManifest) -> Result<Interpreter, IngestError> {
         let store = self.shared.store.clone();
         let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
         let files = LayerFiles::new(store, self.store_path().child("layers"), blocks);
@@ -304,7 +371,19 @@ impl Timeline {
             _ => {}
         };
         layers.newest(all_sizes(), manifest.lsn, &mut visit).await?;
-        Ok(sizes)
+        let mut segments = SlruSegments::default();
+        let mut visit = |key, value: &Value| match (key, value) {
+            (Key::SlruSegment(kind, segment), Value::RelSize(pages)) => {
+                segments.set(kind, segment, pages.get());
+            }
+            (Key::SlruSegment(kind, segment), Value::Dropped) => segments.set(kind, segment, 0),
+            _ => {}
+        };
+        let keys = all_slru_segments();
+        layers.newest(keys, manifest.lsn, &mut visit).await?;
+        let settings = layers.newest_of(Key::Parameters, manifest.lsn).await?;
+        let facts = base_facts(manifest, &parameters(settings)?);
+        Ok(Interpreter::new(sizes, facts).with_slru_segments(segments))
     }
 
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {
@@ -316,6 +395,9 @@ impl Timeline {
 
     /// The end of the road: says why.
     pub(super) fn stop(&self, error: &IngestError) {
+        if let IngestError::Stop(Stop::Superseded) = error {
+            self.superseded.store(true, Ordering::Relaxed);
+        }
         let reason = error.in_words();
         tracing::error!(timeline = %self.id(), reason, "timeline stopped");
         self.update(|status| {
@@ -325,9 +407,10 @@ impl Timeline {
     }
 }
 
-/// What the interpreter must know of the base backup.
-fn base_facts(manifest: &TimelineManifest) -> BaseFacts {
+/// What the interpreter must know of the base backup, and of the settings since.
+fn base_facts(manifest: &TimelineManifest, settings: &Parameters) -> BaseFacts {
     BaseFacts {
+        track_commit_timestamp: settings.track_commit_timestamp,
         consistent_from: manifest.oldest_readable,
         // True also stands for checksums, with which the setting has no effect.
         wal_log_hints: (!manifest.source.wal_log_hints).then_some(false),
@@ -343,6 +426,21 @@ fn all_sizes() -> std::ops::Range<Key> {
         fork: Fork::Main,
     };
     Key::RelSize(first)..Key::RelBlock(first, BlockNumber::ZERO)
+}
+
+fn parameters(settings: Option<Value>) -> Result<Parameters, ReadError> {
+    let key = Key::Parameters;
+    match settings.ok_or(ReadError::NotInBackup(key))? {
+        Value::File(content) => {
+            Parameters::decode(&content).map_err(|_| ReadError::WrongValue(key))
+        }
+        _ => Err(ReadError::WrongValue(key)),
+    }
+}
+
+/// Sizes of all segments of SLRU areas there can be.
+fn all_slru_segments() -> std::ops::Range<Key> {
+    Key::SlruSegment(SlruKind::Clog, 0)..Key::Parameters
 }
 
 /// Waits longer after each failure, with jitter so that many do not come back at once.

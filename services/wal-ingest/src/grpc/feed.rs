@@ -76,6 +76,7 @@ impl FeedService for FeedHandler {
 
 /// Sends everything after `after`, then what comes, until the subscriber goes or is too slow.
 async fn send_changes(feed: &Feed, mut after: Lsn, subscriber: &mpsc::Sender<Message>) {
+    let position = feed.subscribers.join(after);
     let mut newest = feed.tail.watch();
     let first = batch(feed, Vec::new(), Lsn::ZERO);
     if !send(subscriber, Ok(first.into())).await {
@@ -97,10 +98,12 @@ async fn send_changes(feed: &Feed, mut after: Lsn, subscriber: &mpsc::Sender<Mes
             if !send(subscriber, Ok(batch(feed, records, up_to).into())).await {
                 return;
             }
+            position.has(after);
         } else {
             // Cancel-safe, and the newest value is seen however often it changed meanwhile.
             tokio::select! {
                 () = subscriber.closed() => return,
+                () = feed.over.cancelled() => return,
                 changed = newest.changed() => {
                     if changed.is_err() {
                         return;

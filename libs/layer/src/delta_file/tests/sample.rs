@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use palimpsest_types::{BlockNumber, Fork, Oid, RelTag, SlruKind, WriterEpoch};
-use palimpsest_wal::{Change, TransactionEnd};
+use palimpsest_wal::{Change, PagePatches, TransactionEnd};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
@@ -18,10 +18,8 @@ pub(super) const SMALLEST_KEY: Key = Key::RelSize(RelTag {
     rel: 0,
     fork: Fork::Main,
 });
-pub(super) const LARGEST_KEY: Key = Key::RelMap {
-    spc: u32::MAX,
-    db: u32::MAX,
-};
+/// No key of these layers is as large.
+pub(super) const LARGEST_KEY: Key = Key::Parameters;
 
 /// What a change does, before it is known at which record.
 #[derive(Debug, Clone)]
@@ -32,6 +30,7 @@ enum Kind {
     OtherRecord,
     TruncateVisibilityMap(u32),
     TransactionsEnded(bool, Vec<u32>),
+    Patched(u16, Vec<u8>),
     RelSize(u32),
     File(Vec<u8>),
     Dropped,
@@ -123,7 +122,14 @@ pub(super) fn small_layer() -> OpenLayer {
             vec![(block(2), Value::TruncateVisibilityMap { heap_blocks })],
         ),
         (1064, vec![(size, Value::Dropped)]),
+        (1072, vec![(clog, patched(3, &[1, 2]))]),
     ])
+}
+
+fn patched(offset: u16, bytes: &[u8]) -> Value {
+    let len = (bytes.len() as u16).to_le_bytes();
+    let encoded = [&offset.to_le_bytes(), &len, bytes].concat();
+    Value::Patched(PagePatches::decode(encoded.into()).unwrap())
 }
 
 /// Keys that arbitrary layers have.
@@ -135,6 +141,8 @@ pub(super) fn pool() -> Vec<Key> {
         Key::RelBlock(rel(16385), BlockNumber::new(u32::MAX)),
         Key::SlruBlock(SlruKind::Clog, 0),
         Key::RelMap { spc: 1663, db: 5 },
+        Key::TwoPhase(700),
+        Key::SlruSegment(SlruKind::CommitTs, 1),
     ];
     blocks.chain(others).collect()
 }
@@ -183,6 +191,8 @@ fn any_kind() -> impl Strategy<Value = Kind> {
         1 => any::<u32>().prop_map(Kind::TruncateVisibilityMap),
         1 => (any::<bool>(), vec(any::<u32>(), 0..20))
             .prop_map(|(aborted, xids)| Kind::TransactionsEnded(aborted, xids)),
+        1 => (0u16..8000, vec(any::<u8>(), 0..192))
+            .prop_map(|(offset, bytes)| Kind::Patched(offset, bytes)),
         1 => any::<u32>().prop_map(Kind::RelSize),
         1 => vec(any::<u8>(), 0..600).prop_map(Kind::File),
         1 => Just(Kind::Dropped),
@@ -213,6 +223,7 @@ impl Kind {
                 },
                 xids: xids.into(),
             },
+            Self::Patched(offset, bytes) => patched(offset, &bytes),
             Self::RelSize(blocks) => Value::RelSize(BlockNumber::new(blocks)),
             Self::File(content) => Value::File(content.into()),
             Self::Dropped => Value::Dropped,

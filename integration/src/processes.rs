@@ -1,0 +1,322 @@
+//! The services as processes of their own, which a judge can kill, halt, and start again.
+
+mod history;
+mod launch;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Child,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use palimpsest_api::{
+    TimelineRef,
+    broker::{BrokerClient, ClusterView, Role, TimelineState, TimelineView, watch_cluster},
+    channel::connect_lazily,
+    page::PageClient,
+};
+use palimpsest_runtime::TaskScope;
+use palimpsest_types::Lsn;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::watch;
+
+pub use history::{ManifestHistory, TakeOver};
+pub use launch::Layers;
+
+use crate::embedded::ServedTimeline;
+use launch::Launch;
+
+/// Which process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Process {
+    /// The storage-broker.
+    StorageBroker,
+    /// The redo-worker.
+    RedoWorker,
+    /// The page-serve.
+    PageServe,
+    /// The wal-ingest.
+    WalIngest,
+    /// Another wal-ingest, with a local directory of its own, for those who ask for it.
+    SecondWalIngest,
+}
+
+/// The services, with their files and logs below one directory. Dropping it kills them all, and
+/// shows how their logs end: a judge that has found nothing wrong calls [`Processes::stop`] instead.
+#[derive(Debug)]
+pub struct Processes {
+    launch: Launch,
+    running: BTreeMap<Process, Child>,
+    scope: TaskScope,
+    cluster: watch::Receiver<ClusterView>,
+    /// Nobody needs the logs.
+    done: bool,
+}
+
+/// Nothing that judges wait for takes longer, even on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between looks at what tells of no change by itself.
+const LOOK: Duration = Duration::from_millis(50);
+/// Lines of each log that a failed judge shows.
+const SHOWN: usize = 40;
+
+impl Process {
+    /// What runs unless more is asked for.
+    pub const USUAL: [Self; 4] = [
+        Self::StorageBroker,
+        Self::RedoWorker,
+        Self::PageServe,
+        Self::WalIngest,
+    ];
+
+    /// Its name, also that of its directory and log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StorageBroker => "storage-broker",
+            Self::RedoWorker => "redo-worker",
+            Self::PageServe => "page-serve",
+            Self::WalIngest => "wal-ingest",
+            Self::SecondWalIngest => "wal-ingest-2",
+        }
+    }
+}
+
+impl Processes {
+    /// Starts the usual ones from `program`, the binary `service`.
+    ///
+    /// They end with the *thread* that starts them, so this and [`Processes::start`] are for the
+    /// test's own thread, not for a task.
+    ///
+    /// # Errors
+    /// If a program can't be executed or has ended at once.
+    pub async fn launch(program: &Path, directory: &Path, layers: Layers) -> Result<Self> {
+        let launch = Launch::new(program, directory, layers)?;
+        let scope = TaskScope::default();
+        let cluster = watch_cluster(&launch.address(Process::StorageBroker), &scope)?;
+        let mut processes = Self {
+            launch,
+            running: BTreeMap::new(),
+            scope,
+            cluster,
+            done: false,
+        };
+        for process in Process::USUAL {
+            processes.start(process)?;
+        }
+        let all = |view: &ClusterView| {
+            let roles = [Role::RedoWorker, Role::PageServe, Role::WalIngest];
+            roles.iter().all(|role| !view.addresses(*role).is_empty())
+        };
+        let mut cluster = processes.cluster.clone();
+        let registered = tokio::time::timeout(PATIENCE, cluster.wait_for(all)).await;
+        registered.context("a service has not registered")??;
+        Ok(processes)
+    }
+
+    /// Starts one that does not run.
+    ///
+    /// # Errors
+    /// If it runs already or can't be executed.
+    pub fn start(&mut self, process: Process) -> Result<()> {
+        ensure!(
+            !self.running.contains_key(&process),
+            "{} runs already",
+            process.name()
+        );
+        let child = self.launch.command(process)?.spawn();
+        let child = child.with_context(|| format!("executing {}", process.name()))?;
+        self.running.insert(process, child);
+        Ok(())
+    }
+
+    /// Kills it with SIGKILL, running or halted, and waits until nothing of it is left.
+    ///
+    /// # Errors
+    /// If it does not run, or had ended by itself.
+    pub fn kill9(&mut self, process: Process) -> Result<()> {
+        let child = self.running.remove(&process);
+        let mut child = child.with_context(|| format!("{} does not run", process.name()))?;
+        let before = child.try_wait()?;
+        child.kill()?;
+        child.wait()?;
+        match before {
+            Some(status) => bail!("{} had ended by itself: {status}", process.name()),
+            None => Ok(()),
+        }
+    }
+
+    /// Halts it: its connections stay open and nobody answers.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn sigstop(&self, process: Process) -> Result<()> {
+        self.signal(process, Signal::STOP)
+    }
+
+    /// Lets a halted one go on, as if no time had passed for it.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn sigcont(&self, process: Process) -> Result<()> {
+        self.signal(process, Signal::CONT)
+    }
+
+    fn signal(&self, process: Process, signal: Signal) -> Result<()> {
+        let child = self.running.get(&process);
+        let child = child.with_context(|| format!("{} does not run", process.name()))?;
+        kill_process(Pid::from_child(child), signal)?;
+        Ok(())
+    }
+
+    /// From its next start on it listens on another port, as on another machine: then nobody takes
+    /// it for the instance before, whose lease has to run out.
+    ///
+    /// # Errors
+    /// If there is no free port.
+    pub fn relocate(&mut self, process: Process) -> Result<()> {
+        self.launch.relocate(process)
+    }
+
+    /// Removes the local directory of one that does not run, as the loss of its disk would.
+    ///
+    /// # Errors
+    /// If it runs, or the files can't be removed.
+    pub fn lose_disk(&self, process: Process) -> Result<()> {
+        ensure!(
+            !self.running.contains_key(&process),
+            "{} runs",
+            process.name()
+        );
+        match fs::remove_dir_all(self.launch.data(process)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Where a process listens, `host:port`.
+    pub fn address(&self, process: Process) -> String {
+        self.launch.address(process)
+    }
+
+    /// The directory of the object store.
+    pub fn store(&self) -> PathBuf {
+        self.launch.store()
+    }
+
+    /// The view of the cluster, as it changes.
+    pub fn cluster(&self) -> &watch::Receiver<ClusterView> {
+        &self.cluster
+    }
+
+    /// Attaches a cluster and waits until it can be read.
+    ///
+    /// # Errors
+    /// What the services say, or that it takes too long.
+    pub async fn attach(&self, name: &str, conninfo: &str) -> Result<TimelineRef> {
+        let mut broker = BrokerClient::new(&self.address(Process::StorageBroker))?;
+        let timeline = broker.attach_tenant(name, conninfo, None).await?;
+        self.attached(timeline).await?;
+        Ok(timeline)
+    }
+
+    /// Waits until a timeline that is being attached can be read.
+    ///
+    /// # Errors
+    /// If it stops, or it takes too long.
+    pub async fn attached(&self, timeline: TimelineRef) -> Result<TimelineView> {
+        let readable = |view: &TimelineView| {
+            let status = &view.status;
+            status.state == TimelineState::Streaming
+                && status.oldest_readable > Lsn::ZERO
+                && status.last_record >= status.oldest_readable
+        };
+        self.wait_for(timeline, readable).await
+    }
+
+    /// Waits until a timeline is as `arrived` wants it.
+    ///
+    /// # Errors
+    /// If the timeline stops, or it takes too long.
+    pub async fn wait_for(
+        &self,
+        timeline: TimelineRef,
+        mut arrived: impl FnMut(&TimelineView) -> bool,
+    ) -> Result<TimelineView> {
+        let mut cluster = self.cluster.clone();
+        let waiting = async {
+            loop {
+                let view = cluster.borrow_and_update().timeline(timeline).cloned();
+                match view {
+                    Some(view) if arrived(&view) => return Ok(view),
+                    Some(view) if view.status.state == TimelineState::Stopped => {
+                        bail!("the timeline stopped: {}", view.status.reason)
+                    }
+                    Some(_) | None => cluster.changed().await?,
+                }
+            }
+        };
+        let outcome = tokio::time::timeout(PATIENCE, waiting).await;
+        outcome.with_context(|| {
+            let view = self.cluster.borrow();
+            format!("still waiting for {:?}", view.timeline(timeline))
+        })?
+    }
+
+    /// A timeline as page-serve serves it, once that has everything up to `lsn`.
+    ///
+    /// # Errors
+    /// If it takes too long.
+    pub async fn served_up_to(&self, timeline: TimelineRef, lsn: Lsn) -> Result<ServedTimeline> {
+        let waiting = async {
+            loop {
+                // A client of its own each time: the page-serve may be another process by now.
+                let channel = connect_lazily(&self.address(Process::PageServe))?;
+                if let Ok(client) = PageClient::connect(channel).await
+                    && let Ok((_, newest)) = client.readable(timeline).await
+                    && newest >= lsn
+                {
+                    return Ok(ServedTimeline::new(client, timeline));
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let served = tokio::time::timeout(PATIENCE, waiting).await;
+        served.with_context(|| format!("page-serve does not come to {lsn}"))?
+    }
+
+    /// Ends them all, quietly.
+    pub fn stop(mut self) {
+        self.done = true;
+    }
+
+    /// The ends of the logs, for the report of a failure.
+    fn logs(&self) -> String {
+        let mut text = String::new();
+        for (name, log) in self.launch.logs() {
+            let lines: Vec<_> = log.lines().collect();
+            let end = lines.get(lines.len().saturating_sub(SHOWN)..);
+            text.push_str(&format!(
+                "--- {name}\n{}\n",
+                end.unwrap_or_default().join("\n")
+            ));
+        }
+        text
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.scope.token().cancel();
+        for child in self.running.values_mut() {
+            // An error means that it has ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if !self.done {
+            eprintln!("{}", self.logs());
+        }
+    }
+}

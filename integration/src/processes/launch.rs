@@ -1,0 +1,145 @@
+//! How each process is started: program, options, port, log.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::Process;
+use crate::embedded::REDO_BUILD;
+
+/// What there is to know about the processes while none of them runs.
+#[derive(Debug)]
+pub(super) struct Launch {
+    program: PathBuf,
+    directory: PathBuf,
+    layers: Layers,
+    ports: BTreeMap<Process, u16>,
+}
+
+/// When changes become layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layers {
+    /// All the time: at any moment one is written, uploaded or published.
+    Often,
+    /// Not while a judge is looking: what is served comes through the feed.
+    Rarely,
+}
+
+/// Below the ports that the system gives to outgoing connections: one of those could otherwise sit
+/// on the port of a service that is down for the moment.
+const PORTS: std::ops::Range<u16> = 15_000..30_000;
+const PORT_ATTEMPTS: usize = 100;
+/// A reader that asks for what is not there hears so soon.
+const LSN_PATIENCE_SECONDS: &str = "3";
+
+impl Layers {
+    /// Their size and age.
+    const fn limits(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Often => ("2MiB", "2"),
+            Self::Rarely => ("256MiB", "3600"),
+        }
+    }
+}
+
+impl Launch {
+    pub(super) fn new(program: &Path, directory: &Path, layers: Layers) -> Result<Self> {
+        let mut launch = Self {
+            program: program.to_owned(),
+            directory: directory.to_owned(),
+            layers,
+            ports: BTreeMap::new(),
+        };
+        for process in Process::USUAL.into_iter().chain([Process::SecondWalIngest]) {
+            launch.relocate(process)?;
+        }
+        Ok(launch)
+    }
+
+    /// Gives a process a port that it did not have before. It stays its own through restarts, so
+    /// that the others find it again.
+    pub(super) fn relocate(&mut self, process: Process) -> Result<()> {
+        let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+        let port = (0..PORT_ATTEMPTS)
+            .map(|_| rand::random_range(PORTS))
+            .filter(|port| !self.ports.values().any(|taken| taken == port))
+            .find(free);
+        self.ports.insert(process, port.context("no port is free")?);
+        Ok(())
+    }
+
+    pub(super) fn address(&self, process: Process) -> String {
+        let port = self.ports.get(&process).copied().unwrap_or_default();
+        format!("{}:{port}", Ipv4Addr::LOCALHOST)
+    }
+
+    pub(super) fn store(&self) -> PathBuf {
+        self.directory.join("store")
+    }
+
+    /// Its local directory.
+    pub(super) fn data(&self, process: Process) -> PathBuf {
+        self.directory.join(process.name())
+    }
+
+    fn log(&self, process: Process) -> PathBuf {
+        self.directory.join(process.name()).with_extension("log")
+    }
+
+    /// What each process has written to its log, if it was ever started.
+    pub(super) fn logs(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let read = |process: &Process| {
+            let log = fs::read_to_string(self.log(*process)).ok()?;
+            Some((process.name(), log))
+        };
+        self.ports.keys().filter_map(read)
+    }
+
+    /// The command that starts a process. Its log goes on where the one before ended.
+    pub(super) fn command(&self, process: Process) -> Result<Command> {
+        let path = self.log(process);
+        let log = fs::File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("opening {}", path.display()))?;
+        let mut command = Command::new(&self.program);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        command.arg(match process {
+            Process::SecondWalIngest => Process::WalIngest.name(),
+            other => other.name(),
+        });
+        command.args(["--listen", &self.address(process)]);
+        if process != Process::StorageBroker {
+            command.args(["--broker", &self.address(Process::StorageBroker)]);
+        }
+        match process {
+            Process::StorageBroker => {
+                command.arg("--store").arg(self.store());
+            }
+            Process::RedoWorker => {
+                let bin = palimpsest_testkit::cluster::pg_bin();
+                command.arg("--pg-bin").arg(bin);
+                command.args(["--redo-build", REDO_BUILD]);
+            }
+            Process::PageServe => {
+                command.arg("--store").arg(self.store());
+                command.args(["--lsn-patience-seconds", LSN_PATIENCE_SECONDS]);
+            }
+            Process::WalIngest | Process::SecondWalIngest => {
+                command.arg("--store").arg(self.store());
+                command.arg("--data").arg(self.data(process));
+                let (size, age_seconds) = self.layers.limits();
+                command.args(["--layer-size", size]);
+                command.args(["--layer-age-seconds", age_seconds]);
+            }
+        }
+        Ok(command)
+    }
+}

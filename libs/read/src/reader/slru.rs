@@ -1,0 +1,108 @@
+//! Pages outside relations: `pg_xact`, `pg_multixact`, `pg_commit_ts`.
+
+use bytes::Bytes;
+use palimpsest_redo::{Engine, slru_page};
+use palimpsest_types::{Key, KeyRange, Lsn, SlruKind};
+use palimpsest_wal::{Value, segment_of};
+
+use super::{Found, TimelineReader, base_for};
+use crate::error::ReadError;
+
+impl<E: Engine> TimelineReader<E> {
+    /// A page of an SLRU area; `None` if it does not exist, as when it was truncated.
+    ///
+    /// # Errors
+    /// If it can't be built.
+    pub async fn slru_page(
+        &self,
+        kind: SlruKind,
+        page: u32,
+        lsn: Lsn,
+    ) -> Result<Option<Bytes>, ReadError> {
+        let pages = self.slru_segment_len(kind, segment_of(page), lsn).await?;
+        match page % SlruKind::PAGES_PER_SEGMENT < pages {
+            true => self.existing_slru_page(kind, page, lsn).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The pages of a segment of an SLRU area, by their number in the area.
+    ///
+    /// # Errors
+    /// If the segment does not exist at that LSN or a page can't be built.
+    pub async fn slru_segment(
+        &self,
+        kind: SlruKind,
+        segment: u32,
+        lsn: Lsn,
+    ) -> Result<Vec<(u32, Bytes)>, ReadError> {
+        let missing = ReadError::NoSlruSegment { kind, segment, lsn };
+        let Some(first) = segment.checked_mul(SlruKind::PAGES_PER_SEGMENT) else {
+            return Err(missing);
+        };
+        let len = self.slru_segment_len(kind, segment, lsn).await?;
+        if len == 0 {
+            return Err(missing);
+        }
+        let mut pages = Vec::new();
+        for page in first..first.saturating_add(len) {
+            pages.push((page, self.existing_slru_page(kind, page, lsn).await?));
+        }
+        Ok(pages)
+    }
+
+    /// The segments of an SLRU area that exist, each with its number of pages, in order.
+    ///
+    /// # Errors
+    /// If a layer can't be read.
+    pub async fn slru_segments(
+        &self,
+        kind: SlruKind,
+        lsn: Lsn,
+    ) -> Result<Vec<(u32, u32)>, ReadError> {
+        let newest = self.newest_in(segments_of(kind), lsn).await?;
+        let existing = newest.into_iter().filter_map(|entry| match entry {
+            (Key::SlruSegment(_, segment), Value::RelSize(pages)) => Some((segment, pages.get())),
+            _ => None,
+        });
+        Ok(existing.collect())
+    }
+
+    /// Pages of a segment; 0 if it does not exist.
+    async fn slru_segment_len(
+        &self,
+        kind: SlruKind,
+        segment: u32,
+        lsn: Lsn,
+    ) -> Result<u32, ReadError> {
+        let key = Key::SlruSegment(kind, segment);
+        match self.newest(key, lsn).await? {
+            None | Some(Value::Dropped) => Ok(0),
+            Some(Value::RelSize(pages)) => Ok(pages.get().min(SlruKind::PAGES_PER_SEGMENT)),
+            Some(_) => Err(ReadError::WrongValue(key)),
+        }
+    }
+
+    async fn existing_slru_page(
+        &self,
+        kind: SlruKind,
+        page: u32,
+        lsn: Lsn,
+    ) -> Result<Bytes, ReadError> {
+        let key = Key::SlruBlock(kind, page);
+        let found = self.find(key, lsn).await?;
+        let version = self.version(key, &found);
+        let make = make_slru_page(key, found);
+        self.cache.get_or_make(&version, make).await
+    }
+}
+
+async fn make_slru_page(key: Key, found: Found) -> Result<Bytes, ReadError> {
+    let base = base_for(key, &found).await?;
+    slru_page(base, &found.changes).map_err(|source| ReadError::Slru { key, source })
+}
+
+/// The size keys of all segments that an area can have: no page has a number beyond 32 bits.
+fn segments_of(kind: SlruKind) -> KeyRange {
+    Key::SlruSegment(kind, 0)..Key::SlruSegment(kind, u32::MAX)
+}

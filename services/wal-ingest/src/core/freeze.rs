@@ -17,10 +17,11 @@ pub(super) struct Growing {
 
 /// Of the timelines of a node, those whose piece is to be frozen now, by their place in `growing`.
 ///
-/// Old ones, so that an idle timeline's last changes reach the object store as well; and while the
-/// memory in use is above half of what there may be, the largest first, until what is left to be
-/// written is less than that. (One that has reached the size of a layer is frozen as it grows.)
-pub(super) fn due(growing: &[Growing], memory_in_use: ByteCount, limits: &Limits) -> Vec<usize> {
+/// Old ones, so that an idle timeline's last changes reach the object store as well; and while all
+/// pieces together take more than half of the memory there may be, the largest first. (One that has
+/// reached the size of a layer is frozen as it grows.) What is frozen already does not count: when
+/// that can't be written, more and smaller layers would not help.
+pub(super) fn due(growing: &[Growing], limits: &Limits) -> Vec<usize> {
     let mut due: Vec<usize> = (0..growing.len())
         .filter(|at| {
             growing
@@ -35,10 +36,7 @@ pub(super) fn due(growing: &[Growing], memory_in_use: ByteCount, limits: &Limits
         .collect();
     by_size.sort_by_key(|(_, piece)| std::cmp::Reverse(piece.size));
     let half = limits.memory.get() / 2;
-    let frozen = due.iter().filter_map(|at| growing.get(*at));
-    let mut left = memory_in_use
-        .get()
-        .saturating_sub(frozen.map(|piece| piece.size.get()).sum());
+    let mut left: u64 = by_size.iter().map(|(_, piece)| piece.size.get()).sum();
     for (at, piece) in by_size {
         if left <= half {
             break;
@@ -60,32 +58,34 @@ mod tests {
         }
     }
 
-    fn due_of(pieces: &[Growing], in_use: u64) -> Vec<usize> {
+    fn due_of(pieces: &[Growing]) -> Vec<usize> {
         let limits = Limits {
             memory: ByteCount::new(100),
             layer_age: Duration::from_secs(300),
             ..Limits::default()
         };
-        due(pieces, ByteCount::new(in_use), &limits)
+        due(pieces, &limits)
     }
 
     #[test]
     fn old_pieces_are_frozen_however_small() {
         let pieces = [growing(1, 299), growing(0, 300), growing(1, 301)];
-        assert_eq!(due_of(&pieces, 2), [1, 2]);
+        assert_eq!(due_of(&pieces), [1, 2]);
     }
 
     #[test]
     fn the_largest_go_first_when_memory_is_short_and_no_more_than_needed() {
+        let pieces = [growing(10, 0), growing(30, 0), growing(10, 0)];
+        assert!(due_of(&pieces).is_empty());
         let pieces = [growing(10, 0), growing(30, 0), growing(20, 0)];
-        assert!(due_of(&pieces, 50).is_empty());
-        assert_eq!(due_of(&pieces, 60), [1]);
-        assert_eq!(due_of(&pieces, 90), [1, 2]);
+        assert_eq!(due_of(&pieces), [1]);
+        let pieces = [growing(30, 0), growing(60, 0), growing(40, 0)];
+        assert_eq!(due_of(&pieces), [1, 2]);
     }
 
     #[test]
     fn what_is_old_counts_as_gone() {
         let pieces = [growing(30, 400), growing(30, 0)];
-        assert_eq!(due_of(&pieces, 60), [0]);
+        assert_eq!(due_of(&pieces), [0]);
     }
 }

@@ -167,8 +167,7 @@ impl Node {
             .collect();
         drop(running);
         let growing: Vec<_> = grown.iter().map(|(_, growing)| *growing).collect();
-        let (in_use, _) = self.shared.budget.memory();
-        for at in freeze::due(&growing, in_use, &self.shared.limits) {
+        for at in freeze::due(&growing, &self.shared.limits) {
             if let Some((growth, _)) = grown.get(at) {
                 growth.freeze();
             }

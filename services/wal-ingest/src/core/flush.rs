@@ -71,6 +71,9 @@ async fn write_all(
         tracing::debug!(timeline = %timeline.id(), layer = layer.name, size = %layer.size, "layer written here");
         opened.growth.share().set_layers(files.add(layer.size));
         opened.growth.note_on_disk(lsn);
+        if timeline.shared.is_short_of_memory() {
+            opened.growth.relieve();
+        }
         timeline.update(|status| status.disk_consistent = lsn);
         // Without the other half the timeline is ending.
         let _ = written.send(layer);

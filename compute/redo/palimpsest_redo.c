@@ -32,6 +32,9 @@ PG_MODULE_MAGIC;
 /* Presence makes this library act at all; the value is RLIMIT_AS in bytes. */
 #define LIMIT_VARIABLE "PALIMPSEST_REDO_ADDRESS_SPACE"
 
+/* In the data directory, which is the current one. PostgreSQL needs it, and leaves it empty. */
+#define EMPTY_DIRECTORY "pg_notify"
+
 extern PGDLLEXPORT void _PG_init(void);
 
 static uint64 address_space_limit;
@@ -52,6 +55,8 @@ abandon_interlock_segment(void)
 static void
 take_over(void)
 {
+    uint32 walls;
+
     abandon_interlock_segment();
 
     /* Enough of a backend for light-weight locks, buffers and memory; no catalogs, no recovery. */
@@ -67,8 +72,8 @@ take_over(void)
     /* A killed process would leave it, and the directory is used again. */
     unlink("postmaster.pid");
 
-    pal_sandbox_enter(address_space_limit);
-    pal_serve();
+    walls = pal_sandbox_enter(address_space_limit, EMPTY_DIRECTORY);
+    pal_serve(walls);
 }
 
 static uint64

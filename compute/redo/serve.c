@@ -18,6 +18,7 @@
 #define OP_APPLY 1
 #define OP_MASK 2
 #define OP_APPLY_VERIFY 3
+#define OP_WALLS 4
 
 #define FLAG_BASE 1
 
@@ -40,6 +41,9 @@ typedef struct Body
 static const PalRequest *current;
 static XLogRecPtr current_record;
 static bool answered;
+
+/* Constant. */
+static uint32 standing_walls;
 
 static void
 write_all(struct iovec *parts, int count)
@@ -164,6 +168,10 @@ serve_one(const PalRequest *request)
         case OP_APPLY_VERIFY:
             serve_apply(request, &verdict);
             break;
+        case OP_WALLS:
+            answer(ANSWER_OK, (struct iovec){NULL, 0},
+                   (struct iovec){&standing_walls, sizeof(standing_walls)});
+            break;
         default:
             elog(ERROR, "no operation has number %u", request->op);
     }
@@ -204,10 +212,11 @@ recover(void)
 }
 
 void
-pal_serve(void)
+pal_serve(uint32 walls)
 {
     sigjmp_buf on_error;
 
+    standing_walls = walls;
     answer(ANSWER_OK, (struct iovec){NULL, 0}, (struct iovec){NULL, 0});
     if (sigsetjmp(on_error, 0) != 0)
     {

@@ -6,7 +6,10 @@
 
 #include "postgres.h"
 
-/* Says "ready", then answers requests in their order until the input ends. */
-extern void pal_serve(void) pg_attribute_noreturn();
+/*
+ * Says "ready", then answers requests in their order until the input ends. `walls` is told to those
+ * who ask.
+ */
+extern void pal_serve(uint32 walls) pg_attribute_noreturn();
 
 #endif

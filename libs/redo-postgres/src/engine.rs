@@ -7,7 +7,7 @@ use palimpsest_types::BlockNumber;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::{
-    ApplyRequest, EngineSettings, RedoError, StartError, Verified,
+    ApplyRequest, EngineSettings, RedoError, StartError, Verified, Walls,
     launcher::Launcher,
     owner::{Command, Job, Owner, Vitals},
     wire::{self, Operation},
@@ -22,6 +22,8 @@ pub struct Engine {
     budget: Arc<Semaphore>,
     budget_bytes: u32,
     vitals: Arc<Vitals>,
+    /// The process runs as another user than we do.
+    own_user: bool,
 }
 
 impl Engine {
@@ -35,6 +37,7 @@ impl Engine {
         let budget_bytes = wanted.clamp(1, largest);
         let (commands, inbox) = mpsc::channel(settings.max_in_flight.max(1));
         let vitals = Arc::new(Vitals::default());
+        let own_user = settings.run_as.is_some();
 
         let launcher = Arc::new(Launcher::new(settings).await?);
         let process = launcher.launch(std::time::Duration::ZERO).await?;
@@ -46,6 +49,7 @@ impl Engine {
             budget,
             budget_bytes,
             vitals,
+            own_user,
         })
     }
 
@@ -86,6 +90,15 @@ impl Engine {
         let frame = wire::encode_mask(rmid, block, &page)?;
         drop(page);
         wire::decode_page(self.run(frame).await?)
+    }
+
+    /// The walls around the process, as it says itself.
+    ///
+    /// # Errors
+    /// As [`Engine::apply`].
+    pub async fn walls(&self) -> Result<Walls, RedoError> {
+        let bits = wire::decode_walls(self.run(wire::encode_walls()).await?)?;
+        Ok(Walls::new(self.own_user, bits))
     }
 
     /// How many processes died or were killed over requests since the engine started.

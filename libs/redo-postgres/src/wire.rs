@@ -13,7 +13,7 @@
 //!         24  the record, padded with zeros to a multiple of 8
 //!
 //! answer   0  u32 magic "PRA1", u32 status, u32 length, u32 zero
-//!         16  a page; or u32 compared, u32 differing, a page; or an error text
+//!         16  a page; or u32 compared, u32 differing, a page; or u32 walls; or an error text
 //! ```
 //!
 //! Everything is a multiple of 8 long so that the process can use records where they lie.
@@ -60,6 +60,7 @@ pub(crate) enum Operation {
     Apply = 1,
     Mask = 2,
     ApplyVerify = 3,
+    Walls = 4,
 }
 
 /// What the process answered.
@@ -144,6 +145,24 @@ pub(crate) fn encode_mask(rmid: u8, block: BlockNumber, page: &Bytes) -> Result<
     Ok(out.freeze())
 }
 
+/// Encodes the question which walls stand.
+pub(crate) fn encode_walls() -> Bytes {
+    let header = RequestHeader {
+        total_len: REQUEST_HEADER as u32,
+        operation: Operation::Walls,
+        flags: 0,
+        spc: 0,
+        db: 0,
+        rel: 0,
+        fork: 0,
+        block: 0,
+        records: 0,
+    };
+    let mut out = BytesMut::with_capacity(REQUEST_HEADER);
+    header.put(&mut out);
+    out.freeze()
+}
+
 /// Takes the first answer off `input`; `None` if it has not arrived as a whole.
 ///
 /// # Errors
@@ -197,6 +216,14 @@ pub(crate) fn decode_verified(mut body: Bytes) -> Result<Verified, RedoError> {
         differing: body.get_u32_le(),
         page: body,
     })
+}
+
+/// The walls that stand, as bits.
+pub(crate) fn decode_walls(mut body: Bytes) -> Result<u32, RedoError> {
+    match body.len() {
+        4 => Ok(body.get_u32_le()),
+        len => Err(RedoError::UnexpectedAnswer { len }),
+    }
 }
 
 impl RequestHeader {

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use palimpsest_types::{BlockNumber, ByteCount};
+use palimpsest_types::{BlockNumber, ByteCount, PAGE_SIZE};
 use palimpsest_wal::{RawRecord, Value};
 
 use crate::chain::{Chain, InvalidChainError, zero_page};
@@ -46,6 +46,7 @@ pub fn plan(chain: Chain, limits: Limits) -> Result<Vec<Step>, InvalidChainError
             return Err(chain.no_base());
         }
         match change {
+            Value::Image(page) if page.len() != PAGE_SIZE => return Err(chain.not_a_page()),
             Value::Image(page) => steps.push(Step::Start(page.clone())),
             Value::ZeroPage => steps.push(Step::Start(zero_page())),
             Value::TruncateVisibilityMap { heap_blocks } => {
@@ -71,6 +72,7 @@ pub fn plan(chain: Chain, limits: Limits) -> Result<Vec<Step>, InvalidChainError
             | Value::Patched(_)
             | Value::RelSize(_)
             | Value::File(_)
+            | Value::CopyOf { .. }
             | Value::Dropped => return Err(chain.not_a_page()),
         }
     }
@@ -137,6 +139,15 @@ mod tests {
             steps(old, vec![Value::ZeroPage, record(false, 1)]),
             Ok(vec![0, 1])
         );
+    }
+
+    #[test]
+    fn an_image_of_another_length_is_no_page() {
+        for len in [0, PAGE_SIZE - 1, PAGE_SIZE + 1] {
+            let image = Value::Image(vec![0; len].into());
+            let refused = steps(None, vec![image, record(false, 1)]);
+            assert!(matches!(refused, Err(InvalidChainError::NotAPage { .. })));
+        }
     }
 
     #[test]

@@ -20,3 +20,6 @@ mod settings;
 
 pub use run::{Running, StartError, run};
 pub use settings::Settings;
+
+/// What it does, in one line, as its help says it.
+pub const ABOUT: &str = "Replays WAL records on single pages by PostgreSQL's own code";

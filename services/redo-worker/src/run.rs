@@ -4,11 +4,13 @@ use palimpsest_api::{
     RemoteError,
     broker::{BrokerClient, Member, Role},
 };
-use palimpsest_redo_postgres::{DiscoverError, EngineSettings, RunAs};
+use palimpsest_redo_postgres::{DiscoverError, EngineSettings, ProbeError, RunAs, Wall, probe};
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
     BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
 };
+use palimpsest_settings::Service;
+use palimpsest_telemetry::{Registry, Sample, Sampled, registry};
 use palimpsest_types::ErrorKind;
 
 use crate::{
@@ -21,6 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+    side: SocketAddr,
     engines: Arc<TenantEngines<PostgresSource>>,
 }
 
@@ -33,6 +36,9 @@ pub enum StartError {
     /// There is nobody to run `postgres` as.
     #[error("can't find the user to run redo processes as")]
     RunAs(#[source] io::Error),
+    /// Redo does not work here.
+    #[error("redo was tried and does not work; `pal doctor` looks for the reason")]
+    Probe(#[source] ProbeError),
     /// It can't listen.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -41,18 +47,19 @@ pub enum StartError {
     Broker(#[source] RemoteError),
 }
 
-/// Starts a redo-worker in `scope`; it ends with the scope's token. The first process is started
-/// by the first job.
+/// Starts a redo-worker in `scope`; it ends with the scope's token. Redo is tried once; the first
+/// process that stays is started by the first job.
 ///
 /// # Errors
-/// If its programs are missing or it can't listen.
+/// If its programs are missing or do not work, or it can't listen.
 pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
     // Wrong settings are found before a port is taken.
     BrokerClient::new(&settings.broker).map_err(StartError::Broker)?;
     let mut engine = EngineSettings::discover(&settings.pg_bin, &settings.redo_build)?;
     engine.run_as = RunAs::unprivileged().map_err(StartError::RunAs)?;
+    try_redo(&engine).await?;
     let server = GrpcServer::bind(&settings.listen).await?;
-    let address = server.address();
+    let (address, side) = (server.address(), server.side_address());
 
     let limits = Limits {
         processes_per_tenant: settings.processes_per_tenant,
@@ -60,6 +67,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     };
     let engines = Arc::new(TenantEngines::new(PostgresSource::new(engine), limits));
     stop_with(scope, Arc::clone(&engines));
+    let server = server.with_metrics(metrics(&engines));
 
     let member = Member {
         node: node_id(),
@@ -71,8 +79,43 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
         .map_err(StartError::Broker)?;
     let api = RedoApi::new(Arc::clone(&engines), scope.clone()).into_server();
     server.start(Services::default().with(api), &Readiness::new(true), scope);
-    tracing::info!(%address, "redo-worker is up");
-    Ok(Running { address, engines })
+    tracing::info!(%address, %side, "redo-worker is up");
+    Ok(Running {
+        address,
+        side,
+        engines,
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn metrics(engines: &Arc<TenantEngines<PostgresSource>>) -> Registry {
+    let mut metrics = registry(Service::RedoWorker.name());
+    engines.metrics().register(&mut metrics);
+    let sampled = Arc::clone(engines);
+    metrics.register_collector(Sampled::new(move || {
+        let help = "Processes that died or were killed over jobs, and were replaced";
+        let deaths = Sample::counter("redo_process_deaths", None, help);
+        let help = "Tenants that have processes";
+        let tenants = Sample::gauge("redo_tenants", None, help);
+        vec![
+            deaths.of(sampled.deaths() as f64),
+            tenants.of(sampled.tenants() as f64),
+        ]
+    }));
+    metrics
+}
+
+/// Finds out before the first job what works, and says which walls there are around processes.
+async fn try_redo(engine: &EngineSettings) -> Result<(), StartError> {
+    let walls = probe(engine.clone()).await.map_err(StartError::Probe)?;
+    let missing: Vec<_> = walls.missing().into_iter().map(Wall::name).collect();
+    if missing.is_empty() {
+        tracing::info!(%walls, "redo processes are confined");
+    } else {
+        let missing = missing.join(", ");
+        tracing::warn!(%walls, missing, "redo processes are confined, but not in every way; see `pal doctor`");
+    }
+    Ok(())
 }
 
 /// Ends the processes when the scope is told to stop, after they have answered what they have.
@@ -91,6 +134,11 @@ impl Running {
         self.address
     }
 
+    /// Where metrics and probes are, with the real port.
+    pub fn side_address(&self) -> SocketAddr {
+        self.side
+    }
+
     /// How many of its processes died or were killed over jobs.
     pub fn deaths(&self) -> u64 {
         self.engines.deaths()
@@ -102,6 +150,7 @@ impl StartError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Engine(_) | Self::RunAs(_) | Self::Broker(_) => ErrorKind::Invalid,
+            Self::Probe(_) => ErrorKind::NotReady,
             Self::Bind(error) => error.kind(),
         }
     }

@@ -1,44 +1,59 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
+use palimpsest_settings::{PortBase, Service};
+use serde::{Deserialize, Serialize};
+
 /// Settings of a redo-worker.
-#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
     /// Where to listen, as host:port; port 0 is any free one
-    #[arg(long, env = "PALIMPSEST_REDO_WORKER__LISTEN", default_value = LISTEN)]
+    #[arg(long)]
     pub listen: String,
     /// Where the storage-broker is, as host:port
-    #[arg(long, env = "PALIMPSEST_REDO_WORKER__BROKER", default_value = BROKER)]
+    #[arg(long)]
     pub broker: String,
     /// Directory of PostgreSQL's programs
-    #[arg(long, env = "PALIMPSEST_REDO_WORKER__PG_BIN", default_value = PG_BIN)]
+    #[arg(long)]
     pub pg_bin: PathBuf,
     /// Directory of what `make -C compute/redo` built
-    #[arg(long, env = "PALIMPSEST_REDO_WORKER__REDO_BUILD", default_value = REDO_BUILD)]
+    #[arg(long)]
     pub redo_build: PathBuf,
     /// Processes for each tenant
-    #[arg(long, env = "PALIMPSEST_REDO_WORKER__PROCESSES_PER_TENANT", default_value_t = PROCESSES)]
+    #[arg(long)]
     pub processes_per_tenant: NonZeroUsize,
     /// Tenants that have processes at the same time
-    #[arg(long, env = "PALIMPSEST_REDO_WORKER__MAX_TENANTS", default_value_t = TENANTS)]
+    #[arg(long)]
     pub max_tenants: NonZeroUsize,
 }
 
-const LISTEN: &str = "127.0.0.1:7703";
-const BROKER: &str = "127.0.0.1:7700";
-const PG_BIN: &str = "/usr/lib/postgresql/15/bin";
-const REDO_BUILD: &str = "compute/redo/build/15";
-const PROCESSES: NonZeroUsize = NonZeroUsize::MIN;
 const TENANTS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
+
+impl palimpsest_settings::Settings for Settings {
+    const SERVICE: Option<Service> = Some(Service::RedoWorker);
+
+    fn defaults(ports: PortBase) -> Self {
+        Self {
+            listen: ports.address(Service::RedoWorker),
+            broker: ports.address(Service::StorageBroker),
+            pg_bin: "/usr/lib/postgresql/15/bin".into(),
+            redo_build: "compute/redo/build/15".into(),
+            processes_per_tenant: NonZeroUsize::MIN,
+            max_tenants: TENANTS,
+        }
+    }
+
+    fn listen(&self) -> Option<&str> {
+        Some(&self.listen)
+    }
+
+    fn check(&self) -> Vec<(&'static str, String)> {
+        palimpsest_service_kit::check_broker(&self.broker)
+    }
+}
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            listen: LISTEN.to_owned(),
-            broker: BROKER.to_owned(),
-            pg_bin: PG_BIN.into(),
-            redo_build: REDO_BUILD.into(),
-            processes_per_tenant: PROCESSES,
-            max_tenants: TENANTS,
-        }
+        palimpsest_settings::Settings::defaults(PortBase::default())
     }
 }

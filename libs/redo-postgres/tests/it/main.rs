@@ -5,10 +5,12 @@
 mod cluster;
 mod corpus;
 mod failures;
+mod hostile_pages;
 mod images;
 mod lifecycle;
 mod rebuild;
 mod wal;
+mod walls;
 
 use std::path::Path;
 

@@ -17,8 +17,11 @@ use std::{
 use bytes::Bytes;
 use palimpsest_api::redo::RedoTenant;
 use palimpsest_redo::{ApplyRequest, Engine, EngineError};
+use palimpsest_telemetry::Gauge;
 use palimpsest_types::ErrorKind;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+
+use super::metrics::RedoMetrics;
 
 /// Starts processes.
 pub trait ProcessSource: Send + Sync + 'static {
@@ -77,6 +80,7 @@ pub struct TenantEngines<S: ProcessSource> {
     room: Arc<Semaphore>,
     tenants: Mutex<Tenants<S::Process>>,
     deaths: Arc<AtomicU64>,
+    metrics: RedoMetrics,
 }
 
 #[derive(Debug)]
@@ -121,6 +125,7 @@ impl<S: ProcessSource> TenantEngines<S> {
             room: Arc::new(Semaphore::new(limits.tenants.get())),
             tenants: Mutex::new(tenants),
             deaths: Arc::default(),
+            metrics: RedoMetrics::default(),
         }
     }
 
@@ -129,6 +134,26 @@ impl<S: ProcessSource> TenantEngines<S> {
     /// # Errors
     /// What the process says, or why there is none.
     pub async fn apply(
+        &self,
+        tenant: RedoTenant,
+        request: ApplyRequest,
+    ) -> Result<Bytes, EngineError> {
+        let running = Running::enter(&self.metrics.running);
+        let outcome = self.apply_by_tenant(tenant, request).await;
+        drop(running);
+        self.metrics.jobs.inc();
+        if outcome.is_err() {
+            self.metrics.failures.inc();
+        }
+        outcome
+    }
+
+    /// What is counted here.
+    pub fn metrics(&self) -> &RedoMetrics {
+        &self.metrics
+    }
+
+    async fn apply_by_tenant(
         &self,
         tenant: RedoTenant,
         request: ApplyRequest,
@@ -217,6 +242,7 @@ impl<S: ProcessSource> TenantEngines<S> {
                 outstanding: AtomicUsize::new(0),
             });
         }
+        self.metrics.starts.inc_by(processes.len() as u64);
         tracing::debug!(tenant = %tenant.tenant, "redo processes started");
         Ok(Started {
             processes,
@@ -266,6 +292,22 @@ impl<P: RedoProcess> Drop for Started<P> {
     fn drop(&mut self) {
         self.deaths_before
             .fetch_add(self.deaths(), Ordering::Relaxed);
+    }
+}
+
+/// A job that is worked on, until dropped.
+struct Running<'a>(&'a Gauge);
+
+impl<'a> Running<'a> {
+    fn enter(running: &'a Gauge) -> Self {
+        running.inc();
+        Self(running)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -70,7 +70,7 @@ impl<S: ProcessSource> Conversation<S> {
                 () = answers.closed() => return,
                 () = token.cancelled(), if reading => {
                     reading = false;
-                    self.waiting.clear();
+                    self.give_up_waiting();
                 }
                 message = batches.message(), if reading && self.waiting.is_empty() => {
                     match message {
@@ -93,12 +93,25 @@ impl<S: ProcessSource> Conversation<S> {
         }
     }
 
+    fn give_up_waiting(&mut self) {
+        let waiting = i64::try_from(self.waiting.len()).unwrap_or(i64::MAX);
+        self.engines.metrics().waiting.dec_by(waiting);
+        self.waiting.clear();
+    }
+
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty() && self.ready.is_empty()
     }
 
     fn accept(&mut self, message: wire::ApplyRequest) -> Result<(), InvalidMessageError> {
         let Batch { tenant, jobs } = message.try_into()?;
+        let metrics = self.engines.metrics();
+        metrics
+            .batch_jobs
+            .observe(f64::from(u32::try_from(jobs.len()).unwrap_or(u32::MAX)));
+        metrics
+            .waiting
+            .inc_by(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         let jobs = jobs.into_iter().map(|(id, request)| Job {
             id,
             tenant,
@@ -118,6 +131,7 @@ impl<S: ProcessSource> Conversation<S> {
             else {
                 return;
             };
+            self.engines.metrics().waiting.dec();
             let bytes = request.size();
             self.running_bytes += bytes;
             let engines = Arc::clone(&self.engines);
@@ -144,6 +158,12 @@ impl<S: ProcessSource> Conversation<S> {
     fn finish(&mut self, done: Done) {
         self.running_bytes -= done.bytes;
         self.ready.push(done.result);
+    }
+}
+
+impl<S: ProcessSource> Drop for Conversation<S> {
+    fn drop(&mut self) {
+        self.give_up_waiting();
     }
 }
 

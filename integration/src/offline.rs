@@ -9,13 +9,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use palimpsest_layer::{DeltaLayer as _, LogRecord, OpenLayer, Visit};
+use palimpsest_read::{ReadError, Versions, relations_at};
 use palimpsest_redo::{Chain, reconstruct};
 use palimpsest_redo_postgres::Engine;
-use palimpsest_types::{BlockNumber, Fork, Key, Lsn, Oid, RelTag, WriterEpoch};
+use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, WriterEpoch};
 use palimpsest_wal::{BaseFacts, Interpreter, RawRecord, RelationSizes, SegmentSize, Value};
 
 use crate::oracle::{DataFiles, PageSource, read_wal};
@@ -24,6 +25,7 @@ use crate::oracle::{DataFiles, PageSource, read_wal};
 #[derive(Debug)]
 pub struct OfflineTimeline {
     base: DataFiles,
+    base_sizes: BTreeMap<Key, Value>,
     changes: OpenLayer,
     sizes: RelationSizes,
     boundaries: Vec<Lsn>,
@@ -68,8 +70,11 @@ impl OfflineTimeline {
     ) -> Result<Self> {
         let base = DataFiles::read(base_dir)?;
         let mut sizes = RelationSizes::default();
+        let mut base_sizes = BTreeMap::new();
         for (rel, file) in base.iter() {
-            sizes.set(rel, file.blocks()?);
+            let blocks = file.blocks()?;
+            sizes.set(rel, blocks);
+            base_sizes.insert(Key::RelSize(rel), Value::RelSize(blocks));
         }
         let mut interpreter = Interpreter::new(
             sizes,
@@ -83,6 +88,10 @@ impl OfflineTimeline {
         read_wal(pg_wal, checkpoint, segment_size, |record: RawRecord| {
             boundaries.push(record.end_lsn);
             let found = interpreter.interpret(&record)?;
+            let mut values = found.iter().map(|change| &change.value);
+            // Chains are looked for in one history only.
+            let copies = values.any(|value| matches!(value, Value::CopyOf { .. }));
+            ensure!(!copies, "a database is copied at {}", record.end_lsn);
             Ok(changes.append(LogRecord {
                 lsn: record.end_lsn,
                 changes: found,
@@ -91,6 +100,7 @@ impl OfflineTimeline {
         let sizes = interpreter.sizes().clone();
         Ok(Self {
             base,
+            base_sizes,
             changes,
             sizes,
             boundaries,
@@ -129,33 +139,6 @@ impl OfflineTimeline {
             chain
         };
         Ok((0..blocks.get()).map(chain).collect())
-    }
-
-    /// All forks with their lengths at an LSN.
-    pub fn sizes_at(&self, lsn: Lsn) -> Result<BTreeMap<RelTag, BlockNumber>> {
-        let mut sizes = BTreeMap::new();
-        for (rel, file) in self.base.iter() {
-            sizes.insert(rel, file.blocks()?);
-        }
-        let first = RelTag {
-            spc: 0,
-            db: 0,
-            rel: 0,
-            fork: Fork::Main,
-        };
-        // The kinds of keys are in order, and sizes come first.
-        let all_sizes = Key::RelSize(first)..Key::RelBlock(first, BlockNumber::ZERO);
-        self.changes
-            .newest(all_sizes, lsn, &mut |key, _, value| match (key, value) {
-                (Key::RelSize(rel), Value::RelSize(blocks)) => {
-                    sizes.insert(rel, *blocks);
-                }
-                (Key::RelSize(rel), Value::Dropped) => {
-                    sizes.remove(&rel);
-                }
-                _ => {}
-            });
-        Ok(sizes)
     }
 
     /// The chain of one page at an LSN, on the pages that the base has of its fork.
@@ -202,6 +185,33 @@ impl OfflineTimeline {
     }
 }
 
+/// Sizes; pages come from chains.
+impl Versions for OfflineTimeline {
+    async fn newest(&self, key: Key, up_to: Lsn) -> Result<Option<(Lsn, Value)>, ReadError> {
+        let of_base = self.base_sizes.get(&key);
+        let mut newest = of_base.map(|value| (self.changes.start(), value.clone()));
+        self.changes.versions(key, up_to, &mut |at, value| {
+            newest = Some((at, value.clone()));
+            Visit::Stop
+        });
+        Ok(newest)
+    }
+
+    async fn newest_in(
+        &self,
+        keys: KeyRange,
+        up_to: Lsn,
+    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
+        let of_base = self.base_sizes.range(keys.clone());
+        let at_start = |(key, value): (&Key, &Value)| (*key, (self.changes.start(), value.clone()));
+        let mut newest: BTreeMap<_, _> = of_base.map(at_start).collect();
+        self.changes.newest(keys, up_to, &mut |key, at, value| {
+            newest.insert(key, (at, value.clone()));
+        });
+        Ok(newest)
+    }
+}
+
 impl<'a> OfflineSource<'a> {
     /// A source of the timeline's pages, true or not.
     pub fn new(timeline: &'a OfflineTimeline, engine: Engine, sabotage: Sabotage) -> Self {
@@ -221,7 +231,8 @@ impl<'a> OfflineSource<'a> {
 
 impl PageSource for OfflineSource<'_> {
     async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>> {
-        Ok(self.timeline.sizes_at(lsn)?.into_iter().collect())
+        let relations = relations_at(self.timeline, lsn).await?;
+        Ok(relations.into_iter().collect())
     }
 
     async fn pages(&self, rel: RelTag, blocks: &[BlockNumber], lsn: Lsn) -> Vec<Result<Bytes>> {

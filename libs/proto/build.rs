@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::BatchingCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

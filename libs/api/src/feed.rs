@@ -2,11 +2,11 @@
 
 use palimpsest_layer::LogRecord;
 use palimpsest_proto::ingest::v1 as wire;
-use palimpsest_types::{BlockNumber, Key, Lsn, WriterEpoch};
+use palimpsest_types::{BlockNumber, Key, Lsn, PAGE_SIZE, WriterEpoch};
 use palimpsest_wal::{Change, PagePatches, RawRecord, TransactionEnd, Value};
 use tonic::{Streaming, transport::Channel};
 use wire::{
-    change::{TransactionsEnded, Value as WireValue},
+    change::{CopyOf, TransactionsEnded, Value as WireValue},
     feed_service_client::FeedServiceClient,
 };
 
@@ -126,6 +126,10 @@ fn record_changes_to_wire(record: LogRecord) -> wire::RecordChanges {
             Value::Patched(patches) => WireValue::Patches(patches.encoded().clone()),
             Value::RelSize(blocks) => WireValue::RelSize(blocks.get()),
             Value::File(content) => WireValue::File(content),
+            Value::CopyOf { spc, db } => WireValue::CopyOf(CopyOf {
+                tablespace: spc,
+                database: db,
+            }),
             Value::Dropped => WireValue::Dropped(true),
         };
         wire::Change {
@@ -171,6 +175,10 @@ fn change_from_wire(
         .value
         .ok_or_else(|| InvalidMessageError::missing("value"))?
     {
+        WireValue::Image(page) if page.len() != PAGE_SIZE => {
+            let problem = format!("has {} bytes, not {PAGE_SIZE}", page.len());
+            return Err(InvalidMessageError::new("image", problem));
+        }
         WireValue::Image(page) => Value::Image(page),
         WireValue::ZeroPage(_) => Value::ZeroPage,
         WireValue::RecordWillInit(will_init) => {
@@ -198,6 +206,10 @@ fn change_from_wire(
         }
         WireValue::RelSize(blocks) => Value::RelSize(BlockNumber::new(blocks)),
         WireValue::File(content) => Value::File(content),
+        WireValue::CopyOf(CopyOf {
+            tablespace: spc,
+            database: db,
+        }) => Value::CopyOf { spc, db },
         WireValue::Dropped(_) => Value::Dropped,
     };
     Ok(Change { key, value })
@@ -249,7 +261,7 @@ mod tests {
             },
             Change {
                 key: block(3),
-                value: Value::Image(Bytes::from_static(b"page")),
+                value: Value::Image(Bytes::from_static(&[7; PAGE_SIZE])),
             },
             Change {
                 key: Key::RelSize(rel),
@@ -258,6 +270,10 @@ mod tests {
             Change {
                 key: Key::RelMap { spc: 1, db: 2 },
                 value: Value::Dropped,
+            },
+            Change {
+                key: Key::Database { spc: 1, db: 2 },
+                value: Value::CopyOf { spc: 3, db: 4 },
             },
             Change {
                 key: Key::SlruBlock(SlruKind::Clog, 0),
@@ -289,6 +305,14 @@ mod tests {
     #[test]
     fn a_change_that_refers_to_no_record_is_an_error() {
         assert!(decode(WireValue::RecordWillInit(false)).is_err());
+    }
+
+    #[test]
+    fn an_image_that_is_no_page_is_an_error() {
+        for len in [0, PAGE_SIZE - 1, PAGE_SIZE + 1] {
+            let value = WireValue::Image(vec![0; len].into());
+            assert!(decode(value).is_err(), "{len} bytes");
+        }
     }
 
     #[test]

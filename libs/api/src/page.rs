@@ -2,10 +2,12 @@
 
 mod catalog;
 mod files;
+mod pool;
 mod stream;
 
 pub use catalog::TimelineAt;
 pub use files::{RelationMapFile, SlruSegment, slru_kind};
+pub use pool::PagePool;
 
 use bytes::Bytes;
 use palimpsest_proto::page::v1 as wire;

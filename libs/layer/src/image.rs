@@ -310,6 +310,8 @@ impl ValueRef {
                 Ok(Value::RelSize(BlockNumber::new(blocks)))
             }
             Key::RelMap { .. } | Key::TwoPhase(_) | Key::Parameters => Ok(Value::File(stored)),
+            // An image has what a database holds, not where that came from.
+            Key::Database { .. } => Err(ImageLayerError::Malformed("key of a database")),
         }
     }
 }

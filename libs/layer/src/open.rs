@@ -48,6 +48,16 @@ struct Entry {
 /// What an entry takes beside its value: itself and its place in the index.
 const ENTRY_OVERHEAD: u64 = 128;
 
+impl LogRecord {
+    /// Memory that its changes take, about.
+    pub fn size(&self) -> ByteCount {
+        let values = || self.changes.iter().map(|change| &change.value);
+        let own: u64 = values().map(|value| ENTRY_OVERHEAD + own_size(value)).sum();
+        let shared = values().map(record_size).max().unwrap_or_default();
+        ByteCount::new(own + shared)
+    }
+}
+
 impl OpenLayer {
     /// An empty layer for changes after `start`.
     pub fn new(epoch: WriterEpoch, start: Lsn) -> Self {
@@ -86,6 +96,7 @@ impl OpenLayer {
     /// # Errors
     /// If the record is not after the last one.
     pub fn append(&mut self, record: LogRecord) -> Result<(), OutOfOrderError> {
+        let size = record.size();
         let LogRecord { lsn, changes } = record;
         if lsn <= self.last {
             return Err(OutOfOrderError {
@@ -94,17 +105,14 @@ impl OpenLayer {
             });
         }
         self.last = lsn;
-        let mut shared_record = 0;
+        self.bytes += size.get();
         for Change { key, value } in changes {
-            self.bytes += ENTRY_OVERHEAD + own_size(&value);
-            shared_record = shared_record.max(record_size(&value));
             self.index
                 .entry(key)
                 .or_default()
                 .push(self.log.len() as u32);
             self.log.push(Entry { lsn, key, value });
         }
-        self.bytes += shared_record;
         Ok(())
     }
 
@@ -220,6 +228,7 @@ fn own_size(value: &Value) -> u64 {
         | Value::Record { .. }
         | Value::TruncateVisibilityMap { .. }
         | Value::RelSize(_)
+        | Value::CopyOf { .. }
         | Value::Dropped => 0,
     }
 }

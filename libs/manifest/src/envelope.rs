@@ -34,13 +34,17 @@ pub fn seal<T: Serialize>(
     version: u32,
     state: &T,
 ) -> Result<Bytes, serde_json::Error> {
-    let body = serde_json::to_vec(state)?;
+    Ok(seal_body(magic, version, &serde_json::to_vec(state)?))
+}
+
+/// Wraps a body that is JSON already.
+pub(crate) fn seal_body(magic: [u8; 4], version: u32, body: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(12 + body.len());
     bytes.put_slice(&magic);
     bytes.put_u32_le(version);
-    bytes.put_u32_le(crc32c(&body));
-    bytes.put_slice(&body);
-    Ok(bytes.freeze())
+    bytes.put_u32_le(crc32c(body));
+    bytes.put_slice(body);
+    bytes.freeze()
 }
 
 /// Unwraps what [`seal`] wrote.

@@ -15,6 +15,8 @@
 mod envelope;
 mod error;
 mod fold;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod layer_entry;
 mod layer_list;
 mod list_store;

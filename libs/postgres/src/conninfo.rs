@@ -2,7 +2,7 @@
 
 mod endpoint;
 mod key_value;
-mod passfile;
+pub(crate) mod passfile;
 mod ssl_mode;
 #[cfg(test)]
 mod tests;

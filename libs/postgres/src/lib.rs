@@ -19,6 +19,8 @@ mod connection;
 mod conninfo;
 mod control_file;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod keep_alive;
 mod quote;
 mod replication;

@@ -1,6 +1,6 @@
 //! Generated from `proto/`: messages, clients and servers of every gRPC service.
 //!
-//! Nothing is written by hand here. Domain types and conversions are in `palimpsest-api`.
+//! Nothing but the codec is written by hand here. Domain types and conversions are in `palimpsest-api`.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -24,6 +24,8 @@ macro_rules! packages {
         )*
     };
 }
+
+pub mod codec;
 
 packages!(admin broker common ingest page redo);
 

@@ -1,3 +1,6 @@
+use std::collections::HashMap;
+
+use bytes::Bytes;
 use palimpsest_layer::image::{Footer, ImageLayerError, ImageLayerIndex, ValueRef};
 use palimpsest_manifest::LayerEntry;
 use palimpsest_store::StorePath;
@@ -13,6 +16,8 @@ pub(crate) struct BaseLayers {
     layers: Vec<Layer>,
     /// Sorted by key.
     index: Vec<Entry>,
+    /// Sizes of forks and segments: every read of a page asks for one.
+    sizes: HashMap<Key, Value>,
 }
 
 #[derive(Debug)]
@@ -27,6 +32,9 @@ struct Entry {
     layer: u32,
     value: ValueRef,
 }
+
+/// Reading so many bytes in vain is cheaper than reading twice.
+const READ_OVER: u64 = 4 << 10;
 
 impl BaseLayers {
     /// Opens layers, which are all of one LSN.
@@ -51,7 +59,42 @@ impl BaseLayers {
             layers.push(Layer { name, path });
         }
         index.sort_unstable_by_key(|entry| entry.key);
-        Ok(Self { lsn, layers, index })
+        let mut base = Self {
+            lsn,
+            layers,
+            index,
+            sizes: HashMap::new(),
+        };
+        base.sizes = base.read_sizes(files).await?;
+        Ok(base)
+    }
+
+    /// Values of all keys that say how long something is.
+    async fn read_sizes(&self, files: &LayerFiles) -> Result<HashMap<Key, Value>, ReadError> {
+        let is_size = |entry: &&Entry| matches!(entry.key, Key::RelSize(_) | Key::SlruSegment(..));
+        let mut entries: Vec<_> = self.index.iter().filter(is_size).copied().collect();
+        entries.sort_unstable_by_key(|entry| (entry.layer, entry.value.offset));
+        let mut sizes = HashMap::with_capacity(entries.len());
+        for run in entries.chunk_by(lie_together) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            let from = first.value.offset;
+            let path = &self.layer_of(first)?.path;
+            let mut bytes = files.read(path, from..last.end()).await?;
+            let mut at = from;
+            for entry in run {
+                let (skip, len) = (entry.value.offset - at, entry.value.len as usize);
+                let (skip, all) = (skip as usize, skip as usize + len);
+                if bytes.len() < all {
+                    return Err(ReadError::WrongValue(entry.key));
+                }
+                let stored = bytes.split_to(all).split_off(skip);
+                at = entry.end();
+                sizes.insert(entry.key, self.decode(entry, stored)?);
+            }
+        }
+        Ok(sizes)
     }
 
     /// Whether it was opened from these layers.
@@ -71,6 +114,9 @@ impl BaseLayers {
         files: &LayerFiles,
         key: Key,
     ) -> Result<Option<Value>, ReadError> {
+        if let Some(size) = self.sizes.get(&key) {
+            return Ok(Some(size.clone()));
+        }
         match self.index.binary_search_by_key(&key, |entry| entry.key) {
             Ok(at) => match self.index.get(at) {
                 Some(entry) => self.load(files, entry).await.map(Some),
@@ -96,18 +142,37 @@ impl BaseLayers {
     }
 
     async fn load(&self, files: &LayerFiles, entry: &Entry) -> Result<Value, ReadError> {
-        let Some(layer) = self.layers.get(entry.layer as usize) else {
-            return Err(ReadError::WrongValue(entry.key));
-        };
-        let ValueRef { offset, len, .. } = entry.value;
-        let stored = files
-            .read(&layer.path, offset..offset + u64::from(len))
-            .await?;
-        entry
-            .value
-            .decode(entry.key, stored)
-            .map_err(|source| damaged(&layer.path, source))
+        if let Some(size) = self.sizes.get(&entry.key) {
+            return Ok(size.clone());
+        }
+        let path = &self.layer_of(entry)?.path;
+        let stored = files.read(path, entry.value.offset..entry.end()).await?;
+        self.decode(entry, stored)
     }
+
+    fn decode(&self, entry: &Entry, stored: Bytes) -> Result<Value, ReadError> {
+        let layer = self.layer_of(entry)?;
+        let value = entry.value.decode(entry.key, stored);
+        value.map_err(|source| damaged(&layer.path, source))
+    }
+
+    fn layer_of(&self, entry: &Entry) -> Result<&Layer, ReadError> {
+        let layer = self.layers.get(entry.layer as usize);
+        layer.ok_or(ReadError::WrongValue(entry.key))
+    }
+}
+
+impl Entry {
+    /// Where its value ends in the layer.
+    fn end(&self) -> u64 {
+        self.value.offset + u64::from(self.value.len)
+    }
+}
+
+/// Whether two values, the second after the first, are worth reading at once.
+fn lie_together(one: &Entry, next: &Entry) -> bool {
+    let is_behind = one.end() <= next.value.offset;
+    one.layer == next.layer && is_behind && next.value.offset - one.end() <= READ_OVER
 }
 
 async fn read_index(

@@ -7,7 +7,7 @@ use palimpsest_layer::delta_file::{EntryBlock, RecordBlock};
 use palimpsest_types::ByteCount;
 use quick_cache::{Weighter, sync::Cache};
 
-use crate::error::ReadError;
+use crate::{cache::CacheUse, error::ReadError};
 
 /// Blocks of delta layers, checked and unpacked, of all timelines, within a bound of bytes.
 #[derive(Debug)]
@@ -55,6 +55,16 @@ impl BlockCache {
         Self {
             blocks: Cache::with_weighter(items, size.get(), ByBytes),
             files: AtomicU64::new(0),
+        }
+    }
+
+    /// How it is used.
+    pub fn in_use(&self) -> CacheUse {
+        CacheUse {
+            hits: self.blocks.hits(),
+            misses: self.blocks.misses(),
+            used: ByteCount::new(self.blocks.weight()),
+            budget: ByteCount::new(self.blocks.capacity()),
         }
     }
 

@@ -23,11 +23,35 @@ pub(crate) struct Version {
     pub(crate) lsn: Lsn,
 }
 
+/// How a cache is used.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheUse {
+    /// Lookups that it answered.
+    pub hits: u64,
+    /// Lookups that it could not answer.
+    pub misses: u64,
+    /// Memory that what is cached takes.
+    pub used: ByteCount,
+    /// Memory that it may take.
+    pub budget: ByteCount,
+}
+
 impl PageCache {
     /// A cache of about `size`.
     pub fn new(size: ByteCount) -> Self {
         Self {
             pages: Cache::new(size.as_len() / PAGE_SIZE),
+        }
+    }
+
+    /// How it is used.
+    pub fn in_use(&self) -> CacheUse {
+        let page = PAGE_SIZE as u64;
+        CacheUse {
+            hits: self.pages.hits(),
+            misses: self.pages.misses(),
+            used: ByteCount::new(self.pages.weight() * page),
+            budget: ByteCount::new(self.pages.capacity() * page),
         }
     }
 

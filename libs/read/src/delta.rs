@@ -80,13 +80,13 @@ impl DeltaFile {
         files: &LayerFiles,
         keys: KeyRange,
         up_to: Lsn,
-        visit: &mut (dyn FnMut(Key, &Value) + Send),
+        visit: &mut (dyn FnMut(Key, Lsn, &Value) + Send),
     ) -> Result<(), ReadError> {
         for no in self.index.blocks_in(keys.clone()) {
             let block = self.entries(files, no).await?;
             for (key, lsn, stored) in block.range(keys.clone()) {
                 if lsn <= up_to {
-                    visit(key, &self.value(files, stored).await?);
+                    visit(key, lsn, &self.value(files, stored).await?);
                 }
             }
         }

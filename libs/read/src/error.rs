@@ -115,6 +115,18 @@ pub enum ReadError {
         #[source]
         source: InvalidSlruChainError,
     },
+    /// The files of a database are a copy of a copy of a copy, and so on.
+    #[error(
+        "database {db} in tablespace {spc} comes from more than {limit} copies of copies; make a new one with STRATEGY wal_log and read that"
+    )]
+    CopiedTooOften {
+        /// The tablespace.
+        spc: Oid,
+        /// The database.
+        db: Oid,
+        /// How many are followed.
+        limit: usize,
+    },
     /// A timeline begins without what every base backup has.
     #[error("the base backup has no {0}; delete the tenant and attach again")]
     NotInBackup(Key),
@@ -127,7 +139,7 @@ impl ReadError {
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BelowHorizon { .. } => ErrorKind::Invalid,
+            Self::BelowHorizon { .. } | Self::CopiedTooOften { .. } => ErrorKind::Invalid,
             Self::NotYet { .. } | Self::Behind { .. } => ErrorKind::NotReady,
             Self::NoRelation { .. }
             | Self::BeyondEnd { .. }

@@ -1,4 +1,4 @@
-use std::{ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use palimpsest_layer::Visit;
@@ -7,7 +7,9 @@ use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
 use palimpsest_wal::Value;
 
-use crate::{base::BaseLayers, blocks::BlockCache, delta::DeltaFile, error::ReadError};
+use crate::{
+    base::BaseLayers, blocks::BlockCache, delta::DeltaFile, error::ReadError, versions::Versions,
+};
 
 /// Where the layer files of one timeline are, and the blocks of them that are in memory.
 #[derive(Debug, Clone)]
@@ -134,46 +136,6 @@ impl Layers {
         Ok(())
     }
 
-    /// Shows the versions of all keys in a range at or before `up_to`; for each key the last one
-    /// shown is the newest.
-    ///
-    /// # Errors
-    /// If a file is missing or damaged.
-    pub async fn newest(
-        &self,
-        keys: KeyRange,
-        up_to: Lsn,
-        visit: &mut (dyn FnMut(Key, &Value) + Send),
-    ) -> Result<(), ReadError> {
-        for (key, value) in self.base.range(&self.files, keys.clone()).await? {
-            visit(key, &value);
-        }
-        for (_, file) in &self.deltas {
-            if file.start() < up_to {
-                let range = file.range(&self.files, keys.clone(), up_to, visit);
-                range.await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The newest version at or before `up_to` of a key whose versions all stand alone.
-    ///
-    /// # Errors
-    /// If a file is missing or damaged.
-    pub async fn newest_of(&self, key: Key, up_to: Lsn) -> Result<Option<Value>, ReadError> {
-        let mut newest = None;
-        let mut visit = |_, _, value: &Value| {
-            newest = Some(value.clone());
-            Visit::Stop
-        };
-        self.versions(key, up_to, &mut visit).await?;
-        match newest {
-            Some(value) => Ok(Some(value)),
-            None => self.base_version(key).await,
-        }
-    }
-
     /// The version of a key in the base, if it has one.
     pub(crate) async fn base_version(&self, key: Key) -> Result<Option<Value>, ReadError> {
         self.base.get(&self.files, key).await
@@ -182,5 +144,46 @@ impl Layers {
     fn delta(&self, entry: &LayerEntry) -> Option<Arc<DeltaFile>> {
         let known = self.deltas.iter().find(|(name, _)| *name == entry.name);
         known.map(|(_, file)| Arc::clone(file))
+    }
+}
+
+impl Versions for Layers {
+    async fn newest(&self, key: Key, up_to: Lsn) -> Result<Option<(Lsn, Value)>, ReadError> {
+        let mut newest = None;
+        let mut visit = |_, at, value: &Value| {
+            newest = Some((at, value.clone()));
+            Visit::Stop
+        };
+        self.versions(key, up_to, &mut visit).await?;
+        match newest {
+            Some(newest) => Ok(Some(newest)),
+            None if up_to < self.base.lsn() => Ok(None),
+            None => {
+                let value = self.base_version(key).await?;
+                Ok(value.map(|value| (self.base.lsn(), value)))
+            }
+        }
+    }
+
+    async fn newest_in(
+        &self,
+        keys: KeyRange,
+        up_to: Lsn,
+    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
+        let mut newest = BTreeMap::new();
+        if self.base.lsn() <= up_to {
+            for (key, value) in self.base.range(&self.files, keys.clone()).await? {
+                newest.insert(key, (self.base.lsn(), value));
+            }
+        }
+        // Oldest first, so that the newest stays.
+        let mut insert = |key, at, value: &Value| drop(newest.insert(key, (at, value.clone())));
+        for (_, file) in &self.deltas {
+            if file.start() < up_to {
+                let range = file.range(&self.files, keys.clone(), up_to, &mut insert);
+                range.await?;
+            }
+        }
+        Ok(newest)
     }
 }

@@ -5,6 +5,9 @@
 //! files of [`Layers`], and ends at the image layers below them. It replays what it found on that.
 //! [`PageCache`] remembers versions already made; a version never changes, so what is cached is
 //! right for ever. [`BlockCache`] does the same for blocks of files.
+//!
+//! Databases that were copied as files have no versions of their own for what they were copied with:
+//! such reads go on in the history of the database copied (`lineage.rs`).
 
 mod base;
 mod blocks;
@@ -12,12 +15,19 @@ mod cache;
 mod delta;
 mod error;
 mod layers;
+mod lineage;
+mod listing;
 mod reader;
 mod tail;
+mod times;
+mod versions;
 
 pub use blocks::BlockCache;
-pub use cache::PageCache;
+pub use cache::{CacheUse, PageCache};
 pub use error::ReadError;
 pub use layers::{LayerFiles, Layers};
+pub use listing::relations_at;
 pub use reader::TimelineReader;
 pub use tail::{Pieces, Tail, TailError};
+pub use times::ReadTimes;
+pub use versions::Versions;

@@ -27,6 +27,13 @@ pub enum Key {
     SlruSegment(SlruKind, u32),
     /// Settings of the source that its log depends on.
     Parameters,
+    /// All that a database has in a tablespace, as one: that it is gone, or a copy of another's.
+    Database {
+        /// The tablespace.
+        spc: Oid,
+        /// The database.
+        db: Oid,
+    },
 }
 
 /// A kind of simple-LRU storage. Numbers are stored in files and stay.
@@ -61,6 +68,7 @@ const KIND_REL_MAP: u8 = 4;
 const KIND_TWO_PHASE: u8 = 5;
 const KIND_SLRU_SEGMENT: u8 = 6;
 const KIND_PARAMETERS: u8 = 7;
+const KIND_DATABASE: u8 = 8;
 
 impl Key {
     /// Length of an encoded key in bytes.
@@ -90,6 +98,7 @@ impl Key {
             Self::TwoPhase(xid) => (KIND_TWO_PHASE, xid, 0, 0, 0, 0),
             Self::SlruSegment(kind, number) => (KIND_SLRU_SEGMENT, kind as u32, number, 0, 0, 0),
             Self::Parameters => (KIND_PARAMETERS, 0, 0, 0, 0, 0),
+            Self::Database { spc, db } => (KIND_DATABASE, spc, db, 0, 0, 0),
         };
         let mut bytes = [0; Self::LEN];
         bytes[0] = kind;
@@ -149,6 +158,7 @@ impl Key {
             KIND_TWO_PHASE => Ok(Self::TwoPhase(a)),
             KIND_SLRU_SEGMENT => Ok(Self::SlruSegment(slru()?, b)),
             KIND_PARAMETERS => Ok(Self::Parameters),
+            KIND_DATABASE => Ok(Self::Database { spc: a, db: b }),
             _ => Err(invalid),
         }
     }
@@ -166,6 +176,7 @@ impl fmt::Display for Key {
                 write!(f, "size of {} segment {number:04X}", kind.directory())
             }
             Self::Parameters => write!(f, "settings of the source"),
+            Self::Database { spc, db } => write!(f, "files of database {spc}/{db}"),
         }
     }
 }
@@ -226,6 +237,7 @@ mod tests {
             (0u32..4, any::<u32>())
                 .prop_map(|(k, s)| Key::SlruSegment(SlruKind::from_number(k).unwrap(), s)),
             Just(Key::Parameters),
+            (any::<u32>(), any::<u32>()).prop_map(|(spc, db)| Key::Database { spc, db }),
         ]
     }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use palimpsest_types::{BlockNumber, Key};
+use palimpsest_types::{BlockNumber, Key, Oid};
 
 use crate::{
     clog::{TransactionEnd, Xid},
@@ -50,7 +50,16 @@ pub enum Value {
     RelSize(BlockNumber),
     /// A file's whole content.
     File(Bytes),
-    /// The relation fork, segment or file does not exist any more.
+    /// All that a database has in a tablespace is what another had just before this change, until
+    /// it changes.
+    CopyOf {
+        /// Tablespace of the other.
+        spc: Oid,
+        /// The other database, which may be the same one in another tablespace.
+        db: Oid,
+    },
+    /// The relation fork, segment or file does not exist any more; of a database, nothing that it
+    /// had in the tablespace does.
     Dropped,
 }
 
@@ -62,9 +71,12 @@ impl Value {
             Self::TruncateVisibilityMap { .. }
             | Self::TransactionsEnded { .. }
             | Self::Patched(_) => false,
-            Self::Image(_) | Self::ZeroPage | Self::RelSize(_) | Self::File(_) | Self::Dropped => {
-                true
-            }
+            Self::Image(_)
+            | Self::ZeroPage
+            | Self::RelSize(_)
+            | Self::File(_)
+            | Self::CopyOf { .. }
+            | Self::Dropped => true,
         }
     }
 }

@@ -1,8 +1,8 @@
 use palimpsest_codec::TruncatedError;
-use palimpsest_types::{BlockNumber, InvalidForkError, Lsn, RelTag, SlruKind};
+use palimpsest_types::{BlockNumber, InvalidForkError, Key, Lsn, RelTag, SlruKind};
 
 use crate::{
-    change::Change,
+    change::{Change, Value},
     image::ImageError,
     record::{BlockRef, DecodeError, DecodedRecord, RawRecord},
     relation_sizes::RelationSizes,
@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod changes;
+mod databases;
 mod files;
 mod maps;
 mod slru;
@@ -27,7 +28,7 @@ use torn::TornForks;
 /// it knows that a record extends one: pages between the old end and the new page come into being
 /// as zeros, as redo makes them (`XLogReadBufferExtended`). The same goes for the segments of SLRU
 /// areas; and of settings, it knows those on which the meaning of records depends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Interpreter {
     sizes: RelationSizes,
     segments: SlruSegments,
@@ -87,11 +88,6 @@ pub enum Reason {
     /// The resource manager has no such record.
     #[error("unknown record type {0:02X}")]
     UnknownRecord(u8),
-    /// Files are copied without their pages being logged.
-    #[error(
-        "CREATE DATABASE with STRATEGY file_copy (or ALTER DATABASE SET TABLESPACE) copies files outside the WAL; use STRATEGY wal_log"
-    )]
-    DatabaseFileCopy,
     /// The source stopped writing what redo needs.
     #[error("wal_level fell below replica; set it to replica or logical and attach again")]
     WalLevel,
@@ -122,6 +118,11 @@ pub enum Reason {
         /// The block.
         block: BlockNumber,
     },
+    /// A copied database brings in more than are kept track of.
+    #[error(
+        "there are more than {0} relation forks after a database was copied; attach again without some"
+    )]
+    TooManyForks(usize),
     /// Redo of a page could depend on the order of two references to it.
     #[error("{rel} block {block} is named twice")]
     NamedTwice {
@@ -148,6 +149,31 @@ impl Interpreter {
     /// The same, where these segments of SLRU areas existed at that point.
     pub fn with_slru_segments(self, segments: SlruSegments) -> Self {
         Self { segments, ..self }
+    }
+
+    /// Goes on from a later point, at which a key has this version. Once that is said of every key
+    /// that has changed until there, it is as if the records had come; but for what changes a whole
+    /// database, which is more than its own key.
+    ///
+    /// # Errors
+    /// If these are no settings.
+    pub fn note(&mut self, key: Key, value: &Value) -> Result<(), TruncatedError> {
+        match (key, value) {
+            (Key::RelSize(rel), Value::RelSize(blocks)) => self.sizes.set(rel, *blocks),
+            (Key::RelSize(rel), Value::Dropped) => drop(self.sizes.remove(rel)),
+            (Key::SlruSegment(kind, segment), Value::RelSize(pages)) => {
+                self.segments.set(kind, segment, pages.get());
+            }
+            (Key::SlruSegment(kind, segment), Value::Dropped) => {
+                self.segments.set(kind, segment, 0);
+            }
+            (Key::Parameters, Value::File(content)) => {
+                let settings = v15::Parameters::decode(content)?;
+                self.base.track_commit_timestamp = settings.track_commit_timestamp;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Sizes of all relation forks after the last record.

@@ -29,6 +29,8 @@ pub struct RecordReader {
     /// Padding up to here belongs to no record.
     skip_to: Lsn,
     partial: Option<Partial>,
+    /// Start of the newest whole record.
+    previous: Option<Lsn>,
     timeline: u32,
 }
 
@@ -83,6 +85,19 @@ pub enum WalError {
         length: u32,
         /// The limit.
         limit: u32,
+    },
+    /// A record says that it comes after another than it does. The source lost WAL that it had
+    /// sent, and has written anew where that began (`ValidXLogRecordHeader`).
+    #[error(
+        "the WAL record at {at} was written after one at {found}, not after the one at {expected} that came before it; the source has lost WAL that it had sent, attach again"
+    )]
+    Previous {
+        /// Start of the record.
+        at: Lsn,
+        /// Start of the record that it says it follows.
+        found: Lsn,
+        /// Start of the one that it does.
+        expected: Lsn,
     },
     /// The record's bytes are not what was written.
     #[error("the WAL record at {at} fails its CRC: {found:08X} computed, {stored:08X} stored")]
@@ -139,8 +154,17 @@ impl RecordReader {
             input,
             skip_to: start,
             partial: None,
+            previous: None,
             timeline: 0,
         }
+    }
+
+    /// Forgets what came after `end`, the end of the newest whole record, and expects it again.
+    pub fn begin_again(&mut self, end: Lsn) {
+        *self = Self {
+            previous: self.previous,
+            ..Self::new(end, self.segment_size)
+        };
     }
 
     /// Where the next pushed byte belongs.
@@ -297,6 +321,16 @@ impl RecordReader {
                 found,
             });
         }
+        if let Some(expected) = self.previous
+            && header.previous != expected
+        {
+            return Err(WalError::Previous {
+                at: start,
+                found: header.previous,
+                expected,
+            });
+        }
+        self.previous = Some(start);
         let mut end = self.input.position.align_up();
         if v15::is_switch(&header) {
             end = self.segment_size.round_up(end).unwrap_or(Lsn::MAX);

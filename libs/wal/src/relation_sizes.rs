@@ -1,6 +1,6 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use palimpsest_types::{BlockNumber, Oid, RelTag};
+use palimpsest_types::{BlockNumber, Fork, Oid, RelTag};
 
 /// Sizes of all relation forks of a timeline at its newest LSN: what ingest must know to see that
 /// a record extends a relation.
@@ -25,14 +25,47 @@ impl RelationSizes {
         self.sizes.remove(&rel).is_some()
     }
 
-    /// All forks of one database in one tablespace.
-    pub fn of_database(&self, spc: Oid, db: Oid) -> Vec<RelTag> {
-        let in_database = |rel: &&RelTag| rel.spc == spc && rel.db == db;
-        self.sizes.keys().filter(in_database).copied().collect()
+    /// Forgets all forks that a database has in a tablespace.
+    pub fn remove_database(&mut self, spc: Oid, db: Oid) {
+        for (rel, _) in self.of_database((spc, db)) {
+            self.sizes.remove(&rel);
+        }
+    }
+
+    /// A database has in a tablespace, both given as that and this, what another has, and nothing
+    /// else.
+    pub fn copy_database(&mut self, from: (Oid, Oid), to: (Oid, Oid)) {
+        let forks = self.of_database(from);
+        let (spc, db) = to;
+        self.remove_database(spc, db);
+        for (rel, blocks) in forks {
+            self.set(RelTag { spc, db, ..rel }, blocks);
+        }
+    }
+
+    /// Number of forks that exist.
+    pub fn len(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// Whether no fork exists.
+    pub fn is_empty(&self) -> bool {
+        self.sizes.is_empty()
+    }
+
+    fn of_database(&self, database: (Oid, Oid)) -> Vec<(RelTag, BlockNumber)> {
+        let forks = self.sizes.range(forks_of(database));
+        forks.map(|(rel, blocks)| (*rel, *blocks)).collect()
     }
 
     /// All forks with their sizes, in order.
     pub fn iter(&self) -> impl Iterator<Item = (RelTag, BlockNumber)> + '_ {
         self.sizes.iter().map(|(rel, blocks)| (*rel, *blocks))
     }
+}
+
+/// All forks there can be of a database in a tablespace.
+fn forks_of((spc, db): (Oid, Oid)) -> RangeInclusive<RelTag> {
+    let fork = |rel, fork| RelTag { spc, db, rel, fork };
+    fork(0, Fork::Main)..=fork(Oid::MAX, Fork::Init)
 }

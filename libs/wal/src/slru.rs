@@ -62,6 +62,7 @@ pub fn change_slru_page(page: &mut [u8], change: &Value) -> Result<(), NotAnSlru
         | Value::TruncateVisibilityMap { .. }
         | Value::RelSize(_)
         | Value::File(_)
+        | Value::CopyOf { .. }
         | Value::Dropped => return Err(NotAnSlruChangeError),
     }
     Ok(())

@@ -65,6 +65,7 @@ const KIND_REL_SIZE: u8 = 7;
 const KIND_FILE: u8 = 8;
 const KIND_DROPPED: u8 = 9;
 const KIND_PATCHED: u8 = 10;
+const KIND_COPY_OF: u8 = 11;
 
 impl ToStore<'_> {
     /// Length of its entry, computed before it is encoded, as a block must have room for it.
@@ -77,6 +78,7 @@ impl ToStore<'_> {
                 Value::Record { record, .. } => record_len(record),
                 Value::TransactionsEnded { xids, .. } => 4 + size_of_val::<[_]>(xids),
                 Value::TruncateVisibilityMap { .. } | Value::RelSize(_) => 4,
+                Value::CopyOf { .. } => 8,
                 Value::ZeroPage | Value::Dropped => 0,
             },
         };
@@ -106,6 +108,10 @@ impl ToStore<'_> {
                 }
                 Value::TruncateVisibilityMap { heap_blocks } => to.put_u32_le(heap_blocks.get()),
                 Value::RelSize(blocks) => to.put_u32_le(blocks.get()),
+                Value::CopyOf { spc, db } => {
+                    to.put_u32_le(*spc);
+                    to.put_u32_le(*db);
+                }
                 Value::ZeroPage | Value::Dropped => {}
             },
         }
@@ -124,6 +130,7 @@ impl ToStore<'_> {
                 Value::File(_) => KIND_FILE,
                 Value::Dropped => KIND_DROPPED,
                 Value::Patched(_) => KIND_PATCHED,
+                Value::CopyOf { .. } => KIND_COPY_OF,
             },
         }
     }
@@ -177,6 +184,10 @@ pub(super) fn decode_entry(cursor: &mut Cursor) -> Result<(Version, Stored), Del
         KIND_REL_SIZE => Value::RelSize(BlockNumber::new(cursor.u32("relation size")?)),
         KIND_FILE => Value::File(counted_bytes(cursor, "file")?),
         KIND_DROPPED => Value::Dropped,
+        KIND_COPY_OF => Value::CopyOf {
+            spc: cursor.u32("tablespace copied from")?,
+            db: cursor.u32("database copied")?,
+        },
         KIND_PATCHED => {
             let patches = PagePatches::decode(counted_bytes(cursor, "patches of a page")?);
             Value::Patched(patches.map_err(|_| malformed("its patches are not of a page"))?)

@@ -60,7 +60,7 @@ fn refused(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, reason)
 }
 
-fn find(text: &str, endpoint: &Endpoint, user: &str) -> Option<Password> {
+pub(crate) fn find(text: &str, endpoint: &Endpoint, user: &str) -> Option<Password> {
     let host = match &endpoint.host {
         Host::Tcp { name, .. } => name.clone(),
         Host::Unix(directory)

@@ -5,8 +5,11 @@ use palimpsest_redo::{Engine, slru_page};
 use palimpsest_types::{Key, KeyRange, Lsn, SlruKind};
 use palimpsest_wal::{Value, segment_of};
 
-use super::{Found, TimelineReader, base_for};
-use crate::error::ReadError;
+use super::{
+    TimelineReader,
+    pages::{Found, base_for},
+};
+use crate::{error::ReadError, versions::Versions as _};
 
 impl<E: Engine> TimelineReader<E> {
     /// A page of an SLRU area; `None` if it does not exist, as when it was truncated.
@@ -62,7 +65,9 @@ impl<E: Engine> TimelineReader<E> {
     ) -> Result<Vec<(u32, u32)>, ReadError> {
         let newest = self.newest_in(segments_of(kind), lsn).await?;
         let existing = newest.into_iter().filter_map(|entry| match entry {
-            (Key::SlruSegment(_, segment), Value::RelSize(pages)) => Some((segment, pages.get())),
+            (Key::SlruSegment(_, segment), (_, Value::RelSize(pages))) => {
+                Some((segment, pages.get()))
+            }
             _ => None,
         });
         Ok(existing.collect())
@@ -76,7 +81,7 @@ impl<E: Engine> TimelineReader<E> {
         lsn: Lsn,
     ) -> Result<u32, ReadError> {
         let key = Key::SlruSegment(kind, segment);
-        match self.newest(key, lsn).await? {
+        match self.newest(key, lsn).await?.map(|(_, value)| value) {
             None | Some(Value::Dropped) => Ok(0),
             Some(Value::RelSize(pages)) => Ok(pages.get().min(SlruKind::PAGES_PER_SEGMENT)),
             Some(_) => Err(ReadError::WrongValue(key)),
@@ -90,15 +95,16 @@ impl<E: Engine> TimelineReader<E> {
         lsn: Lsn,
     ) -> Result<Bytes, ReadError> {
         let key = Key::SlruBlock(kind, page);
-        let found = self.find(key, lsn).await?;
-        let version = self.version(key, &found);
-        let make = make_slru_page(key, found);
+        let found = self.find(key, Lsn::ZERO..=lsn).await?;
+        let version = found.version;
+        let make = make_slru_page(found);
         self.cache.get_or_make(&version, make).await
     }
 }
 
-async fn make_slru_page(key: Key, found: Found) -> Result<Bytes, ReadError> {
-    let base = base_for(key, &found).await?;
+async fn make_slru_page(found: Found) -> Result<Bytes, ReadError> {
+    let key = found.version.key;
+    let base = base_for(&found).await?;
     slru_page(base, &found.changes).map_err(|source| ReadError::Slru { key, source })
 }
 

@@ -6,12 +6,13 @@ use palimpsest_manifest::{
 };
 use palimpsest_redo::{ApplyRequest, EngineError};
 use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::{ByteCount, PAGE_SIZE, SystemIdentifier, WriterEpoch};
+use palimpsest_types::{ByteCount, Fork, PAGE_SIZE, SystemIdentifier, WriterEpoch};
 use palimpsest_wal::{Change, RawRecord};
 
 use super::*;
 use crate::{blocks::BlockCache, layers::LayerFiles};
 
+mod databases;
 mod outside_relations;
 
 const REL: RelTag = RelTag {
@@ -154,11 +155,15 @@ impl Fixture {
     }
 
     async fn reader(&self) -> TimelineReader<AddingEngine> {
+        self.reader_with(AddingEngine).await
+    }
+
+    async fn reader_with<E: Engine>(&self, engine: E) -> TimelineReader<E> {
         let layers = Layers::open(self.files.clone(), &self.manifest, None).await;
         let cache = Arc::new(PageCache::new(ByteCount::mib(1)));
         let timeline = TimelineId::from_bytes([7; 16]);
         let tail = Arc::clone(&self.tail);
-        TimelineReader::new(timeline, layers.unwrap(), tail, (cache, AddingEngine))
+        TimelineReader::new(timeline, layers.unwrap(), tail, (cache, engine))
     }
 }
 

@@ -6,7 +6,7 @@ use palimpsest_types::{Key, KeyRange, Lsn, SlruKind};
 use palimpsest_wal::{Value, Xid, clog_page_of, transaction_end};
 
 use super::TimelineReader;
-use crate::error::ReadError;
+use crate::{error::ReadError, versions::Versions as _};
 
 impl<E: Engine> TimelineReader<E> {
     /// Transactions that are prepared and have not ended, in order of their ids, each with its file
@@ -20,7 +20,7 @@ impl<E: Engine> TimelineReader<E> {
     pub async fn prepared_transactions(&self, lsn: Lsn) -> Result<Vec<(Xid, Bytes)>, ReadError> {
         let mut prepared = Vec::new();
         for entry in self.newest_in(all_prepared(), lsn).await? {
-            if let (Key::TwoPhase(xid), Value::File(content)) = entry
+            if let (Key::TwoPhase(xid), (_, Value::File(content))) = entry
                 && !self.has_ended(xid, lsn).await?
             {
                 prepared.push((xid, content));

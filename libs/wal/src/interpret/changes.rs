@@ -27,7 +27,7 @@ pub(super) const MAX_GAP_BLOCKS: u32 = 1 << 19;
 pub(super) struct Changes<'a> {
     pub(super) sizes: &'a mut RelationSizes,
     pub(super) segments: &'a mut SlruSegments,
-    torn: &'a mut TornForks,
+    pub(super) torn: &'a mut TornForks,
     /// The base's pages are consistent with each other from before this record on.
     consistent: bool,
     /// Forks whose size the record changes, with the size before it.

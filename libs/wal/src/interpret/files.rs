@@ -1,7 +1,5 @@
-//! Records about files as a whole: what transactions drop, prepared transactions, storage, databases,
-//! relation maps, settings.
-
-use std::collections::BTreeSet;
+//! Records about files as a whole: what transactions drop, prepared transactions, storage, relation
+//! maps, settings.
 
 use palimpsest_types::{BlockNumber, Fork, Key, RelTag};
 
@@ -14,9 +12,6 @@ use crate::{change::Value, clog::TransactionEnd, record::DecodedRecord, v15};
 
 const STORAGE_CREATE: u8 = 0x10;
 const STORAGE_TRUNCATE: u8 = 0x20;
-const DATABASE_CREATE_FILE_COPY: u8 = 0x00;
-const DATABASE_CREATE_WAL_LOG: u8 = 0x10;
-const DATABASE_DROP: u8 = 0x20;
 
 impl Changes<'_> {
     pub(super) fn transaction(
@@ -90,25 +85,6 @@ impl Changes<'_> {
     fn shrink(&mut self, rel: RelTag, blocks: BlockNumber) {
         if self.sizes.get(rel).is_some_and(|size| size > blocks) {
             self.resize(rel, blocks);
-        }
-    }
-
-    pub(super) fn database(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
-        match record.header.rmgr_info() {
-            DATABASE_CREATE_FILE_COPY => Err(Reason::DatabaseFileCopy),
-            // Its relation map and pages follow as records of their own.
-            DATABASE_CREATE_WAL_LOG => Ok(()),
-            DATABASE_DROP => {
-                let (db, tablespaces) = v15::database_dropped(&record.main_data)?;
-                for spc in BTreeSet::from_iter(tablespaces) {
-                    for rel in self.sizes.of_database(spc, db) {
-                        self.drop_fork(rel);
-                    }
-                    self.push(Key::RelMap { spc, db }, Value::Dropped);
-                }
-                Ok(())
-            }
-            unknown => Err(Reason::UnknownRecord(unknown)),
         }
     }
 

@@ -9,6 +9,8 @@ use super::{
 };
 use crate::Value;
 
+mod databases;
+
 #[test]
 fn the_free_space_map_keeps_its_upper_pages() {
     // Physical page 0 is the root, 1 the first middle page, 2 the first leaf.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use palimpsest_types::{BlockNumber, RelTag};
+use palimpsest_types::{BlockNumber, Oid, RelTag};
 
 use super::Reason;
 
@@ -16,7 +16,7 @@ use super::Reason;
 ///
 /// This is not kept over a restart before the backup's end; the size is. The blocks of a gap that is
 /// forgotten so have no versions, and to read one is an error, never a page of zeros.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct TornForks {
     gaps: BTreeMap<RelTag, Gap>,
 }
@@ -38,6 +38,23 @@ impl TornForks {
     pub(super) fn cut(&mut self, rel: RelTag, blocks: BlockNumber) {
         if self.gaps.get(&rel).is_some_and(|gap| blocks <= gap.from) {
             self.gaps.remove(&rel);
+        }
+    }
+
+    /// A database is gone from a tablespace.
+    pub(super) fn drop_database(&mut self, spc: Oid, db: Oid) {
+        self.gaps.retain(|rel, _| (rel.spc, rel.db) != (spc, db));
+    }
+
+    /// A database has what another has, and so its gaps.
+    pub(super) fn copy_database(&mut self, from: (Oid, Oid), to: (Oid, Oid)) {
+        let of_source = |(rel, _): &(&RelTag, &Gap)| (rel.spc, rel.db) == from;
+        let gaps: Vec<_> = self.gaps.iter().filter(of_source).collect();
+        let gaps: Vec<_> = gaps.into_iter().map(|(rel, gap)| (*rel, *gap)).collect();
+        let (spc, db) = to;
+        self.drop_database(spc, db);
+        for (rel, gap) in gaps {
+            self.gaps.insert(RelTag { spc, db, ..rel }, gap);
         }
     }
 

@@ -11,6 +11,8 @@ struct Writer {
     start: Lsn,
     bytes: BytesMut,
     size: SegmentSize,
+    /// Start of the newest whole record.
+    previous: Lsn,
 }
 
 impl Writer {
@@ -20,6 +22,7 @@ impl Writer {
             start,
             bytes: BytesMut::new(),
             size,
+            previous: Lsn::ZERO,
         }
     }
 
@@ -53,7 +56,7 @@ impl Writer {
         let mut record = BytesMut::new();
         record.put_u32_le((RecordHeader::LEN + body.len()) as u32);
         record.put_u32_le(0);
-        record.put_u64_le(0);
+        record.put_u64_le(self.previous.get());
         record.put_u8(info);
         record.put_u8(rmgr.number());
         record.put_u16_le(0);
@@ -77,6 +80,9 @@ impl Writer {
             rest = &rest[step..];
         }
         self.pad_to(self.position().align_up());
+        if cut >= record.len() {
+            self.previous = start;
+        }
         start
     }
 
@@ -238,4 +244,39 @@ fn a_record_too_long_to_be_held_is_refused_at_its_header() {
         matches!(error, WalError::TooLong { length: found, .. } if found == length),
         "{error}"
     );
+}
+
+/// What a source writes that lost its newest WAL after it was sent: each record is whole.
+#[test]
+fn a_record_that_follows_another_is_refused() {
+    let mut writer = Writer::new(Lsn::new(8192));
+    let first = writer.record(b"first", 0, usize::MAX);
+    let second = writer.record(b"second", 0, usize::MAX);
+    writer.previous = first;
+    let spliced = writer.record(b"third", 0, usize::MAX);
+    let refused = read_all(&writer, &[1000]).unwrap_err();
+    assert_eq!(
+        refused,
+        WalError::Previous {
+            at: spliced,
+            found: first,
+            expected: second,
+        }
+    );
+}
+
+#[test]
+fn what_came_last_is_known_when_the_rest_is_read_again() {
+    let mut writer = Writer::new(Lsn::new(8192));
+    writer.record(b"first", 0, usize::MAX);
+    let second = writer.record(b"second", 0, usize::MAX);
+    let bytes = writer.bytes.clone().freeze();
+    let mut reader = RecordReader::new(writer.start, writer.size);
+    reader.push(writer.start, bytes.clone()).unwrap();
+    let end = reader.next_record().unwrap().unwrap().end_lsn;
+    reader.begin_again(end);
+    let rest = end.saturating_sub(writer.start) as usize;
+    reader.push(end, bytes.slice(rest..)).unwrap();
+    assert_eq!(reader.next_record().unwrap().unwrap().start_lsn, second);
+    assert!(reader.previous.is_some_and(|previous| previous == second));
 }

@@ -12,7 +12,10 @@ mod xlog;
 
 pub(crate) use heap::visibility_cleared;
 pub(crate) use slru::{SlruAction, multixact_action, page_action};
-pub(crate) use storage::{Truncation, created_fork, database_dropped, relation_map, truncation};
+pub(crate) use storage::{
+    DatabaseCopy, Truncation, created_fork, database_copied, database_dropped, relation_map,
+    truncation,
+};
 pub(crate) use xact::{ended_transaction, prepared_transaction};
 pub use xlog::Parameters;
 pub(crate) use xlog::parameters_after;

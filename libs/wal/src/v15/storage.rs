@@ -20,6 +20,13 @@ pub(crate) struct Truncation {
     pub(crate) free_space_map: bool,
 }
 
+/// `xl_dbase_create_file_copy_rec`: of each, the tablespace and the database.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DatabaseCopy {
+    pub(crate) from: (Oid, Oid),
+    pub(crate) to: (Oid, Oid),
+}
+
 const TRUNCATE_HEAP: u32 = 0x1;
 const TRUNCATE_VM: u32 = 0x2;
 const TRUNCATE_FSM: u32 = 0x4;
@@ -44,6 +51,19 @@ pub(crate) fn truncation(main_data: &Bytes) -> Result<Truncation, TruncatedError
         heap: flags & TRUNCATE_HEAP != 0,
         visibility_map: flags & TRUNCATE_VM != 0,
         free_space_map: flags & TRUNCATE_FSM != 0,
+    })
+}
+
+/// `XLOG_DBASE_CREATE_FILE_COPY`.
+pub(crate) fn database_copied(main_data: &Bytes) -> Result<DatabaseCopy, TruncatedError> {
+    let mut cursor = Cursor::new(main_data.clone());
+    let db = cursor.u32("database")?;
+    let spc = cursor.u32("tablespace")?;
+    let from_db = cursor.u32("database copied")?;
+    let from_spc = cursor.u32("tablespace copied from")?;
+    Ok(DatabaseCopy {
+        from: (from_spc, from_db),
+        to: (spc, db),
     })
 }
 

@@ -1,7 +1,7 @@
 //! A file as the first version of the format wrote it. It must be read for as long as the program
 //! claims to read that version; what is written today may differ, as compressors do.
 
-use super::{sample::small_layer, *};
+use super::{super::entry::ToStore, sample::small_layer, *};
 
 /// [`small_layer`], in hexadecimal digits.
 const VERSION_1: &str = "\
@@ -26,4 +26,20 @@ fn files_of_version_1_stay_readable() {
         .map(|(key, lsn, value)| (key, lsn, value.clone()));
     let found = File::open(file).unwrap().everything().unwrap();
     assert_eq!(found, expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_copied_database_is_stored_as_it_always_was() {
+    let key = Key::Database { spc: 1663, db: 6 };
+    let value = Value::CopyOf { spc: 1700, db: 5 };
+    let mut entry = Vec::new();
+    let to_store = ToStore::Value(&value);
+    to_store.encode((key, Lsn::new(9)), &mut entry);
+    let stored_key = [8, 0, 0, 6, 0x7F, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let lsn = [9, 0, 0, 0, 0, 0, 0, 0];
+    let (kind, flag) = (11, 0);
+    let body = [0xA4, 6, 0, 0, 5, 0, 0, 0];
+    let expected = [&stored_key[..], &lsn, &[kind, flag], &body].concat();
+    assert_eq!(entry, expected);
+    assert_eq!(entry.len(), to_store.entry_len());
 }

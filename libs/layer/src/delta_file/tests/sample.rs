@@ -19,7 +19,10 @@ pub(super) const SMALLEST_KEY: Key = Key::RelSize(RelTag {
     fork: Fork::Main,
 });
 /// No key of these layers is as large.
-pub(super) const LARGEST_KEY: Key = Key::Parameters;
+pub(super) const LARGEST_KEY: Key = Key::Database {
+    spc: Oid::MAX,
+    db: Oid::MAX,
+};
 
 /// What a change does, before it is known at which record.
 #[derive(Debug, Clone)]
@@ -33,6 +36,7 @@ enum Kind {
     Patched(u16, Vec<u8>),
     RelSize(u32),
     File(Vec<u8>),
+    CopyOf(Oid, Oid),
     Dropped,
 }
 
@@ -143,6 +147,7 @@ pub(super) fn pool() -> Vec<Key> {
         Key::RelMap { spc: 1663, db: 5 },
         Key::TwoPhase(700),
         Key::SlruSegment(SlruKind::CommitTs, 1),
+        Key::Database { spc: 1663, db: 5 },
     ];
     blocks.chain(others).collect()
 }
@@ -195,6 +200,7 @@ fn any_kind() -> impl Strategy<Value = Kind> {
             .prop_map(|(offset, bytes)| Kind::Patched(offset, bytes)),
         1 => any::<u32>().prop_map(Kind::RelSize),
         1 => vec(any::<u8>(), 0..600).prop_map(Kind::File),
+        1 => (any::<Oid>(), any::<Oid>()).prop_map(|(spc, db)| Kind::CopyOf(spc, db)),
         1 => Just(Kind::Dropped),
     ]
 }
@@ -226,6 +232,7 @@ impl Kind {
             Self::Patched(offset, bytes) => patched(offset, &bytes),
             Self::RelSize(blocks) => Value::RelSize(BlockNumber::new(blocks)),
             Self::File(content) => Value::File(content.into()),
+            Self::CopyOf(spc, db) => Value::CopyOf { spc, db },
             Self::Dropped => Value::Dropped,
         }
     }

@@ -1,0 +1,141 @@
+//! Which relations exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag};
+use palimpsest_wal::Value;
+
+use crate::{
+    error::ReadError,
+    lineage::{Database, Lineage},
+    versions::Versions,
+};
+
+/// All relation forks that exist at an LSN, with their sizes.
+///
+/// # Errors
+/// If a version can't be read.
+pub async fn relations_at<V: Versions>(
+    versions: &V,
+    lsn: Lsn,
+) -> Result<BTreeMap<RelTag, BlockNumber>, ReadError> {
+    let databases = versions.newest_in(all_databases(), lsn).await?;
+    let databases: BTreeSet<_> = databases.keys().filter_map(database).collect();
+    let sizes = versions.newest_in(all_sizes(), lsn).await?;
+    // Those that were never copied nor dropped are as they stand, and most are.
+    let mut relations: BTreeMap<_, _> = sizes
+        .into_iter()
+        .filter_map(|(key, (_, value))| existing(key, &value))
+        .filter(|(rel, _)| !databases.contains(&Database::of(*rel)))
+        .collect();
+    for database in databases {
+        relations.extend(relations_of(versions, database, lsn).await?);
+    }
+    Ok(relations)
+}
+
+async fn relations_of<V: Versions>(
+    versions: &V,
+    database: Database,
+    lsn: Lsn,
+) -> Result<BTreeMap<RelTag, BlockNumber>, ReadError> {
+    let lineage = Lineage::of(versions, database, lsn).await?;
+    let mut newest = BTreeMap::new();
+    for stretch in lineage.stretches() {
+        let sizes = sizes_of(stretch.database);
+        for (key, (at, value)) in versions.newest_in(sizes, *stretch.lsns.end()).await? {
+            if let Key::RelSize(rel) = key
+                && stretch.lsns.contains(&at)
+            {
+                let key = Key::RelSize(database.own(rel));
+                newest.entry(key).or_insert(value);
+            }
+        }
+    }
+    let existing = newest
+        .into_iter()
+        .filter_map(|(key, value)| existing(key, &value));
+    Ok(existing.collect())
+}
+
+/// A fork, if this version of its size says that it exists.
+fn existing(key: Key, size: &Value) -> Option<(RelTag, BlockNumber)> {
+    match (key, size) {
+        (Key::RelSize(rel), Value::RelSize(blocks)) => Some((rel, *blocks)),
+        _ => None,
+    }
+}
+
+fn database(key: &Key) -> Option<Database> {
+    match *key {
+        Key::Database { spc, db } => Some(Database { spc, db }),
+        _ => None,
+    }
+}
+
+/// Sizes of all relation forks there can be.
+fn all_sizes() -> KeyRange {
+    first_size(0, 0)..after_sizes()
+}
+
+/// Sizes of all relation forks that a database can have.
+fn sizes_of(Database { spc, db }: Database) -> KeyRange {
+    let end = match (spc.checked_add(1), db.checked_add(1)) {
+        (_, Some(next)) => first_size(spc, next),
+        (Some(next), None) => first_size(next, 0),
+        (None, None) => after_sizes(),
+    };
+    first_size(spc, db)..end
+}
+
+const fn first_size(spc: Oid, db: Oid) -> Key {
+    Key::RelSize(first_fork(spc, db))
+}
+
+const fn after_sizes() -> Key {
+    Key::RelBlock(first_fork(0, 0), BlockNumber::ZERO)
+}
+
+const fn first_fork(spc: Oid, db: Oid) -> RelTag {
+    RelTag {
+        spc,
+        db,
+        rel: 0,
+        fork: Fork::Main,
+    }
+}
+
+/// Every database but the last there could be, whose number PostgreSQL gives to nothing.
+const fn all_databases() -> KeyRange {
+    const fn database(oid: Oid) -> Key {
+        Key::Database { spc: oid, db: oid }
+    }
+    database(0)..database(Oid::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sizes_of_a_database_are_all_of_its_and_no_others() {
+        let oids = [0, 1, 5, Oid::MAX - 1, Oid::MAX];
+        let pairs = || oids.into_iter().flat_map(|spc| oids.map(|db| (spc, db)));
+        for (spc, db) in pairs() {
+            let range = sizes_of(Database { spc, db });
+            for (other_spc, other_db) in pairs() {
+                for (rel, fork) in [(0, Fork::Main), (Oid::MAX, Fork::Init)] {
+                    let other = RelTag {
+                        spc: other_spc,
+                        db: other_db,
+                        rel,
+                        fork,
+                    };
+                    let inside = range.contains(&Key::RelSize(other));
+                    assert_eq!(inside, (spc, db) == (other_spc, other_db), "{other}");
+                    assert!(!range.contains(&Key::RelBlock(other, BlockNumber::ZERO)));
+                }
+            }
+        }
+    }
+}

@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     commands::{
-        attach::AttachArgs, completions::CompletionsArgs, page::PageCommand, rel::RelCommand,
-        tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
+        attach::AttachArgs, completions::CompletionsArgs, doctor::DoctorArgs, page::PageCommand,
+        rel::RelCommand, tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
     },
     output::Format,
 };
@@ -67,6 +67,8 @@ pub enum Command {
     Attach(AttachArgs),
     /// Show the services, the timelines and how far they are.
     Status,
+    /// Look for what is wrong with this machine, and say what to do about it.
+    Doctor(DoctorArgs),
     /// List or delete tenants, the attached clusters.
     #[command(subcommand)]
     Tenant(TenantCommand),

@@ -2,6 +2,7 @@ use std::{error::Error, io, path::PathBuf};
 
 use palimpsest_api::RemoteError;
 use palimpsest_catalog::ResolveError;
+use palimpsest_settings::Problems;
 use palimpsest_types::{Lsn, RelTag};
 
 use crate::{place::PlaceError, stack::StackError};
@@ -80,6 +81,12 @@ pub enum CliError {
         /// What goes on.
         what: String,
     },
+    /// Settings are wrong.
+    #[error("the settings are wrong: {0}")]
+    Settings(Problems),
+    /// Settings are wrong, which is the answer to the question.
+    #[error("{0}")]
+    Unsound(Problems),
     /// The services did not start.
     #[error(transparent)]
     Stack(#[from] StackError),
@@ -101,6 +108,8 @@ pub enum CliError {
 }
 
 const FAILED: u8 = 1;
+/// Of `pal up --check-config`.
+const UNSOUND: u8 = 2;
 const BAD_SETTINGS: u8 = 64;
 const UNREACHABLE: u8 = 69;
 /// What a shell reports for a program that was interrupted.
@@ -119,6 +128,8 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } => UNREACHABLE,
+            Self::Settings(_) => BAD_SETTINGS,
+            Self::Unsound(_) => UNSOUND,
             Self::Stack(error) if error.is_about_settings() => BAD_SETTINGS,
             Self::Interrupted { .. } => INTERRUPTED,
             _ => FAILED,

@@ -4,10 +4,11 @@ use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 use palimpsest_console::{Cli, commands};
+use palimpsest_service_kit::threads;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match threads::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("can't start threads: {error}"), None, 1),
     };

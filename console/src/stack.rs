@@ -7,31 +7,43 @@
 use std::path::{Path, PathBuf};
 
 use palimpsest_runtime::{CancellationToken, TaskScope};
+use palimpsest_settings::{Effective, PortBase, Problems, Service, Settings, Sources, merge};
 use palimpsest_types::ErrorKind;
 
 use crate::place::{Announcement, Place};
 
 /// What to run, and where.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct StackSettings {
-    /// The storage-broker's port, from which the others are counted; 0 takes free ones.
-    pub port_base: u16,
-    /// Directory of PostgreSQL's programs.
-    pub pg_bin: PathBuf,
-    /// Directory of what `compute/redo` built.
-    pub redo_build: PathBuf,
+    /// Where the ports begin.
+    pub port_base: PortBase,
+    /// Directory of PostgreSQL's programs, if it is not the usual one.
+    pub pg_bin: Option<PathBuf>,
+    /// Directory of what `compute/redo` built, if it is not the usual one.
+    pub redo_build: Option<PathBuf>,
+    /// What else the services are told.
+    pub sources: Sources,
+}
+
+/// The settings of all services.
+#[derive(Debug, Clone)]
+pub struct ServiceSettings {
+    storage_broker: Effective<palimpsest_storage_broker::Settings>,
+    redo_worker: Effective<palimpsest_redo_worker::Settings>,
+    page_serve: Effective<palimpsest_page_serve::Settings>,
+    wal_ingest: Effective<palimpsest_wal_ingest::Settings>,
 }
 
 /// The services, running.
 #[derive(Debug)]
 pub struct Stack {
-    services: Vec<Service>,
+    services: Vec<Member>,
     store: PathBuf,
 }
 
 /// One of them.
 #[derive(Debug)]
-struct Service {
+struct Member {
     name: &'static str,
     address: String,
     scope: TaskScope,
@@ -40,14 +52,9 @@ struct Service {
 /// A service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StackError {
-    /// Its port number would be too large.
-    #[error("port base {base} leaves no room for {name}; take a lower one")]
-    Port {
-        /// What was asked for.
-        base: u16,
-        /// The service without a port.
-        name: &'static str,
-    },
+    /// Settings are wrong.
+    #[error(transparent)]
+    Settings(#[from] Problems),
     /// It says why.
     #[error("{name} did not start")]
     Start {
@@ -63,18 +70,6 @@ pub enum StackError {
 
 /// The version of PostgreSQL whose programs and redo library are used.
 const PG_MAJOR: u32 = 15;
-const BROKER: &str = "storage-broker";
-const REDO_WORKER: &str = "redo-worker";
-const PAGE_SERVE: &str = "page-serve";
-const WAL_INGEST: &str = "wal-ingest";
-/// Ports, counted from the base.
-const PORTS: [(&str, u16); 4] = [
-    (BROKER, 0),
-    (WAL_INGEST, 1),
-    (PAGE_SERVE, 2),
-    (REDO_WORKER, 3),
-];
-
 /// Where Debian and its kin put the PostgreSQL programs.
 pub fn default_pg_bin() -> PathBuf {
     format!("/usr/lib/postgresql/{PG_MAJOR}/bin").into()
@@ -101,7 +96,7 @@ impl StackError {
     /// Whether other settings would help.
     pub fn is_about_settings(&self) -> bool {
         match self {
-            Self::Port { .. } => true,
+            Self::Settings(_) => true,
             Self::Start { kind, .. } => *kind == ErrorKind::Invalid,
         }
     }
@@ -114,11 +109,12 @@ impl Stack {
     /// # Errors
     /// What the service says.
     pub async fn start(settings: &StackSettings, place: &Place) -> Result<Self, StackError> {
+        let settings = settings.services(place.dir())?;
         let mut stack = Self {
             services: Vec::new(),
-            store: place.dir().join("store"),
+            store: settings.storage_broker.settings.store.clone(),
         };
-        match stack.start_all(settings, place.dir()).await {
+        match stack.start_all(settings).await {
             Ok(()) => Ok(stack),
             Err(error) => {
                 stack.stop().await;
@@ -127,59 +123,41 @@ impl Stack {
         }
     }
 
-    async fn start_all(&mut self, settings: &StackSettings, dir: &Path) -> Result<(), StackError> {
-        let listen = |name| settings.listen(name);
-        let scope = TaskScope::default();
-        let broker = palimpsest_storage_broker::Settings {
-            listen: listen(BROKER)?,
-            store: self.store.clone(),
-            ..palimpsest_storage_broker::Settings::default()
-        };
-        let running = palimpsest_storage_broker::run(broker, &scope).await;
-        let running = running.map_err(|error| failed(BROKER, error.kind(), error))?;
+    async fn start_all(&mut self, settings: ServiceSettings) -> Result<(), StackError> {
+        let (scope, service) = (TaskScope::default(), Service::StorageBroker);
+        let own = settings.storage_broker.settings;
+        let running = palimpsest_storage_broker::run(own, &scope).await;
+        let running = running.map_err(|error| failed(service, error.kind(), error))?;
+        // The others are told where it is, not where it was to be.
         let broker = running.address().to_string();
-        self.add(BROKER, &broker, scope);
+        self.add(service, &broker, scope);
 
-        let scope = TaskScope::default();
-        let redo = palimpsest_redo_worker::Settings {
-            listen: listen(REDO_WORKER)?,
-            broker: broker.clone(),
-            pg_bin: settings.pg_bin.clone(),
-            redo_build: settings.redo_build.clone(),
-            ..palimpsest_redo_worker::Settings::default()
-        };
-        let running = palimpsest_redo_worker::run(redo, &scope).await;
-        let running = running.map_err(|error| failed(REDO_WORKER, error.kind(), error))?;
-        self.add(REDO_WORKER, running.address(), scope);
+        let (scope, service) = (TaskScope::default(), Service::RedoWorker);
+        let mut own = settings.redo_worker.settings;
+        own.broker.clone_from(&broker);
+        let running = palimpsest_redo_worker::run(own, &scope).await;
+        let running = running.map_err(|error| failed(service, error.kind(), error))?;
+        self.add(service, running.address(), scope);
 
-        let scope = TaskScope::default();
-        let pages = palimpsest_page_serve::Settings {
-            listen: listen(PAGE_SERVE)?,
-            broker: broker.clone(),
-            store: self.store.clone(),
-            ..palimpsest_page_serve::Settings::default()
-        };
-        let running = palimpsest_page_serve::run(pages, &scope).await;
-        let running = running.map_err(|error| failed(PAGE_SERVE, error.kind(), error))?;
-        self.add(PAGE_SERVE, running.address(), scope);
+        let (scope, service) = (TaskScope::default(), Service::PageServe);
+        let mut own = settings.page_serve.settings;
+        own.broker.clone_from(&broker);
+        let running = palimpsest_page_serve::run(own, &scope).await;
+        let running = running.map_err(|error| failed(service, error.kind(), error))?;
+        self.add(service, running.address(), scope);
 
-        let scope = TaskScope::default();
-        let ingest = palimpsest_wal_ingest::Settings {
-            listen: listen(WAL_INGEST)?,
-            broker,
-            store: self.store.clone(),
-            data: dir.join("wal-ingest"),
-            ..palimpsest_wal_ingest::Settings::default()
-        };
-        let running = palimpsest_wal_ingest::run(ingest, &scope).await;
-        let running = running.map_err(|error| failed(WAL_INGEST, error.kind(), error))?;
-        self.add(WAL_INGEST, running.address(), scope);
+        let (scope, service) = (TaskScope::default(), Service::WalIngest);
+        let mut own = settings.wal_ingest.settings;
+        own.broker = broker;
+        let running = palimpsest_wal_ingest::run(own, &scope).await;
+        let running = running.map_err(|error| failed(service, error.kind(), error))?;
+        self.add(service, running.address(), scope);
         Ok(())
     }
 
-    fn add(&mut self, name: &'static str, address: impl ToString, scope: TaskScope) {
-        self.services.push(Service {
-            name,
+    fn add(&mut self, service: Service, address: impl ToString, scope: TaskScope) {
+        self.services.push(Member {
+            name: service.name(),
             address: address.to_string(),
             scope,
         });
@@ -194,7 +172,9 @@ impl Stack {
 
     /// Where the storage-broker is.
     pub fn broker(&self) -> &str {
-        let broker = self.addresses().find(|(name, _)| *name == BROKER);
+        let broker = self
+            .addresses()
+            .find(|(name, _)| *name == Service::StorageBroker.name());
         broker
             .map(|(_, address)| address)
             .expect("it is started first, or there is no stack")
@@ -234,26 +214,92 @@ impl Stack {
 }
 
 impl StackSettings {
-    /// Where a service is to listen.
-    fn listen(&self, name: &'static str) -> Result<String, StackError> {
-        let offset = PORTS.iter().find(|(service, _)| *service == name);
-        let offset = offset.map_or(0, |(_, offset)| *offset);
-        let port = match self.port_base {
-            0 => Some(0),
-            base => base.checked_add(offset),
+    /// The settings of all services that keep their files below `dir`.
+    ///
+    /// # Errors
+    /// What is wrong with any of them.
+    pub fn services(&self, dir: &Path) -> Result<ServiceSettings, Problems> {
+        let store = dir.join("store");
+        let storage_broker = palimpsest_storage_broker::Settings {
+            store: store.clone(),
+            ..palimpsest_storage_broker::Settings::defaults(self.port_base)
         };
-        let base = self.port_base;
-        let port = port.ok_or(StackError::Port { base, name })?;
-        Ok(format!("127.0.0.1:{port}"))
+        let redo_worker = palimpsest_redo_worker::Settings {
+            pg_bin: default_pg_bin(),
+            redo_build: default_redo_build(),
+            ..palimpsest_redo_worker::Settings::defaults(self.port_base)
+        };
+        let page_serve = palimpsest_page_serve::Settings {
+            store: store.clone(),
+            ..palimpsest_page_serve::Settings::defaults(self.port_base)
+        };
+        let wal_ingest = palimpsest_wal_ingest::Settings {
+            store,
+            data: dir.join("wal-ingest"),
+            ..palimpsest_wal_ingest::Settings::defaults(self.port_base)
+        };
+        let plain = self.sources.clone().with_flags(Vec::new());
+        let redo = plain.clone().with_flags(self.redo_flags());
+        let mut problems = Vec::new();
+        let storage_broker = noting(&mut problems, merge(&storage_broker, &plain));
+        let redo_worker = noting(&mut problems, merge(&redo_worker, &redo));
+        let page_serve = noting(&mut problems, merge(&page_serve, &plain));
+        let wal_ingest = noting(&mut problems, merge(&wal_ingest, &plain));
+        match (storage_broker, redo_worker, page_serve, wal_ingest) {
+            (Some(storage_broker), Some(redo_worker), Some(page_serve), Some(wal_ingest)) => {
+                Ok(ServiceSettings {
+                    storage_broker,
+                    redo_worker,
+                    page_serve,
+                    wal_ingest,
+                })
+            }
+            _ => Err(Problems(problems)),
+        }
+    }
+
+    fn redo_flags(&self) -> Vec<(String, String)> {
+        let flags = [("pg-bin", &self.pg_bin), ("redo-build", &self.redo_build)];
+        let given = |(key, path): (&str, &Option<PathBuf>)| {
+            let path = path.as_ref()?;
+            Some((key.to_owned(), path.to_string_lossy().into_owned()))
+        };
+        flags.into_iter().filter_map(given).collect()
     }
 }
 
-fn failed<E>(name: &'static str, kind: ErrorKind, error: E) -> StackError
+impl ServiceSettings {
+    /// All of them as one file, each with its origin.
+    pub fn to_toml(&self) -> String {
+        [
+            self.storage_broker.to_toml(),
+            self.wal_ingest.to_toml(),
+            self.page_serve.to_toml(),
+            self.redo_worker.to_toml(),
+        ]
+        .join("\n")
+    }
+}
+
+fn noting<T>(
+    problems: &mut Vec<palimpsest_settings::Problem>,
+    outcome: Result<T, Problems>,
+) -> Option<T> {
+    match outcome {
+        Ok(settings) => Some(settings),
+        Err(Problems(more)) => {
+            problems.extend(more);
+            None
+        }
+    }
+}
+
+fn failed<E>(service: Service, kind: ErrorKind, error: E) -> StackError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
     StackError::Start {
-        name,
+        name: service.name(),
         kind,
         source: Box::new(error),
     }
@@ -261,22 +307,45 @@ where
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_settings::TomlFile;
+
     use super::*;
 
-    fn settings(port_base: u16) -> StackSettings {
-        StackSettings {
-            port_base,
-            pg_bin: default_pg_bin(),
-            redo_build: default_redo_build(),
+    #[test]
+    fn one_file_holds_the_settings_of_all_services() {
+        let text = "[page-serve]\npage-cache = '1GiB'\n[redo-worker]\npg-bin = '/pg'\n";
+        let settings = StackSettings {
+            port_base: 8800.try_into().unwrap(),
+            redo_build: Some("/redo".into()),
+            sources: Sources {
+                file: Some(TomlFile::parse("p.toml", text).unwrap()),
+                ..Sources::default()
+            },
+            ..StackSettings::default()
+        };
+        let printed = settings.services(Path::new("/here")).unwrap().to_toml();
+        for line in [
+            "listen = \"127.0.0.1:8803\" # default",
+            "data = \"/here/wal-ingest\" # default",
+            "page-cache = \"1GiB\" # p.toml:2",
+            "pg-bin = \"/pg\" # p.toml:4",
+            "redo-build = \"/redo\" # --redo-build",
+        ] {
+            assert!(printed.contains(line), "{line} in {printed}");
         }
     }
 
     #[test]
-    fn ports_are_counted_from_the_base_and_zero_is_any() {
-        let listen = |base, name| settings(base).listen(name).unwrap();
-        assert_eq!(listen(7700, BROKER), "127.0.0.1:7700");
-        assert_eq!(listen(7700, REDO_WORKER), "127.0.0.1:7703");
-        assert_eq!(listen(0, PAGE_SERVE), "127.0.0.1:0");
-        assert!(settings(u16::MAX).listen(PAGE_SERVE).is_err());
+    fn the_problems_of_all_services_are_told() {
+        let text = "[page-serve]\ncache = 1\n[redo-worker]\nmax-tenants = 0\n";
+        let settings = StackSettings {
+            sources: Sources {
+                file: Some(TomlFile::parse("p.toml", text).unwrap()),
+                ..Sources::default()
+            },
+            ..StackSettings::default()
+        };
+        let Problems(problems) = settings.services(Path::new("/here")).unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod completions;
+pub mod doctor;
 mod down;
 pub mod page;
 pub mod rel;
@@ -27,6 +28,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Up(arguments) => up::run(&common, arguments, output).await,
         Command::Down => down::run(&common, output).await,
         Command::Attach(arguments) => attach::run(&common, arguments, output).await,
+        Command::Doctor(arguments) => doctor::run(&common, arguments, output).await,
         Command::Status => status::run(&common, output).await,
         Command::Tenant(command) => tenant::run(&common, command, output).await,
         Command::Timeline(command) => timeline::run(&common, command, output).await,

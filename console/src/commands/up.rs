@@ -1,59 +1,83 @@
 //! `pal up`.
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
 use clap::Args;
 use palimpsest_service_kit::{
+    ProcessSettings,
     shutdown::signal_token,
     telemetry::{self, LogFormat},
 };
+use palimpsest_settings::{ConfigArgs, Effective, PortBase, Problems, Sources, merge};
 
 use crate::{
     cli::Common,
     error::CliError,
     output::Output,
     place::Place,
-    stack::{Stack, StackSettings, default_pg_bin, default_redo_build},
+    stack::{ServiceSettings, Stack, StackSettings},
 };
 
 /// Runs all services.
 #[derive(Debug, Args)]
 pub struct UpArgs {
-    /// Port of the storage-broker; the other services take the next ones. 0 takes free ports.
-    #[arg(long, default_value_t = PORT_BASE)]
-    pub port_base: u16,
+    /// Port of the storage-broker, 7700 unless told; the other services take the next ones. 0 takes
+    /// free ports.
+    #[arg(long)]
+    pub port_base: Option<PortBase>,
     /// Where the programs of PostgreSQL 15 are.
     #[arg(long, env = "PALIMPSEST_PG_BIN", value_name = "DIR")]
     pub pg_bin: Option<PathBuf>,
     /// Where the redo library is that `make redo` built.
     #[arg(long, env = "PALIMPSEST_REDO_BUILD", value_name = "DIR")]
     pub redo_build: Option<PathBuf>,
-    /// How events are written to standard error.
-    #[arg(long, env = "PALIMPSEST_LOG_FORMAT", value_enum, default_value_t)]
-    pub log_format: LogFormat,
+    /// How events are written to standard error; pretty unless told.
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// What to know about settings.
+    #[command(flatten)]
+    pub asked: ConfigArgs,
 }
 
-/// The first of the ports that Palimpsest uses if it is not told others.
-pub const PORT_BASE: u16 = 7700;
+/// What was found out from all that was told.
+struct Settings {
+    process: Effective<ProcessSettings>,
+    stack: StackSettings,
+    services: ServiceSettings,
+}
 
 pub(crate) async fn run(
     common: &Common,
     arguments: UpArgs,
     output: Output,
 ) -> Result<(), CliError> {
-    telemetry::init(arguments.log_format);
+    let asked = arguments.asked.clone();
+    let settings = match settings(common, arguments) {
+        Ok(settings) => settings,
+        Err(problems) if asked.check_config => return Err(CliError::Unsound(problems)),
+        Err(problems) => return Err(CliError::Settings(problems)),
+    };
+    if asked.print_config {
+        let all = [settings.process.to_toml(), settings.services.to_toml()];
+        return output.line(all.join("\n").trim_end());
+    }
+    if asked.check_config {
+        return Ok(());
+    }
+    let telemetry = telemetry::init("pal", settings.process.settings.log_format);
     let signals = signal_token().map_err(|error| CliError::Failed {
         what: format!("can't listen for signals: {error}"),
         hint: None,
     })?;
     let place = Place::claim_patiently(&common.data).await?;
-    let stack = Stack::start(&arguments.settings(), &place).await?;
+    let stack = Stack::start(&settings.stack, &place).await?;
     let told = tell(&stack, &place, output);
     let ended = match &told {
         Ok(()) => stack.wait(&signals).await,
         Err(_) => None,
     };
     stack.stop().await;
+    telemetry.finish().await;
     drop(place);
     told?;
     match ended {
@@ -63,6 +87,25 @@ pub(crate) async fn run(
             hint: None,
         }),
     }
+}
+
+/// Everything that can be wrong is found before the data directory is touched.
+fn settings(common: &Common, arguments: UpArgs) -> Result<Settings, Problems> {
+    let sources = Sources::gather(arguments.asked.config.as_deref(), env::vars_os())?;
+    let process = sources.clone().with_flags(arguments.process_flags());
+    let process = merge(&ProcessSettings::default(), &process)?;
+    let stack = StackSettings {
+        port_base: process.settings.port_base,
+        pg_bin: arguments.pg_bin,
+        redo_build: arguments.redo_build,
+        sources,
+    };
+    let services = stack.services(&common.data)?;
+    Ok(Settings {
+        process,
+        stack,
+        services,
+    })
 }
 
 fn tell(stack: &Stack, place: &Place, output: Output) -> Result<(), CliError> {
@@ -82,11 +125,14 @@ fn tell(stack: &Stack, place: &Place, output: Output) -> Result<(), CliError> {
 }
 
 impl UpArgs {
-    fn settings(self) -> StackSettings {
-        StackSettings {
-            port_base: self.port_base,
-            pg_bin: self.pg_bin.unwrap_or_else(default_pg_bin),
-            redo_build: self.redo_build.unwrap_or_else(default_redo_build),
-        }
+    fn process_flags(&self) -> Vec<(String, String)> {
+        let port_base = self.port_base.map(|base| base.to_string());
+        let log_format = self.log_format.and_then(|format| {
+            let value = clap::ValueEnum::to_possible_value(&format)?;
+            Some(value.get_name().to_owned())
+        });
+        let flags = [("port-base", port_base), ("log-format", log_format)];
+        let given = |(key, value): (&str, Option<String>)| Some((key.to_owned(), value?));
+        flags.into_iter().filter_map(given).collect()
     }
 }

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 
+use tokio::task::JoinHandle;
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -63,6 +64,20 @@ impl TaskScope {
         self.tracker.spawn(guarded.instrument(span));
     }
 
+    /// Starts work that blocks, on a thread that may. The scope waits for it, even when nobody waits
+    /// for its outcome any more: blocking work can't be cancelled.
+    pub fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tracker.spawn_blocking(work)
+    }
+
+    /// Whether nothing of it runs at the moment.
+    pub fn is_idle(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
     /// Tells all tasks to stop and waits until they have.
     pub async fn stop(&self) {
         self.cancel.cancel();
@@ -73,6 +88,8 @@ impl TaskScope {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -87,6 +104,22 @@ mod tests {
         });
         scope.stop().await;
         assert!(receiver.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_scope_waits_for_blocking_work_that_nobody_waits_for() {
+        let scope = TaskScope::default();
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let work = scope.spawn_blocking(move || gone.recv());
+        drop(work);
+        assert!(!scope.is_idle());
+        let stopping = scope.stop();
+        tokio::pin!(stopping);
+        let soon = tokio::time::timeout(Duration::from_millis(50), &mut stopping);
+        assert!(soon.await.is_err());
+        go.send(()).unwrap();
+        stopping.await;
+        assert!(scope.is_idle());
     }
 
     #[tokio::test]

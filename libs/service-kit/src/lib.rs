@@ -1,25 +1,31 @@
 //! What the process of every service needs: a command line, telemetry, a gRPC server with health
-//! and reflection, orderly shutdown, and the heartbeat to the storage-broker.
+//! and reflection, metrics and probes beside it, orderly shutdown, and the heartbeat to the storage-broker.
 //!
 //! ```text
-//! main: process::parse -> telemetry::init -> process::run(service::run)
+//! main: configure (settings, telemetry) -> process::run(service::run) -> Telemetry::finish
 //! run:  GrpcServer::bind -> build the core -> GrpcServer::start -> Heartbeat::start
 //! ```
 //!
 //! Not here: what any of the services does. Nothing in a service's `core` uses this crate.
 
+pub mod address;
+mod configure;
 pub mod heartbeat;
 pub mod process;
 pub mod server;
 mod severable;
 pub mod shutdown;
+mod side;
 pub mod telemetry;
+pub mod threads;
 
 use palimpsest_types::NodeId;
 
+pub use address::{BindError, check_broker};
+pub use configure::{ProcessSettings, answer, configure};
 pub use heartbeat::Heartbeat;
 pub use process::Failure;
-pub use server::{BindError, GrpcServer, Readiness, Services};
+pub use server::{GrpcServer, Readiness, Services};
 
 /// A new identity for a service instance.
 pub fn node_id() -> NodeId {

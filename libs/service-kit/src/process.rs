@@ -1,11 +1,11 @@
-//! From the command line to the exit code.
+//! From the start of a service to the exit code.
 
 use std::{error::Error, future::Future, process::ExitCode};
 
 use palimpsest_runtime::TaskScope;
 use palimpsest_types::ErrorKind;
 
-use crate::shutdown::signal_token;
+use crate::{shutdown::signal_token, threads};
 
 /// A service could not start: why, and whether its settings are to blame.
 #[derive(Debug)]
@@ -15,20 +15,13 @@ pub struct Failure {
 }
 
 /// The settings are wrong (`EX_USAGE`): starting again with the same ones is of no use.
-const BAD_SETTINGS: u8 = 64;
+pub(crate) const BAD_SETTINGS: u8 = 64;
 
-/// Reads the command line and environment.
-///
-/// # Errors
-/// The code to exit with: 64 after a message if they are wrong, 0 after `--help` or `--version`.
-pub fn parse<Cli: clap::Parser>() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|error| {
-        // With standard error closed there is nobody to tell.
-        let _ = error.print();
-        match error.use_stderr() {
-            true => ExitCode::from(BAD_SETTINGS),
-            false => ExitCode::SUCCESS,
-        }
+/// Runs the whole of a process, on no more threads than fit.
+pub fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+    threads::block_on(work).unwrap_or_else(|error| {
+        tracing::error!(%error, "can't start threads");
+        ExitCode::FAILURE
     })
 }
 

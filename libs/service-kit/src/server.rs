@@ -3,11 +3,8 @@
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use palimpsest_runtime::{CancellationToken, TaskScope};
-use palimpsest_types::ErrorKind;
-use tokio::{
-    net::{TcpListener, lookup_host},
-    sync::watch,
-};
+use palimpsest_telemetry::{Registry, trace};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{
     body::Body,
@@ -18,12 +15,17 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::severable::Severable;
+use crate::{
+    address::{self, BindError},
+    severable::Severable,
+    side::{SideServer, Told},
+};
 
 /// One write per page batch instead of one per 16 KiB, as the clients in `palimpsest-api` ask for.
 const MAX_FRAME: u32 = 1 << 20;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+const STARTING: &str = "starting";
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long streams may go on after shutdown has begun, unless [`GrpcServer::drain_within`] says
 /// otherwise.
@@ -34,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct GrpcServer {
     listener: TcpListener,
     address: SocketAddr,
+    side: SideServer,
+    metrics: Registry,
     drain: Duration,
 }
 
@@ -47,48 +51,8 @@ pub struct Services {
 /// Says when a service is ready. It is not before [`Readiness::set`] is called with `true`.
 #[derive(Debug, Clone)]
 pub struct Readiness {
-    ready: watch::Sender<bool>,
-}
-
-/// The server can't listen there.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The text names no address.
-    #[error("{listen:?} is not an address to listen on; write host:port, for example 127.0.0.1:0")]
-    Address {
-        /// The text.
-        listen: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Others could reach it.
-    #[error(
-        "{listen:?} can be reached from other machines; without TLS and tokens only loopback addresses are allowed"
-    )]
-    NotLoopback {
-        /// The text.
-        listen: String,
-    },
-    /// The system refuses.
-    #[error("can't listen on {address}; is another instance running there?")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl BindError {
-    /// What the caller may do.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Address { .. } | Self::NotLoopback { .. } => ErrorKind::Invalid,
-            Self::Listen { .. } => ErrorKind::Conflict,
-        }
-    }
+    /// Why not, unless it is.
+    state: watch::Sender<Result<(), &'static str>>,
 }
 
 impl Services {
@@ -137,30 +101,44 @@ impl Default for Readiness {
 impl Readiness {
     /// Ready from the start, or not.
     pub fn new(ready: bool) -> Self {
+        let readiness = Self {
+            state: watch::Sender::new(Err(STARTING)),
+        };
+        readiness.set(ready);
+        readiness
+    }
+
+    /// Not ready yet for this reason.
+    pub fn waiting(reason: &'static str) -> Self {
         Self {
-            ready: watch::Sender::new(ready),
+            state: watch::Sender::new(Err(reason)),
         }
     }
 
-    /// Changes what the health service says.
+    /// Changes what the health service and the side port say.
     pub fn set(&self, ready: bool) {
-        self.ready.send_replace(ready);
+        let state = match ready {
+            true => Ok(()),
+            false => Err(STARTING),
+        };
+        self.state.send_modify(|now| *now = state);
     }
 }
 
 impl GrpcServer {
-    /// Takes `host:port`; port 0 is any free one.
+    /// Takes `host:port`, and beside it the side port; port 0 is any free one.
     ///
     /// # Errors
-    /// If it is no loopback address, or is taken.
+    /// If it is no loopback address, or one of them is taken.
     pub async fn bind(listen: &str) -> Result<Self, BindError> {
-        let address = loopback_address(listen).await?;
-        let failed = |source| BindError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let (listener, address) = address::bind(listen).await?;
+        let side = address::side_of(listen, address)?;
+        let (side, side_address) = address::bind(&side).await?;
         Ok(Self {
             listener,
             address,
+            side: SideServer::new(side, side_address),
+            metrics: Registry::default(),
             drain: DRAIN,
         })
     }
@@ -168,6 +146,18 @@ impl GrpcServer {
     /// Where it listens, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and probes are, with the real port.
+    pub fn side_address(&self) -> SocketAddr {
+        self.side.address()
+    }
+
+    /// What `/metrics` tells.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Registry) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// How long streams may go on after shutdown has begun; 5 seconds unless told.
@@ -179,7 +169,7 @@ impl GrpcServer {
 
     /// Serves in `scope` until its token is cancelled.
     pub fn start(self, services: Services, readiness: &Readiness, scope: &TaskScope) {
-        let ready = readiness.ready.subscribe();
+        let ready = readiness.state.subscribe();
         let token = scope.token().clone();
         let serve = self.serve(services, ready, token.clone());
         scope.spawn("grpc server", async move {
@@ -198,9 +188,14 @@ impl GrpcServer {
     async fn serve(
         self,
         services: Services,
-        ready: watch::Receiver<bool>,
+        ready: watch::Receiver<Result<(), &'static str>>,
         token: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
+        let side = self.side.serve(Told {
+            metrics: self.metrics,
+            ready: ready.clone(),
+            draining: token.clone(),
+        });
         let reporter = HealthReporter::new();
         let mut names = services.names.clone();
         names.push("");
@@ -220,6 +215,7 @@ impl GrpcServer {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .trace_fn(span_of)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, token.clone().cancelled_owned());
         let overdue = async {
@@ -233,6 +229,7 @@ impl GrpcServer {
                 tracing::warn!(drain = ?self.drain, "cutting calls that did not end in time");
                 Ok(())
             }
+            never = side => match never {},
         }
     }
 }
@@ -241,12 +238,12 @@ impl GrpcServer {
 async fn follow(
     reporter: &HealthReporter,
     names: &[&'static str],
-    mut ready: watch::Receiver<bool>,
+    mut ready: watch::Receiver<Result<(), &'static str>>,
     token: &CancellationToken,
 ) {
     let changes = async {
         loop {
-            let now = *ready.borrow_and_update();
+            let now = ready.borrow_and_update().is_ok();
             report(reporter, names, now).await;
             if ready.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -257,6 +254,17 @@ async fn follow(
     report(reporter, names, false).await;
 }
 
+/// A call's part of the trace that its caller told, if it did.
+fn span_of<B>(request: &http::Request<B>) -> tracing::Span {
+    let path = request.uri().path();
+    let span = tracing::debug_span!(target: trace::TARGET, parent: None, "call", path);
+    let context = request.headers().get(trace::TRACEPARENT);
+    if let Some(context) = context.and_then(|context| context.to_str().ok()) {
+        trace::follow(&span, context);
+    }
+    span
+}
+
 async fn report(reporter: &HealthReporter, names: &[&'static str], ready: bool) {
     let status = match ready {
         true => ServingStatus::Serving,
@@ -265,20 +273,6 @@ async fn report(reporter: &HealthReporter, names: &[&'static str], ready: bool) 
     for name in names {
         reporter.set_service_status(*name, status).await;
     }
-}
-
-async fn loopback_address(listen: &str) -> Result<SocketAddr, BindError> {
-    let listen = || listen.to_owned();
-    let unusable = |source| BindError::Address {
-        listen: listen(),
-        source,
-    };
-    let addresses: Vec<_> = lookup_host(listen()).await.map_err(unusable)?.collect();
-    if addresses.iter().any(|address| !address.ip().is_loopback()) {
-        return Err(BindError::NotLoopback { listen: listen() });
-    }
-    let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    addresses.first().copied().ok_or_else(|| unusable(none()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! writer only. [`ObjectStore::open`] proves that before anything relies on it.
 
 mod error;
+mod metrics;
 mod object_store;
 
 pub use error::StoreError;
+pub use metrics::StoreMetrics;
 pub use object_store::{ObjectStore, StorePath};

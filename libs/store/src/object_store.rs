@@ -15,7 +15,10 @@ use object_store::{
 };
 use palimpsest_types::{TenantId, TimelineId};
 
-use crate::error::StoreError;
+use crate::{
+    error::StoreError,
+    metrics::{Operation, StoreMetrics},
+};
 
 /// A name in the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +28,7 @@ pub struct StorePath(RawPath);
 #[derive(Debug, Clone)]
 pub struct ObjectStore {
     inner: Arc<dyn object_store::ObjectStore>,
+    metrics: StoreMetrics,
 }
 
 /// Writers that race in the start-up probe.
@@ -89,9 +93,15 @@ impl ObjectStore {
     /// # Errors
     /// If it can't be reached or create is not atomic there.
     pub async fn with(inner: Arc<dyn object_store::ObjectStore>) -> Result<Self, StoreError> {
-        let store = Self { inner };
+        let metrics = StoreMetrics::default();
+        let store = Self { inner, metrics };
         store.probe().await?;
         Ok(store)
+    }
+
+    /// What is asked of it.
+    pub fn metrics(&self) -> &StoreMetrics {
+        &self.metrics
     }
 
     /// Lets several writers race for one object: exactly one may win.
@@ -125,11 +135,17 @@ impl ObjectStore {
     /// to fail had in fact succeeded: read it to know.
     pub async fn create(&self, path: &StorePath, body: Bytes) -> Result<(), StoreError> {
         let options = PutOptions::from(PutMode::Create);
-        self.inner
-            .put_opts(&path.0, PutPayload::from_bytes(body), options)
-            .await
-            .map_err(|source| StoreError::from_store(&path.0, source))?;
-        Ok(())
+        let size = body.len();
+        let put = self
+            .inner
+            .put_opts(&path.0, PutPayload::from_bytes(body), options);
+        let put = put.await.map(drop);
+        let put = put.map_err(|source| StoreError::from_store(&path.0, source));
+        self.metrics.ended(Operation::Create, &put);
+        if put.is_ok() {
+            self.metrics.written(size);
+        }
+        put
     }
 
     /// Stores an object whose name nobody else makes. Trying again after a failure is safe: an
@@ -150,8 +166,7 @@ impl ObjectStore {
     /// If it does not exist or the store fails.
     pub async fn get(&self, path: &StorePath) -> Result<Bytes, StoreError> {
         let read = async { self.inner.get(&path.0).await?.bytes().await };
-        read.await
-            .map_err(|source| StoreError::from_store(&path.0, source))
+        self.note_read(Operation::Get, path, read.await)
     }
 
     /// Some bytes of an object.
@@ -163,10 +178,22 @@ impl ObjectStore {
         path: &StorePath,
         range: Range<u64>,
     ) -> Result<Bytes, StoreError> {
-        self.inner
-            .get_range(&path.0, range)
-            .await
-            .map_err(|source| StoreError::from_store(&path.0, source))
+        let read = self.inner.get_range(&path.0, range).await;
+        self.note_read(Operation::GetRange, path, read)
+    }
+
+    fn note_read(
+        &self,
+        operation: Operation,
+        path: &StorePath,
+        read: object_store::Result<Bytes>,
+    ) -> Result<Bytes, StoreError> {
+        let read = read.map_err(|source| StoreError::from_store(&path.0, source));
+        self.metrics.ended(operation, &read);
+        if let Ok(bytes) = &read {
+            self.metrics.read(bytes.len());
+        }
+        read
     }
 
     /// Objects directly or indirectly below a path, in no order.
@@ -174,13 +201,14 @@ impl ObjectStore {
     /// # Errors
     /// If the store fails.
     pub async fn list(&self, below: &StorePath) -> Result<Vec<StorePath>, StoreError> {
-        let objects: Vec<_> = self
+        let objects: Result<Vec<_>, _> = self
             .inner
             .list(Some(&below.0))
             .try_collect()
             .await
-            .map_err(|source| StoreError::from_store(&below.0, source))?;
-        Ok(objects
+            .map_err(|source| StoreError::from_store(&below.0, source));
+        self.metrics.ended(Operation::List, &objects);
+        Ok(objects?
             .into_iter()
             .map(|object| StorePath(object.location))
             .collect())
@@ -191,10 +219,12 @@ impl ObjectStore {
     /// # Errors
     /// If the store fails.
     pub async fn delete(&self, path: &StorePath) -> Result<(), StoreError> {
-        match self.inner.delete(&path.0).await {
+        let deleted = match self.inner.delete(&path.0).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(StoreError::from_store(&path.0, source)),
-        }
+        };
+        self.metrics.ended(Operation::Delete, &deleted);
+        deleted
     }
 
     /// Removes everything below a path.

@@ -19,3 +19,6 @@ mod settings;
 
 pub use run::{Running, StartError, run};
 pub use settings::Settings;
+
+/// What it does, in one line, as its help says it.
+pub const ABOUT: &str = "Serves pages and sizes of any timeline at any LSN";

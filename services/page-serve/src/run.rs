@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
@@ -11,7 +11,9 @@ use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
     BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
 };
+use palimpsest_settings::Service;
 use palimpsest_store::{ObjectStore, StoreError};
+use palimpsest_telemetry::{Sampled, registry};
 use palimpsest_types::ErrorKind;
 
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+    side: SocketAddr,
 }
 
 /// A page-serve could not start.
@@ -47,13 +50,15 @@ pub enum StartError {
 pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
     let store = ObjectStore::open(&settings.store).await?;
     let server = GrpcServer::bind(&settings.listen).await?;
-    let address = server.address();
+    let (address, side) = (server.address(), server.side_address());
+    let mut metrics = registry(Service::PageServe.name());
+    store.metrics().register(&mut metrics);
     let cluster = watch_cluster(&settings.broker, scope).map_err(StartError::Broker)?;
     let limits = Limits {
         page_cache: settings.page_cache,
         block_cache: settings.block_cache,
         tail: settings.tail_memory,
-        patience: Duration::from_secs(settings.lsn_patience_seconds.into()),
+        patience: settings.lsn_patience,
     };
     let redo = RedoPool::new(cluster.clone(), scope.clone());
     let timelines = Timelines::start(store, redo, cluster, limits, scope.clone());
@@ -66,6 +71,10 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     Heartbeat::new(&settings.broker, member)
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
+    timelines.metrics().register(&mut metrics);
+    let sampled = Arc::clone(&timelines);
+    metrics.register_collector(Sampled::new(move || sampled.samples()));
+    let server = server.with_metrics(metrics);
     let pages = PageServiceServer::new(PageHandler::new(timelines, scope.token().clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -74,14 +83,19 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
         &Readiness::new(true),
         scope,
     );
-    tracing::info!(%address, "page-serve is up");
-    Ok(Running { address })
+    tracing::info!(%address, %side, "page-serve is up");
+    Ok(Running { address, side })
 }
 
 impl Running {
     /// Where it listens, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and probes are, with the real port.
+    pub fn side_address(&self) -> SocketAddr {
+        self.side
     }
 }
 

@@ -21,3 +21,7 @@ mod settings;
 
 pub use run::{Running, StartError, run};
 pub use settings::Settings;
+
+/// What it does, in one line, as its help says it.
+pub const ABOUT: &str =
+    "Knows who is there, keeps the catalog of tenants, and proposes who writes what";

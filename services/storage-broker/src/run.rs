@@ -8,7 +8,9 @@ use std::{
 
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{BindError, Failure, GrpcServer, Readiness, Services};
+use palimpsest_settings::Service;
 use palimpsest_store::{ObjectStore, StoreError};
+use palimpsest_telemetry::registry;
 use palimpsest_types::ErrorKind;
 
 use crate::{
@@ -21,6 +23,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct Running {
     address: SocketAddr,
+    side: SocketAddr,
 }
 
 /// A storage-broker could not start.
@@ -55,16 +58,20 @@ const STORE_MODE: u32 = 0o700;
 /// If it can't listen, or the store or the catalog in it can't be used.
 pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
     let server = GrpcServer::bind(&settings.listen).await?;
-    let address = server.address();
+    let (address, side) = (server.address(), server.side_address());
     make_private(&settings.store)?;
     let store = ObjectStore::open(&settings.store).await?;
+    let mut metrics = registry(Service::StorageBroker.name());
+    store.metrics().register(&mut metrics);
     let broker = Broker::start(CatalogStore::new(store), settings.timing, scope).await?;
+    broker.register(&mut metrics);
+    let server = server.with_metrics(metrics);
     let services = Services::default()
         .with(MembershipApi::new(broker.clone(), scope.token().clone()).into_server())
         .with(AdminApi::new(broker).into_server());
     server.start(services, &Readiness::new(true), scope);
-    tracing::info!(%address, store = %settings.store.display(), "storage-broker is up");
-    Ok(Running { address })
+    tracing::info!(%address, %side, store = %settings.store.display(), "storage-broker is up");
+    Ok(Running { address, side })
 }
 
 /// Makes the directory if it does not exist; one that does keeps its permissions.
@@ -83,6 +90,11 @@ impl Running {
     /// Where it listens, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and probes are, with the real port.
+    pub fn side_address(&self) -> SocketAddr {
+        self.side
     }
 }
 

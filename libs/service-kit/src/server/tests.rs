@@ -2,6 +2,7 @@ use palimpsest_proto::redo::v1::{
     ApplyRequest, ApplyResponse, redo_service_client::RedoServiceClient,
     redo_service_server::RedoService, redo_service_server::RedoServiceServer,
 };
+use palimpsest_types::ErrorKind;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use tonic_health::pb::{

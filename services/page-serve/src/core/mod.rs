@@ -1,8 +1,10 @@
 //! What page-serve does, without gRPC.
 
 mod error;
+mod metrics;
 mod served;
 mod timelines;
 
 pub use error::ServeError;
+pub use metrics::{ReadMetrics, Timer};
 pub use timelines::{Limits, Timelines};

@@ -102,6 +102,12 @@ impl Served {
         Ok(Arc::clone(&opened.reader))
     }
 
+    /// What its changes take in memory.
+    pub(super) fn tail_size(&self) -> ByteCount {
+        let opened = self.opened.get();
+        opened.map_or(ByteCount::ZERO, |opened| opened.tail.read().size())
+    }
+
     async fn serve(&self, timeline: TimelineRef, shared: &Shared) {
         let manifest = loop {
             match self.open(timeline, shared).await {
@@ -152,7 +158,8 @@ impl Served {
             wal_log_hints: manifest.source.wal_log_hints,
         });
         let cache = Arc::clone(&shared.cache);
-        let reader = TimelineReader::new(id, layers, Arc::clone(&tail), (cache, engine));
+        let reader = TimelineReader::new(id, layers, Arc::clone(&tail), (cache, engine))
+            .with_times(shared.metrics.times.clone());
         let opened = Opened {
             reader: Arc::new(reader),
             tail,
@@ -176,6 +183,7 @@ impl Served {
         let opened_at = tail.newest();
         let mut cluster = shared.cluster.clone();
         loop {
+            self.wait_for_room(timeline, shared, tail).await;
             let writer = writer_of(timeline, &cluster.borrow_and_update());
             if let Some(writer) = writer {
                 let another = |view: &ClusterView| {
@@ -194,11 +202,35 @@ impl Served {
                     if error.asks_for_layers() {
                         self.look.notify_one();
                     } else if begun {
+                        shared.metrics.feed_breaks.inc();
                         tracing::warn!(%timeline, %writer, at = %tail.newest(), error = &error as &dyn std::error::Error, "not following the timeline; trying again");
                     }
                 }
             }
             tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Waits until the tail may grow. While it is full nothing is asked for, as nothing could be
+    /// kept; what has come is served, later LSNs are "not yet".
+    async fn wait_for_room(&self, timeline: TimelineRef, shared: &Shared, tail: &Tail) {
+        let limit = shared.limits.tail;
+        let mut full = false;
+        loop {
+            let size = tail.read().size();
+            if size < limit {
+                break;
+            }
+            if !full {
+                tracing::warn!(%timeline, %size, %limit, at = %tail.newest(), "the changes of a timeline fill their memory; going on when they have become layers");
+            }
+            full = true;
+            // Only a newer manifest makes room.
+            self.look.notify_one();
+            tokio::time::sleep(RETRY).await;
+        }
+        if full {
+            tracing::info!(%timeline, at = %tail.newest(), "there is room for changes of the timeline again");
         }
     }
 

@@ -12,10 +12,15 @@ use palimpsest_api::{
 use palimpsest_read::{BlockCache, PageCache, TimelineReader};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
+use palimpsest_telemetry::Sample;
 use palimpsest_types::ByteCount;
 use tokio::sync::watch;
 
-use super::{error::ServeError, served::Served};
+use super::{
+    error::ServeError,
+    metrics::{self, ReadMetrics},
+    served::Served,
+};
 
 /// Every timeline that the cluster knows, opened and kept up with.
 #[derive(Debug)]
@@ -47,6 +52,7 @@ pub(super) struct Shared {
     pub(super) blocks: Arc<BlockCache>,
     pub(super) cluster: watch::Receiver<ClusterView>,
     pub(super) limits: Limits,
+    pub(super) metrics: ReadMetrics,
 }
 
 #[derive(Debug)]
@@ -72,6 +78,7 @@ impl Timelines {
             blocks: Arc::new(BlockCache::new(limits.block_cache)),
             cluster: cluster.clone(),
             limits,
+            metrics: ReadMetrics::default(),
         };
         let timelines = Arc::new(Self {
             shared: Arc::new(shared),
@@ -103,6 +110,25 @@ impl Timelines {
     /// How long a request waits for its LSN.
     pub fn patience(&self) -> Duration {
         self.shared.limits.patience
+    }
+
+    /// What is measured here.
+    pub fn metrics(&self) -> &ReadMetrics {
+        &self.shared.metrics
+    }
+
+    /// What there is to know about caches and memory at the moment.
+    pub fn samples(&self) -> Vec<Sample> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let tails = open.values().map(|entry| entry.served.tail_size().get());
+        let tails: u64 = tails.sum();
+        let budget = self.shared.limits.tail.get() * open.len() as u64;
+        drop(open);
+        let caches = [
+            ("pages", self.shared.cache.in_use()),
+            ("blocks", self.shared.blocks.in_use()),
+        ];
+        metrics::samples(&caches, (tails, budget))
     }
 
     async fn follow(&self, mut cluster: watch::Receiver<ClusterView>) {

@@ -22,7 +22,7 @@ use palimpsest_runtime::CancellationToken;
 use palimpsest_types::{ErrorKind, Lsn};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::{ServeError, Timelines};
+use crate::core::{ServeError, Timelines, Timer};
 
 /// Answers `PageService`.
 #[derive(Debug, Clone)]
@@ -91,6 +91,17 @@ impl PageHandler {
     }
 
     async fn pages(&self, request: PagesRequest) -> Result<GetPagesResponse, ServeError> {
+        let timer = self.timelines.metrics().begin();
+        let outcome = self.timed_pages(request, &timer).await;
+        timer.end(outcome.as_ref().ok().map(|answer| answer.pages.len()));
+        outcome
+    }
+
+    async fn timed_pages(
+        &self,
+        request: PagesRequest,
+        timer: &Timer<'_>,
+    ) -> Result<GetPagesResponse, ServeError> {
         let reader = self.timelines.reader(request.timeline)?;
         let ReadAt {
             lsn,
@@ -98,6 +109,7 @@ impl PageHandler {
         } = request.at;
         let patience = self.timelines.patience();
         let lsn = reader.settle(lsn, not_modified_since, patience).await?;
+        timer.settled();
         let page = |block| reader.page(request.rel, block, lsn);
         let pages = try_join_all(request.blocks.iter().copied().map(page)).await?;
         Ok(GetPagesResponse {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{Assignment, ClusterView, Member, TimelineState, TimelineStatus},
+    broker::{Assignment, ClusterView, Member, Role, TimelineState, TimelineStatus},
 };
 use palimpsest_runtime::{CancellationToken, TaskScope};
+use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
 use palimpsest_types::{ErrorKind, TenantId, TimelineId};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -31,6 +32,7 @@ pub struct Broker {
     events: mpsc::Sender<Event>,
     changes: mpsc::Sender<Command>,
     view: watch::Receiver<ClusterView>,
+    heartbeats: Counter,
 }
 
 /// A heartbeat was not taken in.
@@ -104,6 +106,7 @@ impl Broker {
             events,
             changes,
             view,
+            heartbeats: Counter::default(),
         })
     }
 
@@ -116,6 +119,7 @@ impl Broker {
         member: Member,
         statuses: Vec<(TimelineRef, TimelineStatus)>,
     ) -> Result<Vec<Assignment>, BrokerError> {
+        self.heartbeats.inc();
         let (answer, answered) = oneshot::channel();
         let event = Event::Heartbeat {
             member,
@@ -125,6 +129,14 @@ impl Broker {
         let sent = self.events.send(event).await;
         sent.map_err(|_| BrokerError::Stopped)?;
         Ok(answered.await.map_err(|_| BrokerError::Stopped)??)
+    }
+
+    /// Makes what is known of the cluster part of what the service tells.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Heartbeats taken in";
+        registry.register("broker_heartbeats", help, self.heartbeats.clone());
+        let view = self.view.clone();
+        registry.register_collector(Sampled::new(move || samples(&view.borrow())));
     }
 
     /// Makes the intent to attach a tenant durable. It is done even if the future is dropped.
@@ -166,6 +178,21 @@ impl Broker {
         sent.map_err(|_| ChangeError::Stopped)?;
         Ok(answered.await.map_err(|_| ChangeError::Stopped)??)
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn samples(view: &ClusterView) -> Vec<Sample> {
+    let mut members = Sample::gauge("broker_members", None, "Members that are alive");
+    for (name, role) in [
+        ("wal-ingest", Role::WalIngest),
+        ("page-serve", Role::PageServe),
+        ("redo-worker", Role::RedoWorker),
+    ] {
+        let alive = view.addresses(role).len();
+        members.push([("role", name.to_owned())], alive as f64);
+    }
+    let timelines = Sample::gauge("broker_timelines", None, "Timelines in the catalog");
+    vec![members, timelines.of(view.timelines.len() as f64)]
 }
 
 impl State {

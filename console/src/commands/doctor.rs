@@ -1,0 +1,214 @@
+//! `pal doctor`: looks at everything that has to be right on this machine, and says what to do about
+//! what is not.
+//!
+//! What is found is gathered here; `verdict` judges it and touches nothing. The only command that
+//! knows a store and an engine: it asks before there is a service that could be asked.
+
+mod verdict;
+
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use clap::Args;
+use palimpsest_redo_postgres::{EngineSettings, RunAs, Walls, probe};
+use palimpsest_settings::{PortBase, Service};
+use palimpsest_store::ObjectStore;
+use palimpsest_types::ByteCount;
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+use tokio::{process::Command, time::timeout};
+
+use self::verdict::{Check, Level};
+use crate::{
+    cli::Common,
+    client::Client,
+    error::CliError,
+    output::Output,
+    stack::{default_pg_bin, default_redo_build},
+};
+
+/// Looks for what is wrong with this machine.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Where the programs of PostgreSQL 15 are.
+    #[arg(long, env = "PALIMPSEST_PG_BIN", value_name = "DIR")]
+    pub pg_bin: Option<PathBuf>,
+    /// Where the redo library is that `make redo` built.
+    #[arg(long, env = "PALIMPSEST_REDO_BUILD", value_name = "DIR")]
+    pub redo_build: Option<PathBuf>,
+    /// The port base that `pal up` is to have.
+    #[arg(long, default_value_t)]
+    pub port_base: PortBase,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    healthy: bool,
+    checks: Vec<Check>,
+}
+
+/// A program or a service that says nothing for so long does not work.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) async fn run(
+    common: &Common,
+    arguments: DoctorArgs,
+    output: Output,
+) -> Result<(), CliError> {
+    let pg_bin = arguments.pg_bin.unwrap_or_else(default_pg_bin);
+    let redo_build = arguments.redo_build.unwrap_or_else(default_redo_build);
+    let mut checks = vec![verdict::programs(&pg_bin, version(&pg_bin).await)];
+    checks.extend(verdict::redo(
+        &redo_build,
+        try_redo(&pg_bin, &redo_build).await,
+    ));
+    checks.extend(files(common).await);
+    checks.extend(services(common, arguments.port_base).await);
+    let limit = |resource| getrlimit(resource).current;
+    checks.push(verdict::address_space(limit(Resource::As)));
+    checks.push(verdict::open_files(limit(Resource::Nofile)));
+    checks.push(verdict::clock(SystemTime::now()));
+    let report = Report {
+        healthy: checks.iter().all(|check| check.level != Level::Fail),
+        checks,
+    };
+    tell(&report, output)?;
+    match report.healthy {
+        true => Ok(()),
+        false => Err(CliError::Failed {
+            what: "not everything is as it has to be".to_owned(),
+            hint: None,
+        }),
+    }
+}
+
+fn tell(report: &Report, output: Output) -> Result<(), CliError> {
+    if output.is_json() {
+        return output.json(report);
+    }
+    for check in &report.checks {
+        output.line(check)?;
+    }
+    Ok(())
+}
+
+/// What `postgres --version` says.
+async fn version(pg_bin: &Path) -> Result<String, String> {
+    let mut command = Command::new(pg_bin.join("postgres"));
+    command
+        .arg("--version")
+        .env("LC_ALL", "C")
+        .kill_on_drop(true);
+    let said = timeout(PATIENCE, command.output()).await;
+    let said = said.map_err(|_| "it does not end".to_owned())?;
+    let said = said.map_err(|error| error.to_string())?;
+    match said.status.success() {
+        true => Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned()),
+        false => Err(String::from_utf8_lossy(&said.stderr).trim().to_owned()),
+    }
+}
+
+/// One redo in a process as the redo-worker starts them.
+async fn try_redo(pg_bin: &Path, redo_build: &Path) -> Result<Walls, String> {
+    let settings = EngineSettings::discover(pg_bin, redo_build).map_err(in_words)?;
+    let run_as = RunAs::unprivileged().map_err(in_words)?;
+    probe(EngineSettings { run_as, ..settings })
+        .await
+        .map_err(in_words)
+}
+
+/// An error with its causes.
+fn in_words(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The data directory and the store.
+async fn files(common: &Common) -> Vec<Check> {
+    let data = &common.data;
+    let local = crate::place::look(data).ok().flatten();
+    let store = local.map_or_else(|| data.join("store"), |local| local.store);
+    let mut checks = vec![
+        verdict::writable(data, write_something(data)),
+        verdict::free_disk(data, available(data)),
+    ];
+    // Looking must not make a store where there is none.
+    let probed = match store.is_dir() {
+        true => Some(ObjectStore::open(&store).await.map(drop).map_err(in_words)),
+        false => None,
+    };
+    checks.push(verdict::store(&store, probed));
+    checks.push(verdict::same_disk(device(data).zip(device(&store))));
+    checks
+}
+
+/// The directory, or the one in which it would be made.
+fn existing(path: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).ok()?;
+    let there = absolute.ancestors().find(|above| above.exists());
+    there.map(Path::to_owned)
+}
+
+fn write_something(path: &Path) -> io::Result<()> {
+    let place = existing(path).ok_or(io::ErrorKind::NotFound)?;
+    let file = place.join(format!(".pal-doctor-{}", std::process::id()));
+    let written = fs::write(&file, [0; 4096]);
+    // Whatever became of it.
+    let _ = fs::remove_file(&file);
+    written
+}
+
+fn available(path: &Path) -> Option<ByteCount> {
+    let system = rustix::fs::statvfs(&existing(path)?).ok()?;
+    Some(ByteCount::new(
+        system.f_bavail.saturating_mul(system.f_frsize),
+    ))
+}
+
+fn device(path: &Path) -> Option<u64> {
+    Some(fs::metadata(existing(path)?).ok()?.dev())
+}
+
+/// The services if they run, or else the ports they would have.
+async fn services(common: &Common, base: PortBase) -> Vec<Check> {
+    let mut client = match Client::new(common) {
+        Ok(client) => client,
+        Err(error) => return vec![Check::fail("services", error.in_full(), "see `pal --help`")],
+    };
+    let expected = common.endpoint.is_some() || client.local().is_some();
+    let asked = timeout(PATIENCE, client.cluster()).await;
+    let asked = asked.map_err(|_| "it does not answer".to_owned());
+    match asked.and_then(|asked| asked.map_err(|error| error.in_full())) {
+        Ok(view) => {
+            let mut checks = vec![verdict::broker(client.endpoint())];
+            checks.extend(verdict::members(&view));
+            checks.extend(verdict::sources(&view));
+            checks
+        }
+        Err(error) if expected => vec![Check::fail(
+            "services",
+            error,
+            "look at the messages of `pal up`, and start it again",
+        )],
+        Err(_) => ports(base),
+    }
+}
+
+fn ports(base: PortBase) -> Vec<Check> {
+    let tried = Service::ALL.map(|service| {
+        let address = base.address(service);
+        let bound = TcpListener::bind(&address).map(drop);
+        verdict::port(service.name(), &address, bound)
+    });
+    tried.into()
+}

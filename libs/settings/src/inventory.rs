@@ -1,0 +1,53 @@
+//! Which settings there are, as their struct says.
+
+use clap::{Arg, Command};
+use toml::Table;
+
+use crate::{Settings, environment::variable};
+
+/// A setting and what there is to know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Its key in a file; with `--` before it the flag.
+    pub key: String,
+    /// What it is.
+    pub help: String,
+    /// The variable that sets it.
+    pub variable: String,
+    /// Its default, as TOML.
+    pub default: String,
+}
+
+/// The settings in the order in which the struct has them.
+pub fn inventory<S: Settings>(defaults: &S) -> Vec<Setting> {
+    let values = table(defaults);
+    let command = S::augment_args(Command::new("settings"));
+    command
+        .get_arguments()
+        .map(|argument| {
+            let key = key(argument).to_owned();
+            let help = argument.get_help().map(ToString::to_string);
+            Setting {
+                variable: variable(S::SERVICE, &key),
+                default: values
+                    .get(&key)
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+                help: help.unwrap_or_default(),
+                key,
+            }
+        })
+        .collect()
+}
+
+/// A setting's key: the long name of its flag.
+pub(crate) fn key(argument: &Arg) -> &str {
+    argument
+        .get_long()
+        .unwrap_or_else(|| argument.get_id().as_str())
+}
+
+/// Settings as TOML has them.
+pub(crate) fn table<S: Settings>(settings: &S) -> Table {
+    Table::try_from(settings).expect("settings are a struct of plain values")
+}

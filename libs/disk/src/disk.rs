@@ -61,6 +61,13 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Those of the operating system; `UnexpectedEof` if the file ends too early.
     fn read_exact_at(&self, path: &Path, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Bytes that may still be written below a directory, as far as the system knows: a quota, or
+    /// somebody who is quicker, may leave less.
+    ///
+    /// # Errors
+    /// Those of the operating system; `NotFound` if there is no such directory.
+    fn available(&self, path: &Path) -> io::Result<u64>;
+
     /// Length of a file in bytes.
     ///
     /// # Errors
@@ -95,4 +102,13 @@ pub struct DiskEntry {
     pub len: u64,
     /// Whether it is a directory.
     pub is_directory: bool,
+}
+
+/// Whether an operation failed because nothing more fits on the disk: waiting may help, and so does
+/// removing what is there.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }

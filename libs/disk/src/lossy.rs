@@ -257,6 +257,11 @@ impl Disk for LossyDisk {
         OsDisk.read_exact_at(path, buffer, offset)
     }
 
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        let _state = self.access(path)?;
+        OsDisk.available(path)
+    }
+
     fn len(&self, path: &Path) -> io::Result<u64> {
         let _alive = self.access(path)?;
         OsDisk.len(path)

@@ -94,6 +94,11 @@ impl Disk for OsDisk {
         File::open(path)?.read_exact_at(buffer, offset)
     }
 
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        let system = rustix::fs::statvfs(path)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
     fn len(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
     }

@@ -21,3 +21,6 @@ mod settings;
 pub use core::{CheckError, IngestError, SourceReport, check_source};
 pub use run::{Backing, Running, StartError, run, run_on};
 pub use settings::Settings;
+
+/// What it does, in one line, as its help says it.
+pub const ABOUT: &str = "Reads the WAL of attached PostgreSQL clusters and turns it into changes";

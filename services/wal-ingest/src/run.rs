@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
@@ -10,7 +10,9 @@ use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
     BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
 };
+use palimpsest_settings::Service;
 use palimpsest_store::{ObjectStore, StoreError};
+use palimpsest_telemetry::{Sampled, registry};
 use palimpsest_types::ErrorKind;
 
 use crate::{
@@ -23,6 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+    side: SocketAddr,
 }
 
 /// What a wal-ingest keeps its files on.
@@ -77,9 +80,11 @@ pub async fn run_on(
         memory: settings.memory,
         local_disk: settings.local_disk,
         layer_size: settings.layer_size,
-        layer_age: Duration::from_secs(settings.layer_age_seconds.into()),
+        layer_age: settings.layer_age,
         slot_retention: settings.slot_retention_limit,
     };
+    let mut metrics = registry(Service::WalIngest.name());
+    store.metrics().register(&mut metrics);
     let node = Arc::new(Node::new(
         store,
         (disk, settings.data),
@@ -106,16 +111,26 @@ pub async fn run_on(
             move |list| assigned.assign(list),
         )
         .map_err(StartError::Broker)?;
+    node.metrics().register(&mut metrics);
+    let sampled = Arc::clone(&node);
+    metrics.register_collector(Sampled::new(move || sampled.samples()));
+    let side = server.side_address();
+    let server = server.with_metrics(metrics);
     let feed = FeedServiceServer::new(FeedHandler::new(node, scope.clone()));
     server.start(Services::default().with(feed), &Readiness::new(true), scope);
-    tracing::info!(%address, "wal-ingest is up");
-    Ok(Running { address })
+    tracing::info!(%address, %side, "wal-ingest is up");
+    Ok(Running { address, side })
 }
 
 impl Running {
     /// Where it listens, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and probes are, with the real port.
+    pub fn side_address(&self) -> SocketAddr {
+        self.side
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct BackupLayers {
     directory: StorePath,
     lsn: Lsn,
     epoch: WriterEpoch,
+    /// In the names of all layers, and of nobody else's.
+    tag: u64,
     relation_segment_blocks: u32,
     open: ImageLayerWriter,
     uploaded: Vec<LayerEntry>,
@@ -75,12 +77,13 @@ const DEFAULT_TABLESPACE: Oid = 1663;
 const GLOBAL_TABLESPACE: Oid = 1664;
 
 impl BackupLayers {
-    /// Layers below `directory`, of versions at `lsn`.
+    /// Layers below `directory`, of versions at `lsn`. The epoch and a tag that nobody else has make
+    /// their names their own.
     pub(super) fn new(
         store: ObjectStore,
         directory: StorePath,
         lsn: Lsn,
-        epoch: WriterEpoch,
+        (epoch, tag): (WriterEpoch, u64),
         relation_segment_blocks: u32,
     ) -> Self {
         Self {
@@ -88,6 +91,7 @@ impl BackupLayers {
             directory,
             lsn,
             epoch,
+            tag,
             relation_segment_blocks,
             open: ImageLayerWriter::new(lsn),
             uploaded: Vec::new(),
@@ -263,10 +267,11 @@ impl BackupLayers {
             return Ok(());
         };
         let name = format!(
-            "image-{:016X}-{}-{:016x}",
+            "image-{:016X}-{}-{:016x}-{}",
             self.lsn.get(),
             self.epoch,
-            rand::random::<u64>()
+            self.tag,
+            self.uploaded.len()
         );
         let size = ByteCount::new(bytes.len() as u64);
         self.store

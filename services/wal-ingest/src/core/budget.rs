@@ -5,9 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use palimpsest_telemetry::{Sample, Unit};
 use palimpsest_types::ByteCount;
 
-use super::node::Limits;
+use super::{metrics::as_f64, node::Limits};
 
 /// The node's account.
 #[derive(Debug)]
@@ -23,6 +24,17 @@ pub(super) struct Share {
     memory: AtomicU64,
     wal: AtomicU64,
     layers: AtomicU64,
+}
+
+/// How short memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pressure {
+    /// It is not.
+    None,
+    /// What nobody needs should leave it.
+    Some,
+    /// Soon no more WAL could be read: what can be read elsewhere has to leave it, too.
+    High,
 }
 
 /// There is no room for more.
@@ -59,9 +71,33 @@ impl Budget {
         }
     }
 
-    /// Memory in use, and how much there may be.
-    pub(super) fn memory(&self) -> (ByteCount, ByteCount) {
-        (self.memory.used(), ByteCount::new(self.memory.limit))
+    /// What is used, and how much may be.
+    pub(super) fn samples(&self) -> [Sample; 4] {
+        let of = |account: &Account| (as_f64(account.used().get()), as_f64(account.limit));
+        let (memory, memory_limit) = of(&self.memory);
+        let (disk, disk_limit) = of(&self.disk);
+        let part = || [("part", "changes".to_owned())];
+        let help = "Memory in use";
+        let mut memory_used = Sample::gauge("memory_used", Some(Unit::Bytes), help);
+        memory_used.push(part(), memory);
+        let help = "Memory that may be used";
+        let mut memory_budget = Sample::gauge("memory_budget", Some(Unit::Bytes), help);
+        memory_budget.push(part(), memory_limit);
+        let help = "Local disk in use for WAL and layers that the object store does not have";
+        let disk_used = Sample::gauge("local_disk_used", Some(Unit::Bytes), help);
+        let help = "Local disk that may be used for them; beyond it timelines pause";
+        let disk_budget = Sample::gauge("local_disk_budget", Some(Unit::Bytes), help);
+        [
+            memory_used,
+            memory_budget,
+            disk_used.of(disk),
+            disk_budget.of(disk_limit),
+        ]
+    }
+
+    /// How short memory is.
+    pub(super) fn pressure(&self) -> Pressure {
+        pressure(self.memory.used().get(), self.memory.limit)
     }
 }
 
@@ -129,9 +165,26 @@ impl Account {
     }
 }
 
+fn pressure(used: u64, limit: u64) -> Pressure {
+    if used > limit / 4 * 3 {
+        Pressure::High
+    } else if used > limit / 2 {
+        Pressure::Some
+    } else {
+        Pressure::None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_short_before_it_is_used_up() {
+        let known = [0, 50, 51, 75, 76, 100].map(|used| pressure(used, 100));
+        use Pressure::{High, None, Some};
+        assert_eq!(known, [None, None, Some, Some, High, High]);
+    }
 
     #[test]
     fn shares_add_up_and_are_given_back() {
@@ -155,6 +208,6 @@ mod tests {
         assert!(one.room().is_err());
         one.set_wal(ByteCount::new(0));
         assert_eq!(one.room(), Ok(()));
-        assert_eq!(budget.memory().0, ByteCount::new(60));
+        assert_eq!(budget.pressure(), Pressure::Some);
     }
 }

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes};
 use palimpsest_layer::LogRecord;
 use palimpsest_types::{ByteCount, Lsn};
-use palimpsest_wal::{Interpreter, RecordReader, SegmentSize};
+use palimpsest_wal::{Interpreter, RecordReader, RelationSizes, SegmentSize};
 
 use super::{budget::NoRoom, error::IngestError, growth::Growth};
 
 /// Decodes one timeline's WAL in order.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    segment_size: SegmentSize,
     reader: RecordReader,
     interpreter: Interpreter,
     growth: Arc<Growth>,
     last_record: Lsn,
+    records: u64,
 }
 
 /// Records that are made readable together.
@@ -32,12 +32,22 @@ impl Decoder {
     ) -> Self {
         let reader = RecordReader::new(start, segment_size);
         Self {
-            segment_size,
             reader,
             interpreter,
             growth,
             last_record: start,
+            records: 0,
         }
+    }
+
+    /// How many records it has decoded.
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Sizes of all relations after the newest record.
+    pub(super) fn sizes(&self) -> &RelationSizes {
+        self.interpreter.sizes()
     }
 
     /// End of the newest whole record.
@@ -47,7 +57,7 @@ impl Decoder {
 
     /// Expects the bytes after the newest whole record next, whatever came after it before.
     pub(super) fn resync(&mut self) {
-        self.reader = RecordReader::new(self.last_record, self.segment_size);
+        self.reader.begin_again(self.last_record);
     }
 
     /// Whether there is room for more changes and the WAL they come from.
@@ -86,6 +96,7 @@ impl Decoder {
         while let Some(record) = self.reader.next_record()? {
             let changes = self.interpreter.interpret(&record)?;
             self.last_record = record.end_lsn;
+            self.records += 1;
             if !changes.is_empty() {
                 records.push(LogRecord {
                     lsn: record.end_lsn,

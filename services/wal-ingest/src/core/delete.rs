@@ -1,12 +1,13 @@
 //! Removing a timeline: the slot at the source first, then everything stored.
 
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use palimpsest_api::broker::TimelineState;
 use palimpsest_store::StorePath;
 use palimpsest_types::ErrorKind;
 
 use super::{
+    attach::owns_slot,
     error::IngestError,
     source::connect,
     timeline::{BackOff, Timeline},
@@ -54,8 +55,7 @@ impl Timeline {
     /// A slot that is gone already is dropped already. Only a slot of a timeline that got as far
     /// as making one is ours to drop.
     async fn drop_slot(&self) -> Result<(), IngestError> {
-        let began = !self.shared.store.list(&self.store_path()).await?.is_empty();
-        if !began {
+        if !owns_slot(self).await? {
             return Ok(());
         }
         let mut connection = connect(&self.assignment.source).await?;
@@ -77,12 +77,12 @@ impl Timeline {
 
     /// Removes everything local of this timeline.
     pub(super) async fn remove_directory(&self) -> Result<(), IngestError> {
-        let path = self.directory();
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(IngestError::WalFile { path, source })
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        let (disk, path) = (Arc::clone(&self.shared.disk), self.directory());
+        let removed = path.clone();
+        let removing = self.spawn_blocking(move || disk.remove_dir_all(&removed));
+        let removed = removing
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
+        removed.map_err(|source| IngestError::WalFile { path, source })
     }
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use palimpsest_api::RemoteError;
+use palimpsest_disk::is_full;
 use palimpsest_manifest::ManifestError;
 use palimpsest_postgres::{ClientError, ConnInfoError, ControlFileError, TarError};
 use palimpsest_read::{ReadError, TailError};
@@ -8,7 +9,7 @@ use palimpsest_store::StoreError;
 use palimpsest_types::{ErrorKind, Lsn};
 use palimpsest_wal::{InterpretError, WalError};
 
-use super::{budget::NoRoom, source::CheckError};
+use super::{attach::AttemptError, budget::NoRoom, source::CheckError};
 
 /// Something failed while a timeline was attached, resumed, streamed or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,9 @@ pub enum IngestError {
     /// The manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The state of the attach.
+    #[error(transparent)]
+    Attempt(#[from] AttemptError),
     /// The layers that the manifest lists.
     #[error(transparent)]
     Layers(#[from] ReadError),
@@ -170,6 +174,7 @@ impl IngestError {
     pub(super) fn remedy(&self) -> Remedy {
         match self {
             Self::NoRoom(_) => Remedy::Pause,
+            Self::WalFile { .. } | Self::LayerFile { .. } if self.is_full_disk() => Remedy::Pause,
             Self::Stop(_)
             | Self::Wal(_)
             | Self::Interpret(_)
@@ -177,6 +182,7 @@ impl IngestError {
             | Self::ConnInfo(_)
             | Self::Check(_) => Remedy::GiveUp,
             Self::Manifest(ManifestError::Superseded { .. }) => Remedy::GiveUp,
+            Self::Attempt(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
@@ -184,11 +190,20 @@ impl IngestError {
             | Self::Backup(_)
             | Self::Store(_)
             | Self::Manifest(_)
+            | Self::Attempt(_)
             | Self::Layers(_)
             | Self::WalFile { .. }
             | Self::LayerFile { .. }
             | Self::WalGap { .. }
             | Self::Broker(_) => Remedy::Retry,
+        }
+    }
+
+    /// Whether nothing more fits on the local disk, whatever we are allowed to hold there.
+    pub(super) fn is_full_disk(&self) -> bool {
+        match self {
+            Self::WalFile { source, .. } | Self::LayerFile { source, .. } => is_full(source),
+            _ => false,
         }
     }
 

@@ -6,13 +6,15 @@
 //! ```
 //!
 //! Both halves go on when the other waits: with the object store away, memory still empties into
-//! local files, until the local disk allowance is used up and the timeline pauses. Nothing here is
+//! local files, until the local disk allowance is used up and the timeline pauses. With the local
+//! disk full before that, layers go to the object store from memory, which makes room for those
+//! after them: WAL files are let go of only when layers have what is in them. Nothing here is
 //! needed after a crash: the WAL files have everything above the manifest's LSN, and are let go of
 //! only when it passes them.
 
 use std::{convert::Infallible, sync::Arc};
 
-use palimpsest_layer::OpenLayer;
+use palimpsest_layer::{DeltaLayer as _, OpenLayer};
 use palimpsest_manifest::{InvalidManifestError, LayerEntry, ManifestError, UpdateError};
 use palimpsest_types::Lsn;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -57,37 +59,85 @@ async fn write_all(
         let Some(piece) = frozen.recv().await else {
             return Err(Stop::Superseded.into());
         };
-        let mut back_off = BackOff::default();
-        let layer = loop {
-            match write(files, &piece).await {
-                Ok(layer) => break layer,
-                Err(error) => {
-                    tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't write a layer here; trying again");
-                    back_off.wait().await;
-                }
-            }
+        let Some(layer) = write_or_upload(timeline, opened, files, &piece).await? else {
+            continue;
         };
         let lsn = layer.span.up_to;
         tracing::debug!(timeline = %timeline.id(), layer = layer.name, size = %layer.size, "layer written here");
+        timeline.shared.metrics.layers_written.inc();
         opened.growth.share().set_layers(files.add(layer.size));
         opened.growth.note_on_disk(lsn);
-        if timeline.shared.is_short_of_memory() {
-            opened.growth.relieve();
-        }
+        opened.growth.relieve(timeline.shared.budget.pressure());
         timeline.update(|status| status.disk_consistent = lsn);
         // Without the other half the timeline is ending.
         let _ = written.send(layer);
     }
 }
 
-async fn write(
+/// A local file of a piece; none if the disk was full, and the object store has it now.
+async fn write_or_upload(
+    timeline: &Timeline,
+    opened: &Opened,
+    files: &Arc<LocalLayers>,
+    piece: &Arc<OpenLayer>,
+) -> Result<Option<LocalLayer>, IngestError> {
+    let mut back_off = BackOff::default();
+    // Kept, so that a try whose answer was lost is repeated under the same name.
+    let mut unwritten = None;
+    loop {
+        let error = match write(timeline, files, piece).await {
+            Ok(layer) => return Ok(Some(layer)),
+            Err(error) => error,
+        };
+        timeline.shared.metrics.layer_failures.inc();
+        tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't write a layer here; trying again");
+        // Not before those that wait in files for their upload.
+        let in_turn = timeline.status().remote_consistent >= piece.lsns().start;
+        if error.is_full_disk() && in_turn {
+            let layer = match unwritten.take() {
+                Some(layer) => layer,
+                None => keep(timeline, files, piece).await?,
+            };
+            let layers = unwritten.insert(layer);
+            match upload(timeline, opened, files, std::slice::from_ref(layers)).await {
+                Ok(()) => {
+                    settle(timeline, opened, files, std::slice::from_ref(layers)).await;
+                    return Ok(None);
+                }
+                Err(error) if error.remedy() == Remedy::GiveUp => return Err(error),
+                Err(error) => {
+                    let reason = error.in_words();
+                    tracing::warn!(timeline = %timeline.id(), reason, WARNING);
+                }
+            }
+        }
+        back_off.wait().await;
+    }
+}
+
+async fn keep(
+    timeline: &Timeline,
     files: &Arc<LocalLayers>,
     piece: &Arc<OpenLayer>,
 ) -> Result<LocalLayer, IngestError> {
     let (files, piece) = (Arc::clone(files), Arc::clone(piece));
     let directory = files.directory().to_owned();
-    let written = tokio::task::spawn_blocking(move || files.write(&piece));
-    written.await.map_err(|error| IngestError::WalFile {
+    let kept = timeline.spawn_blocking(move || files.keep(&piece));
+    kept.await.map_err(|error| IngestError::LayerFile {
+        path: directory,
+        source: std::io::Error::other(error),
+    })?
+}
+
+async fn write(
+    timeline: &Timeline,
+    files: &Arc<LocalLayers>,
+    piece: &Arc<OpenLayer>,
+) -> Result<LocalLayer, IngestError> {
+    let (files, piece) = (Arc::clone(files), Arc::clone(piece));
+    let directory = files.directory().to_owned();
+    let written = timeline.spawn_blocking(move || files.write(&piece));
+    written.await.map_err(|error| IngestError::LayerFile {
         path: directory,
         source: std::io::Error::other(error),
     })?
@@ -181,13 +231,21 @@ async fn settle(
     let Some(lsn) = layers.last().map(|layer| layer.span.up_to) else {
         return;
     };
-    timeline.update(|status| status.remote_consistent = lsn);
+    let uploaded = layers.len() as u64;
+    timeline.shared.metrics.layers_uploaded.inc_by(uploaded);
+    timeline.update(|status| {
+        status.remote_consistent = lsn;
+        status.disk_consistent = status.disk_consistent.max(lsn);
+    });
+    // Before the WAL goes: who still decodes it learns by that where to begin anew.
+    opened.beginning.advance(layers);
     opened.growth.let_go(lsn);
     for layer in layers {
-        if let Err(error) = files.remove(layer).await {
+        let (held, removed) = files.remove(layer).await;
+        if let Err(error) = removed {
             tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "a layer file stays behind until the next start");
         }
-        opened.growth.share().set_layers(files.subtract(layer.size));
+        opened.growth.share().set_layers(held);
     }
     trim_wal(timeline, opened, lsn).await;
     tracing::info!(timeline = %timeline.id(), at = %lsn, layers = layers.len(), "layers are in the object store");
@@ -196,7 +254,9 @@ async fn settle(
 /// Removes WAL files that the object store makes superfluous.
 async fn trim_wal(timeline: &Timeline, opened: &Opened, lsn: Lsn) {
     let trimmed = opened.wal.clone();
-    let trimmed = tokio::task::spawn_blocking(move || trimmed.remove_below(lsn)).await;
+    let trimmed = timeline
+        .spawn_blocking(move || trimmed.remove_below(lsn))
+        .await;
     match trimmed {
         Ok(Ok(left)) => opened.growth.share().set_wal(left),
         Ok(Err(error)) => {

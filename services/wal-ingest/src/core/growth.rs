@@ -10,7 +10,12 @@ use palimpsest_read::Tail;
 use palimpsest_types::{ByteCount, Lsn};
 use tokio::sync::mpsc;
 
-use super::{budget::Share, error::IngestError, freeze::Growing, subscribers::Subscribers};
+use super::{
+    budget::{Pressure, Share},
+    error::IngestError,
+    freeze::Growing,
+    subscribers::Subscribers,
+};
 
 /// The tail of a timeline that is written here. What is frozen goes to the flush, in LSN order.
 #[derive(Debug)]
@@ -109,13 +114,12 @@ impl Growth {
         self.state().on_disk = lsn;
     }
 
-    /// Lets go of what local files have, though the object store does not yet, as far as every
-    /// subscriber has it: one that is behind would have to wait for the object store. Those that
-    /// take nothing are cut off in time and do not count any more.
-    pub(super) fn relieve(&self) {
+    /// Lets go of what local files have, though the object store does not yet, as memory is short.
+    pub(super) fn relieve(&self, pressure: Pressure) {
         let on_disk = self.state().on_disk;
-        let slowest = self.subscribers.slowest().unwrap_or(on_disk);
-        self.let_go(on_disk.min(slowest));
+        if let Some(up_to) = superfluous(pressure, on_disk, self.subscribers.slowest()) {
+            self.let_go(up_to);
+        }
     }
 
     /// The object store has everything up to `lsn`: memory need not have it.
@@ -129,5 +133,32 @@ impl Growth {
     }
 }
 
+/// Up to where memory can do without what local files have. At first only as far as every subscriber
+/// has it: one that is behind would have to decode WAL again. But no subscriber is worth that ingest
+/// stops.
+fn superfluous(pressure: Pressure, on_disk: Lsn, slowest: Option<Lsn>) -> Option<Lsn> {
+    match pressure {
+        Pressure::None => None,
+        Pressure::Some => Some(slowest.map_or(on_disk, |slowest| slowest.min(on_disk))),
+        Pressure::High => Some(on_disk),
+    }
+}
+
 /// How often a node looks for pieces that are old or in the way.
 pub(super) const FREEZE_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_subscriber_keeps_memory_only_while_there_is_enough() {
+        let (behind, on_disk, ahead) = (Lsn::new(10), Lsn::new(20), Lsn::new(30));
+        let known = |pressure, slowest| superfluous(pressure, on_disk, slowest);
+        assert_eq!(known(Pressure::None, None), None);
+        assert_eq!(known(Pressure::Some, None), Some(on_disk));
+        assert_eq!(known(Pressure::Some, Some(behind)), Some(behind));
+        assert_eq!(known(Pressure::Some, Some(ahead)), Some(on_disk));
+        assert_eq!(known(Pressure::High, Some(behind)), Some(on_disk));
+    }
+}

@@ -16,26 +16,35 @@ use palimpsest_layer::{
     delta_file::{DeltaLayerSummary, write_delta_layer},
 };
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan};
+use palimpsest_runtime::TaskScope;
 use palimpsest_types::{ByteCount, Fork, Key, RelTag, WriterEpoch};
 
-use super::error::IngestError;
+use super::{
+    error::IngestError,
+    laggard::{States, states},
+};
 
 /// The directory of one timeline's layer files. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct LocalLayers {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
+    scope: TaskScope,
     held: Arc<AtomicU64>,
 }
 
-/// A layer file that is whole and fsynced.
+/// A layer on its way: in a file that is whole and fsynced, or still in memory.
 #[derive(Debug, Clone)]
 pub(super) struct LocalLayer {
     pub(super) name: String,
     pub(super) span: LsnSpan,
     pub(super) size: ByteCount,
+    /// What decoding after it depends on.
+    pub(super) states: States,
     epoch: WriterEpoch,
     summary: DeltaLayerSummary,
+    /// What it is made of, if there is no file.
+    unwritten: Option<Arc<OpenLayer>>,
 }
 
 const BUFFER: usize = 256 << 10;
@@ -52,7 +61,12 @@ const NO_KEYS: KeySpan = {
 
 impl LocalLayers {
     /// An empty directory: what an earlier start left is in the WAL, too.
-    pub(super) fn prepare(disk: Arc<dyn Disk>, directory: PathBuf) -> Result<Self, IngestError> {
+    /// Blocking; what blocks later runs in `scope`.
+    pub(super) fn prepare(
+        disk: Arc<dyn Disk>,
+        directory: PathBuf,
+        scope: TaskScope,
+    ) -> Result<Self, IngestError> {
         let failed = |source| IngestError::LayerFile {
             path: directory.clone(),
             source,
@@ -62,6 +76,7 @@ impl LocalLayers {
         Ok(Self {
             disk,
             directory,
+            scope,
             held: Arc::default(),
         })
     }
@@ -72,12 +87,7 @@ impl LocalLayers {
 
     /// Writes a layer so that it is whole after a crash or not there. Blocking.
     pub(super) fn write(&self, piece: &OpenLayer) -> Result<LocalLayer, IngestError> {
-        let (epoch, lsns) = (piece.epoch(), piece.lsns());
-        let span = LsnSpan {
-            after: lsns.start,
-            up_to: lsns.end,
-        };
-        let name = layer_name(epoch, span);
+        let name = layer_name(piece);
         let path = self.directory.join(&name);
         let partial = path.with_extension("partial");
         let write = || -> io::Result<DeltaLayerSummary> {
@@ -90,23 +100,41 @@ impl LocalLayers {
             Ok(summary)
         };
         let summary = write().map_err(|source| {
-            // A try that failed may have left a part of a file on a disk that is full.
+            // A try that failed may have left a part of a file, or a name that nobody knows, on a
+            // disk that is full.
             let _ = self.disk.remove_file(&partial);
+            let _ = self.disk.remove_file(&path);
             IngestError::LayerFile { path, source }
         })?;
+        Ok(LocalLayer::new(name, piece, summary))
+    }
+
+    /// A layer without a file, for a disk that is full: its bytes are made when they are read, the
+    /// same each time. Blocking.
+    pub(super) fn keep(&self, piece: &Arc<OpenLayer>) -> Result<LocalLayer, IngestError> {
+        let name = layer_name(piece);
+        let summary = write_delta_layer(piece, io::sink()).map_err(|error| {
+            let path = self.directory.join(&name);
+            let source = error.into();
+            IngestError::LayerFile { path, source }
+        })?;
+        let layer = LocalLayer::new(name, piece, summary);
         Ok(LocalLayer {
-            name,
-            span,
-            size: summary.size,
-            epoch,
-            summary,
+            unwritten: Some(Arc::clone(piece)),
+            ..layer
         })
     }
 
     /// The bytes of a layer.
     pub(super) async fn read(&self, layer: &LocalLayer) -> Result<Bytes, IngestError> {
         let len = layer.size.as_len();
+        let unwritten = layer.unwritten.clone();
         self.blocking(layer, move |disk, path| {
+            if let Some(piece) = unwritten {
+                let mut bytes = Vec::with_capacity(len);
+                write_delta_layer(&piece, &mut bytes)?;
+                return Ok(bytes.into());
+            }
             let mut bytes = vec![0; len];
             disk.read_exact_at(path, &mut bytes, 0)?;
             Ok(Bytes::from(bytes))
@@ -114,10 +142,15 @@ impl LocalLayers {
         .await
     }
 
-    /// Removes a layer that the object store has.
-    pub(super) async fn remove(&self, layer: &LocalLayer) -> Result<(), IngestError> {
-        self.blocking(layer, |disk, path| disk.remove_file(path))
-            .await
+    /// Removes a layer that the object store has; returns the bytes that are held then.
+    pub(super) async fn remove(&self, layer: &LocalLayer) -> (ByteCount, Result<(), IngestError>) {
+        if layer.unwritten.is_some() {
+            let held = ByteCount::new(self.held.load(Ordering::Relaxed));
+            return (held, Ok(()));
+        }
+        let removed = self.blocking(layer, |disk, path| disk.remove_file(path));
+        let removed = removed.await;
+        (self.subtract(layer.size), removed)
     }
 
     /// Bytes held, with so many more.
@@ -126,7 +159,7 @@ impl LocalLayers {
     }
 
     /// Bytes held, without so many.
-    pub(super) fn subtract(&self, size: ByteCount) -> ByteCount {
+    fn subtract(&self, size: ByteCount) -> ByteCount {
         ByteCount::new(self.held.fetch_sub(size.get(), Ordering::Relaxed) - size.get())
     }
 
@@ -137,13 +170,29 @@ impl LocalLayers {
     ) -> Result<T, IngestError> {
         let path = self.directory.join(&layer.name);
         let (disk, named) = (Arc::clone(&self.disk), path.clone());
-        let done = tokio::task::spawn_blocking(move || work(disk.as_ref(), &named)).await;
+        let done = self
+            .scope
+            .spawn_blocking(move || work(disk.as_ref(), &named));
+        let done = done.await;
         let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
         done.map_err(|source| IngestError::LayerFile { path, source })
     }
 }
 
 impl LocalLayer {
+    /// A layer with a file.
+    fn new(name: String, piece: &OpenLayer, summary: DeltaLayerSummary) -> Self {
+        Self {
+            name,
+            span: span(piece),
+            size: summary.size,
+            states: states(piece),
+            epoch: piece.epoch(),
+            summary,
+            unwritten: None,
+        }
+    }
+
     /// What the manifest says of it.
     pub(super) fn entry(&self) -> LayerEntry {
         LayerEntry {
@@ -164,9 +213,95 @@ impl LocalLayer {
     }
 }
 
+fn span(piece: &OpenLayer) -> LsnSpan {
+    let lsns = piece.lsns();
+    LsnSpan {
+        after: lsns.start,
+        up_to: lsns.end,
+    }
+}
+
 /// Holds the epoch and a random part, so that no two writers ever make the same name.
-fn layer_name(epoch: WriterEpoch, span: LsnSpan) -> String {
+fn layer_name(piece: &OpenLayer) -> String {
+    let (epoch, span) = (piece.epoch(), span(piece));
     let (start, end) = (span.after.get(), span.up_to.get());
     let random = rand::random::<u64>();
     format!("delta-{start:016X}-{end:016X}-{epoch}-{random:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_disk::{DiskStep, FullDisk};
+    use palimpsest_layer::LogRecord;
+    use palimpsest_types::{BlockNumber, Lsn};
+    use palimpsest_wal::{Change, Value};
+
+    use super::*;
+
+    fn piece() -> Arc<OpenLayer> {
+        let mut layer = OpenLayer::new(WriterEpoch::FIRST, Lsn::new(0x1000));
+        for lsn in 1..500 {
+            let rel = RelTag {
+                spc: 1663,
+                db: 5,
+                rel: 16384,
+                fork: Fork::Main,
+            };
+            let change = Change {
+                key: Key::RelSize(rel),
+                value: Value::RelSize(BlockNumber::new(lsn)),
+            };
+            let record = LogRecord {
+                lsn: Lsn::new(0x1000 + u64::from(lsn) * 8),
+                changes: vec![change],
+            };
+            layer.append(record).unwrap();
+        }
+        Arc::new(layer)
+    }
+
+    fn layers(root: &Path) -> (FullDisk, LocalLayers) {
+        let disk = FullDisk::default();
+        let directory = root.join("layers");
+        let layers = LocalLayers::prepare(Arc::new(disk.clone()), directory, TaskScope::default());
+        (disk, layers.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_layer_in_memory_has_the_bytes_of_its_file() {
+        let root = tempfile::tempdir().unwrap();
+        let (_, layers) = layers(root.path());
+        let piece = piece();
+        let written = layers.write(&piece).unwrap();
+        let kept = layers.keep(&piece).unwrap();
+        let bytes = layers.read(&written).await.unwrap();
+        assert_eq!(ByteCount::new(bytes.len() as u64), kept.size);
+        assert!(layers.read(&kept).await.unwrap() == bytes);
+        assert!(layers.read(&kept).await.unwrap() == bytes, "once more");
+        let (file, memory) = (written.entry(), kept.entry());
+        assert_eq!((file.size, file.keys), (memory.size, memory.keys));
+
+        layers.add(written.size);
+        let (held, removed) = layers.remove(&kept).await;
+        removed.unwrap();
+        assert_eq!(held, written.size, "it takes nothing of the disk");
+    }
+
+    #[test]
+    fn a_layer_that_does_not_fit_leaves_nothing() {
+        for step in DiskStep::EACH {
+            let root = tempfile::tempdir().unwrap();
+            let (disk, layers) = layers(root.path());
+            disk.fill(step, "layers");
+            let error = layers.write(&piece()).unwrap_err();
+            assert!(error.is_full_disk(), "{step:?}: {error}");
+            assert!(disk.refused() > 0, "{step:?}");
+            assert!(
+                disk.list(layers.directory()).unwrap().is_empty(),
+                "{step:?}"
+            );
+            disk.empty();
+            layers.write(&piece()).unwrap();
+        }
+    }
 }

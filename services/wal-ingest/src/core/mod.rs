@@ -8,6 +8,7 @@
 //!          flush:  frozen pieces of the tail ─▶ local layers (fsync) ─▶ object store ─▶ manifest
 //! ```
 
+mod arrivals;
 mod attach;
 mod backup;
 mod budget;
@@ -15,10 +16,13 @@ mod decoder;
 mod delete;
 mod error;
 mod flush;
+mod follow;
 mod freeze;
 mod growth;
 mod keeper;
+mod laggard;
 mod local_layers;
+mod metrics;
 mod node;
 mod replay;
 mod source;
@@ -27,9 +31,10 @@ mod subscribers;
 mod timeline;
 mod wal_files;
 
+pub use attach::AttemptError;
 pub use budget::NoRoom;
 pub use error::{IngestError, Stop};
+pub use follow::{FollowError, Follower};
+pub use metrics::IngestMetrics;
 pub use node::{Limits, Node};
 pub use source::{CheckError, SourceReport, check_source};
-pub use subscribers::{Subscriber, Subscribers};
-pub use timeline::Feed;

@@ -14,7 +14,8 @@ use palimpsest_api::{
 use palimpsest_disk::Disk;
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
-use palimpsest_types::ByteCount;
+use palimpsest_telemetry::Sample;
+use palimpsest_types::{ByteCount, Lsn};
 use tokio::{
     sync::{Semaphore, watch},
     time::interval,
@@ -22,9 +23,11 @@ use tokio::{
 
 use super::{
     budget::Budget,
+    follow::Follower,
     freeze,
     growth::FREEZE_INTERVAL,
-    timeline::{Feed, Timeline},
+    metrics::{IngestMetrics, as_f64},
+    timeline::Timeline,
 };
 
 /// Bounds on what wal-ingest holds, here and at the source.
@@ -52,7 +55,10 @@ pub(super) struct Shared {
     pub(super) budget: Arc<Budget>,
     /// Layers that are in memory for their upload.
     pub(super) uploads: Semaphore,
+    /// Feeds that are served from the local WAL.
+    pub(super) laggards: Arc<Semaphore>,
     pub(super) cluster: watch::Receiver<ClusterView>,
+    pub(super) metrics: IngestMetrics,
 }
 
 /// Runs a task for each assigned timeline.
@@ -60,7 +66,15 @@ pub(super) struct Shared {
 pub struct Node {
     shared: Arc<Shared>,
     scope: TaskScope,
-    running: Mutex<HashMap<TimelineRef, Running>>,
+    timelines: Mutex<NodeTimelines>,
+}
+
+#[derive(Debug, Default)]
+struct NodeTimelines {
+    running: HashMap<TimelineRef, Running>,
+    /// What was given back and may still be busy, as blocking work can't be cancelled. A timeline
+    /// that comes back waits for it: two at once would write to one directory.
+    leaving: HashMap<TimelineRef, TaskScope>,
 }
 
 #[derive(Debug)]
@@ -72,6 +86,8 @@ struct Running {
 
 /// Layers uploaded at once.
 const UPLOADS: usize = 2;
+/// Feeds served from the local WAL at once; more wait, as each takes a processor from ingest.
+const LAGGARDS: usize = 4;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -86,12 +102,6 @@ impl Default for Limits {
 }
 
 impl Shared {
-    /// Whether changes that are in local files should leave memory before the object store has them.
-    pub(super) fn is_short_of_memory(&self) -> bool {
-        let (used, limit) = self.budget.memory();
-        used.get() > limit.get() / 2
-    }
-
     /// All other timelines of the cluster, with their tenants' names.
     pub(super) fn other_timelines(&self, but: TimelineRef) -> Vec<(TimelineRef, String)> {
         let view = self.cluster.borrow();
@@ -118,28 +128,56 @@ impl Node {
             disk,
             budget: Arc::new(Budget::new(&limits)),
             uploads: Semaphore::new(UPLOADS),
+            laggards: Arc::new(Semaphore::new(LAGGARDS)),
             limits,
             cluster,
+            metrics: IngestMetrics::default(),
         });
         Self {
             shared,
             scope,
-            running: Mutex::default(),
+            timelines: Mutex::default(),
         }
     }
 
     /// How far each timeline is.
     pub fn statuses(&self) -> Vec<(TimelineRef, TimelineStatus)> {
-        let running = self.lock();
+        let timelines = self.lock();
+        let running = timelines.running.iter();
         running
-            .iter()
             .map(|(id, running)| (*id, running.timeline.status()))
             .collect()
     }
 
-    /// What the change feed tells of a timeline, once it was taken over.
-    pub fn feed(&self, timeline: TimelineRef) -> Option<Feed> {
-        self.lock().get(&timeline)?.timeline.feed()
+    /// What is counted here.
+    pub fn metrics(&self) -> &IngestMetrics {
+        &self.shared.metrics
+    }
+
+    /// What there is to know about timelines, feeds, memory and disk at the moment.
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples = self.shared.metrics.samples(&self.statuses());
+        samples.extend(self.shared.budget.samples());
+        let timelines = self.lock();
+        let running = timelines.running.values();
+        let in_memory: usize = running
+            .filter_map(|running| Some(running.timeline.growth()?.subscribers().count()))
+            .sum();
+        let on_disk = LAGGARDS.saturating_sub(self.shared.laggards.available_permits());
+        let help = "Feeds that are served, from memory or, being behind, from the local WAL";
+        let mut feeds = Sample::gauge("feed_subscribers", None, help);
+        feeds.push([("from", "memory".to_owned())], as_f64(in_memory as u64));
+        feeds.push([("from", "disk".to_owned())], as_f64(on_disk as u64));
+        let help = "Timelines that this node writes";
+        let assigned = Sample::gauge("ingest_timelines", None, help);
+        samples.extend([feeds, assigned.of(as_f64(timelines.running.len() as u64))]);
+        samples
+    }
+
+    /// One who follows a timeline from `after` on, once it was taken over.
+    pub fn follow(&self, timeline: TimelineRef, after: Lsn) -> Option<Follower> {
+        let timeline = Arc::clone(&self.lock().running.get(&timeline)?.timeline);
+        Some(Follower::new(timeline.feed()?, after))
     }
 
     /// Freezes pieces of changes that are old or in the way, for ever.
@@ -152,20 +190,19 @@ impl Node {
     }
 
     fn freeze_due(&self) {
-        let short = self.shared.is_short_of_memory();
-        let running = self.lock();
-        let grown: Vec<_> = running
+        let pressure = self.shared.budget.pressure();
+        let timelines = self.lock();
+        let grown: Vec<_> = timelines
+            .running
             .values()
             .filter_map(|running| {
                 let growth = running.timeline.growth()?;
-                if short {
-                    growth.relieve();
-                }
+                growth.relieve(pressure);
                 let growing = growth.growing()?;
                 Some((growth, growing))
             })
             .collect();
-        drop(running);
+        drop(timelines);
         let growing: Vec<_> = grown.iter().map(|(_, growing)| *growing).collect();
         for at in freeze::due(&growing, &self.shared.limits) {
             if let Some((growth, _)) = grown.get(at) {
@@ -176,30 +213,30 @@ impl Node {
 
     /// Starts what is assigned and does not run; lets go of what is not assigned any more.
     pub fn assign(&self, assignments: Vec<Assignment>) {
-        let mut running = self.lock();
+        let mut timelines = self.lock();
+        let NodeTimelines { running, leaving } = &mut *timelines;
+        leaving.retain(|_, scope| !scope.is_idle());
         running.retain(|id, entry| {
             let stays = assignments
                 .iter()
                 .any(|assignment| assignment.timeline == *id);
             if !stays {
                 entry.scope.token().cancel();
+                leaving.insert(*id, entry.scope.clone());
             }
             stays
         });
         for assignment in assignments {
             let id = assignment.timeline;
-            match running.get(&id) {
+            let before = match running.get(&id) {
                 // Of a writer that was superseded nothing runs; proposed again, it begins anew.
                 Some(entry) if entry.task == assignment.task && !entry.timeline.is_superseded() => {
+                    continue;
                 }
-                Some(entry) => {
-                    let before = entry.scope.clone();
-                    running.insert(id, self.start(assignment, Some(before)));
-                }
-                None => {
-                    running.insert(id, self.start(assignment, None));
-                }
-            }
+                Some(entry) => Some(entry.scope.clone()),
+                None => leaving.remove(&id),
+            };
+            running.insert(id, self.start(assignment, before));
         }
     }
 
@@ -211,7 +248,9 @@ impl Node {
         let invalid = parsed.as_ref().err().map(ToString::to_string);
         // A name that the broker made is valid; a name that is not never reaches the source.
         let slot = parsed.unwrap_or_else(|_| fallback_slot());
-        let timeline = Arc::new(Timeline::new(assignment, slot, Arc::clone(&self.shared)));
+        let shared = Arc::clone(&self.shared);
+        let timeline = Timeline::new(assignment, slot, shared, scope.clone());
+        let timeline = Arc::new(timeline);
         if let Some(reason) = invalid {
             timeline.update(|status| {
                 status.state = TimelineState::Stopped;
@@ -249,10 +288,15 @@ impl Node {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TimelineRef, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, NodeTimelines> {
+        self.timelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn fallback_slot() -> palimpsest_postgres::SlotName {
     "palimpsest"

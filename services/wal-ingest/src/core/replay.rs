@@ -40,7 +40,7 @@ pub(super) async fn replay(timeline: &Timeline, resumed: Resumed) -> Result<Resu
     });
     loop {
         wait_for_room(timeline, &decoder).await;
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decoding = timeline.spawn_blocking(move || {
             let outcome = decode_portion(&files, &mut decoder, &mut at)?;
             if let Portion::End = outcome {
                 files.truncate(decoder.last_record())?;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::FutureExt as _;
 use palimpsest_api::broker::TimelineState;
 use palimpsest_manifest::TimelineManifest;
 use palimpsest_postgres::{ClientError, ReplicationEvent, ReplicationStream, StandbyStatus};
@@ -11,19 +9,18 @@ use palimpsest_types::{ErrorKind, Lsn};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
+    arrivals::{Arrival, Arrivals, Batch},
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
     source::connect_as,
     timeline::{BackOff, Resumed, Timeline},
-    wal_files::WalFiles,
+    wal_files::{WalFiles, WalTrim},
 };
 
 /// How often the source hears from us, if there is no WAL that makes it hear sooner.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is gone, whatever TCP thinks.
 const SILENCE: Duration = Duration::from_secs(60);
-/// WAL that is written and fsynced together, at most.
-const MAX_BATCH: usize = 4 << 20;
 /// How often to look for room while paused.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -52,7 +49,7 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        let Some((_, decoder)) = &work else {
+        let Some((files, decoder)) = &work else {
             // A write or the decoder failed half-way: what is in memory is not to be trusted.
             return match error.remedy() {
                 Remedy::Retry | Remedy::Pause => End::Reopen(error),
@@ -62,7 +59,13 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         match error.remedy() {
             Remedy::GiveUp => return End::Stop(error),
             Remedy::Pause => {
-                pause(timeline, decoder, &error).await;
+                if error.is_full_disk() {
+                    // The system may say that there is room where a quota leaves none.
+                    pause(timeline, decoder, &error, Some(files.trim())).await;
+                    back_off.wait().await;
+                } else {
+                    pause(timeline, decoder, &error, None).await;
+                }
                 continue;
             }
             Remedy::Retry => {}
@@ -93,7 +96,7 @@ async fn stream(
         }
         None => return Err(IngestError::Backup("the WAL files are not open")),
     };
-    let mut stream = open(timeline, manifest, from).await?;
+    let mut arrivals = Arrivals::new(open(timeline, manifest, from).await?);
     timeline.update(|status| {
         status.state = TimelineState::Streaming;
         status.reason.clear();
@@ -104,32 +107,35 @@ async fn stream(
     let mut heard = Instant::now();
     loop {
         // Cancel-safe: `next` and `tick` lose nothing when dropped.
-        let event = tokio::select! {
-            event = timeout_at(heard + SILENCE, stream.next()) => event,
+        let arrival = tokio::select! {
+            arrival = timeout_at(heard + SILENCE, arrivals.next()) => arrival,
             _ = ticks.tick() => {
-                stream.send_status(positions(timeline, false)).await?;
+                arrivals.send_status(positions(timeline, false)).await?;
                 continue;
             }
         };
         heard = Instant::now();
         let silent = std::io::Error::new(std::io::ErrorKind::TimedOut, "the source fell silent");
-        let event = event.map_err(|_| ClientError::Io(silent))?;
-        let event = event.map_err(|error| wal_gone_or(timeline, stream.position(), error))?;
-        match event {
-            Some(ReplicationEvent::XLogData { start, data, .. }) => {
-                let batch = gather(&mut stream, start, data).await?;
-                timeline.update(|status| status.received = batch.end());
-                ingest(timeline, work, batch).await?;
-                stream.send_status(positions(timeline, false)).await?;
+        let arrival = arrival.map_err(|_| ClientError::Io(silent))?;
+        match arrival.map_err(|error| wal_gone_or(timeline, arrivals.position(), error))? {
+            Arrival::Wal(batch) => {
+                let end = batch.end();
+                note_source(timeline, batch.source.max(end));
+                timeline.update(|status| status.received = end);
+                arrivals.during(ingest(timeline, work, batch)).await?;
+                note_source(timeline, end);
+                arrivals.send_status(positions(timeline, false)).await?;
             }
-            Some(ReplicationEvent::KeepAlive {
-                reply_requested, ..
-            }) => {
+            Arrival::KeepAlive {
+                source,
+                reply_requested,
+            } => {
+                note_source(timeline, source);
                 if reply_requested {
-                    stream.send_status(positions(timeline, false)).await?;
+                    arrivals.send_status(positions(timeline, false)).await?;
                 }
             }
-            Some(ReplicationEvent::EndOfTimeline { next_timeline, .. }) => {
+            Arrival::Last(Some(ReplicationEvent::EndOfTimeline { next_timeline, .. })) => {
                 let expected = manifest.source.pg_timeline;
                 return Err(Stop::OtherTimeline {
                     found: next_timeline,
@@ -137,9 +143,19 @@ async fn stream(
                 }
                 .into());
             }
-            None => return Err(IngestError::Backup("the WAL stream ended without a reason")),
+            Arrival::Last(_) => {
+                return Err(IngestError::Backup("the WAL stream ended without a reason"));
+            }
         }
     }
+}
+
+fn note_source(timeline: &Timeline, end: Lsn) {
+    let here = timeline.status().flushed;
+    timeline
+        .shared
+        .metrics
+        .note_source(timeline.id(), end, here);
 }
 
 /// Connects, makes sure that it is the same cluster, and starts the stream.
@@ -182,45 +198,6 @@ fn wal_gone_or(timeline: &Timeline, from: Lsn, error: ClientError) -> IngestErro
     }
 }
 
-/// WAL that came together.
-struct Batch {
-    start: Lsn,
-    chunks: Vec<Bytes>,
-    len: usize,
-}
-
-impl Batch {
-    fn end(&self) -> Lsn {
-        Lsn::new(self.start.get() + self.len as u64)
-    }
-}
-
-/// Takes what has arrived already, so that one fsync serves all of it.
-async fn gather(
-    stream: &mut ReplicationStream,
-    start: Lsn,
-    data: Bytes,
-) -> Result<Batch, IngestError> {
-    let mut batch = Batch {
-        start,
-        len: data.len(),
-        chunks: vec![data],
-    };
-    while batch.len < MAX_BATCH {
-        // Cancel-safe: see `ReplicationStream::next`.
-        match stream.next().now_or_never() {
-            Some(Ok(Some(ReplicationEvent::XLogData { data, .. }))) => {
-                batch.len += data.len();
-                batch.chunks.push(data);
-            }
-            Some(Ok(Some(ReplicationEvent::KeepAlive { .. }))) => {}
-            // An end or an error comes again when the stream is asked next.
-            Some(Ok(_) | Err(_)) | None => break,
-        }
-    }
-    Ok(batch)
-}
-
 /// Writes and fsyncs the WAL, then decodes it.
 async fn ingest(
     timeline: &Timeline,
@@ -234,7 +211,8 @@ async fn ingest(
         let (expected, found) = (files.end(), batch.start);
         return Err(IngestError::WalGap { expected, found });
     }
-    let written = tokio::task::spawn_blocking(move || {
+    let (bytes, records) = (batch.len as u64, decoder.records());
+    let written = timeline.spawn_blocking(move || {
         if let Err(error) = files.append(&batch.chunks) {
             // None of it counts: it is asked for again.
             return Ok((files, decoder, Err(error)));
@@ -259,6 +237,10 @@ async fn ingest(
             return Err(error);
         }
     };
+    let metrics = &timeline.shared.metrics;
+    metrics.wal.inc_by(bytes);
+    metrics.records.inc_by(decoder.records() - records);
+    metrics.note_sizes(timeline.id(), decoder.sizes());
     timeline.update(|status| {
         status.flushed = flushed;
         status.last_record = decoder.last_record();
@@ -281,16 +263,30 @@ fn positions(timeline: &Timeline, reply_requested: bool) -> StandbyStatus {
 
 /// Waits without a connection until there is room. Connected, a receiver that takes nothing would
 /// keep the source from shutting down.
-async fn pause(timeline: &Timeline, decoder: &Decoder, error: &IngestError) {
-    let reason = error.in_words();
+///
+/// `disk` is looked at as well if it was full before our own allowance was used up.
+async fn pause(timeline: &Timeline, decoder: &Decoder, error: &IngestError, disk: Option<WalTrim>) {
+    let mut reason = error.in_words();
+    if disk.is_some() {
+        reason.push_str(
+            "; going on when there is room, which layers make as they reach the object store",
+        );
+    }
+    timeline.shared.metrics.pauses.inc();
     tracing::error!(timeline = %timeline.id(), reason, "timeline paused; the connection is closed");
     timeline.update(|status| {
         status.state = TimelineState::Paused;
         status.reason = reason;
     });
     decoder.freeze();
-    while decoder.room().is_err() {
+    while decoder.room().is_err() || !has_room(timeline, disk.clone()).await {
         tokio::time::sleep(ROOM_INTERVAL).await;
     }
     tracing::info!(timeline = %timeline.id(), "timeline goes on");
+}
+
+async fn has_room(timeline: &Timeline, disk: Option<WalTrim>) -> bool {
+    let Some(disk) = disk else { return true };
+    let looked = timeline.spawn_blocking(move || disk.has_room());
+    looked.await.unwrap_or(true)
 }

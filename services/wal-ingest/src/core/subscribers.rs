@@ -9,13 +9,13 @@ use palimpsest_types::Lsn;
 
 /// The subscribers of one timeline. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Subscribers {
+pub(super) struct Subscribers {
     positions: Arc<Mutex<Positions>>,
 }
 
 /// One subscriber, until it is dropped.
 #[derive(Debug)]
-pub struct Subscriber {
+pub(super) struct Subscriber {
     all: Subscribers,
     number: u64,
 }
@@ -28,7 +28,7 @@ struct Positions {
 
 impl Subscribers {
     /// Somebody who has everything up to `at`.
-    pub fn join(&self, at: Lsn) -> Subscriber {
+    pub(super) fn join(&self, at: Lsn) -> Subscriber {
         let mut positions = self.lock();
         let number = positions.next;
         positions.next += 1;
@@ -37,6 +37,11 @@ impl Subscribers {
             all: self.clone(),
             number,
         }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.lock().by_number.len()
     }
 
     /// What the slowest has; `None` if there is nobody.
@@ -53,7 +58,7 @@ impl Subscribers {
 
 impl Subscriber {
     /// It has everything up to `lsn` now.
-    pub fn has(&self, lsn: Lsn) {
+    pub(super) fn has(&self, lsn: Lsn) {
         self.all.lock().by_number.insert(self.number, lsn);
     }
 }

@@ -17,14 +17,19 @@ use palimpsest_api::{
 use palimpsest_layer::OpenLayer;
 use palimpsest_manifest::{SourceCluster, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_postgres::SlotName;
-use palimpsest_read::{BlockCache, LayerFiles, Layers, ReadError, Tail};
-use palimpsest_runtime::CancellationToken;
+use palimpsest_read::{
+    BlockCache, LayerFiles, Layers, ReadError, Tail, Versions as _, relations_at,
+};
+use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::StorePath;
-use palimpsest_types::{BlockNumber, ByteCount, Fork, Key, Lsn, RelTag, SlruKind, WriterEpoch};
+use palimpsest_types::{ByteCount, Key, Lsn, SlruKind, WriterEpoch};
 use palimpsest_wal::{
     BaseFacts, Interpreter, RelationSizes, SegmentSize, SlruSegments, Value, v15::Parameters,
 };
-use tokio::sync::{Mutex, mpsc::UnboundedReceiver, watch};
+use tokio::{
+    sync::{Mutex, mpsc::UnboundedReceiver, watch},
+    task::JoinHandle,
+};
 
 use super::{
     attach,
@@ -33,12 +38,13 @@ use super::{
     flush,
     growth::Growth,
     keeper,
+    laggard::{Beginning, LocalHistory},
     local_layers::LocalLayers,
     node::Shared,
     replay::replay,
     stream::{self, End},
     subscribers::Subscribers,
-    wal_files::{WalFiles, WalTrim},
+    wal_files::{WalFiles, WalReader, WalTrim},
 };
 
 /// What the node and the feed know of a timeline.
@@ -47,6 +53,8 @@ pub(super) struct Timeline {
     pub(super) assignment: Assignment,
     pub(super) slot: SlotName,
     pub(super) shared: Arc<Shared>,
+    /// Its tasks, which all end before another takes over from them on this node.
+    scope: TaskScope,
     /// Kept, because it remembers what it has read.
     manifests: TimelineManifests,
     status: watch::Sender<TimelineStatus>,
@@ -65,6 +73,10 @@ pub(super) struct Opened {
     pub(super) growth: Arc<Growth>,
     pub(super) local_layers: LocalLayers,
     pub(super) wal: WalTrim,
+    wal_reader: WalReader,
+    segment_size: SegmentSize,
+    /// Where the local WAL can be decoded from, for those who are behind.
+    pub(super) beginning: Arc<Beginning>,
     /// The manifest as we know it; only the flush changes it.
     pub(super) manifest: Mutex<Versioned<TimelineManifest>>,
     /// Ends the feeds when this is dropped: nothing comes to its tail any more.
@@ -79,18 +91,20 @@ pub(super) struct Resumed {
 }
 
 /// What the change feed tells of a timeline.
-#[derive(Debug, Clone)]
-pub struct Feed {
+#[derive(Debug)]
+pub(super) struct Feed {
     /// Generation of the writer.
-    pub epoch: WriterEpoch,
+    pub(super) epoch: WriterEpoch,
     /// Where its history begins.
-    pub epoch_start: Lsn,
-    /// The changes.
-    pub tail: Arc<Tail>,
+    pub(super) epoch_start: Lsn,
+    /// The newest changes.
+    pub(super) tail: Arc<Tail>,
+    /// The changes before those.
+    pub(super) history: LocalHistory,
     /// Who follows it.
-    pub subscribers: Subscribers,
+    pub(super) subscribers: Subscribers,
     /// Cancelled when nothing more will come.
-    pub over: CancellationToken,
+    pub(super) over: CancellationToken,
 }
 
 type Prepared = (Arc<Opened>, Resumed, UnboundedReceiver<Arc<OpenLayer>>);
@@ -109,7 +123,12 @@ impl Drop for Opened {
 }
 
 impl Timeline {
-    pub(super) fn new(assignment: Assignment, slot: SlotName, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        assignment: Assignment,
+        slot: SlotName,
+        shared: Arc<Shared>,
+        scope: TaskScope,
+    ) -> Self {
         let (status, _) = watch::channel(TimelineStatus::default());
         let TimelineRef { tenant, timeline } = assignment.timeline;
         let manifests = TimelineManifests::new(shared.store.clone(), tenant, timeline);
@@ -118,6 +137,7 @@ impl Timeline {
             assignment,
             slot,
             shared,
+            scope,
             status,
             opened: RwLock::default(),
             source: OnceLock::new(),
@@ -148,15 +168,32 @@ impl Timeline {
     }
 
     /// What subscribers are told, once the timeline was taken over.
-    pub(super) fn feed(&self) -> Option<Feed> {
+    pub(super) fn feed(self: &Arc<Self>) -> Option<Feed> {
         let opened = self.opened()?;
+        let history = LocalHistory {
+            wal: opened.wal_reader.clone(),
+            segment_size: opened.segment_size,
+            beginning: Arc::clone(&opened.beginning),
+            places: Arc::clone(&self.shared.laggards),
+            scope: self.scope.clone(),
+            timeline: Arc::downgrade(self),
+        };
         Some(Feed {
             epoch: opened.epoch,
             epoch_start: opened.epoch_start,
             tail: Arc::clone(opened.growth.tail()),
+            history,
             subscribers: opened.growth.subscribers().clone(),
             over: opened.over.clone(),
         })
+    }
+
+    /// Starts blocking work on the local files.
+    pub(super) fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.scope.spawn_blocking(work)
     }
 
     pub(super) fn wal_directory(&self) -> PathBuf {
@@ -211,7 +248,7 @@ impl Timeline {
         let working = async {
             let resumed = match replay(self, resumed).await {
                 Ok(resumed) => resumed,
-                Err(error) if error.remedy() == Remedy::Retry => return End::Reopen(error),
+                Err(error) if error.remedy() != Remedy::GiveUp => return End::Reopen(error),
                 Err(error) => return End::Stop(error),
             };
             tokio::select! {
@@ -292,7 +329,7 @@ impl Timeline {
                 Err(error) => Err(error.into()),
             };
             match outcome {
-                Err(error) if error.remedy() == Remedy::Retry => {
+                Err(error) if error.remedy() != Remedy::GiveUp => {
                     tracing::warn!(timeline = %self.id(), error = error.in_words(), "can't resume the timeline; trying again");
                     self.look_after_slot().await;
                     back_off.wait().await;
@@ -312,6 +349,7 @@ impl Timeline {
         let manifest = taken.state.clone();
         let (epoch, start) = (manifest.writer_epoch, manifest.lsn);
         let interpreter = self.interpreter(&manifest).await?;
+        let beginning = Beginning::new(start, interpreter.clone());
         let tail = Arc::new(Tail::new(epoch, start));
         let limits = &self.shared.limits;
         let share = self.shared.budget.share();
@@ -323,8 +361,9 @@ impl Timeline {
         let disk = Arc::clone(&self.shared.disk);
         let (wal, layers) = (self.wal_directory(), self.directory().join("layers"));
         let pg_timeline = manifest.source.pg_timeline;
-        let opening = tokio::task::spawn_blocking(move || {
-            let local_layers = LocalLayers::prepare(Arc::clone(&disk), layers)?;
+        let scope = self.scope.clone();
+        let opening = self.spawn_blocking(move || {
+            let local_layers = LocalLayers::prepare(Arc::clone(&disk), layers, scope)?;
             let files = WalFiles::open(disk, wal, segment_size, pg_timeline, start)?;
             Ok::<_, IngestError>((local_layers, files))
         });
@@ -337,8 +376,11 @@ impl Timeline {
             growth,
             local_layers,
             wal: files.trim(),
+            wal_reader: files.reader(),
+            segment_size,
+            beginning: Arc::new(beginning),
             manifest: Mutex::new(taken),
-            over: CancellationToken::new(),
+            over: self.scope.token().child_token(),
         });
         *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&opened));
         self.update(|status| {
@@ -365,25 +407,28 @@ impl Timeline {
         let files = LayerFiles::new(store, self.store_path().child("layers"), blocks);
         let layers = Layers::open(files, manifest, None).await?;
         let mut sizes = RelationSizes::default();
-        let mut visit = |key, value: &Value| match (key, value) {
-            (Key::RelSize(rel), Value::RelSize(blocks)) => sizes.set(rel, *blocks),
-            (Key::RelSize(rel), Value::Dropped) => drop(sizes.remove(rel)),
-            _ => {}
-        };
-        layers.newest(all_sizes(), manifest.lsn, &mut visit).await?;
+        for (rel, blocks) in relations_at(&layers, manifest.lsn).await? {
+            sizes.set(rel, blocks);
+        }
         let mut segments = SlruSegments::default();
-        let mut visit = |key, value: &Value| match (key, value) {
-            (Key::SlruSegment(kind, segment), Value::RelSize(pages)) => {
+        let newest = layers.newest_in(all_slru_segments(), manifest.lsn).await?;
+        for entry in newest {
+            if let (Key::SlruSegment(kind, segment), (_, Value::RelSize(pages))) = entry {
                 segments.set(kind, segment, pages.get());
             }
-            (Key::SlruSegment(kind, segment), Value::Dropped) => segments.set(kind, segment, 0),
-            _ => {}
-        };
-        let keys = all_slru_segments();
-        layers.newest(keys, manifest.lsn, &mut visit).await?;
-        let settings = layers.newest_of(Key::Parameters, manifest.lsn).await?;
+        }
+        let settings = layers.newest(Key::Parameters, manifest.lsn).await?;
         let facts = base_facts(manifest, &parameters(settings)?);
         Ok(Interpreter::new(sizes, facts).with_slru_segments(segments))
+    }
+
+    /// Where decoding can begin, as the object store has it; `None` before there is a manifest.
+    pub(super) async fn beginning(&self) -> Result<Option<(Lsn, Interpreter)>, IngestError> {
+        let Some(Versioned { state: newest, .. }) = self.manifests().newest().await? else {
+            return Ok(None);
+        };
+        let interpreter = self.interpreter(&newest).await?;
+        Ok(Some((newest.lsn, interpreter)))
     }
 
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {
@@ -417,21 +462,10 @@ fn base_facts(manifest: &TimelineManifest, settings: &Parameters) -> BaseFacts {
     }
 }
 
-/// Sizes of all relation forks there can be.
-fn all_sizes() -> std::ops::Range<Key> {
-    let first = RelTag {
-        spc: 0,
-        db: 0,
-        rel: 0,
-        fork: Fork::Main,
-    };
-    Key::RelSize(first)..Key::RelBlock(first, BlockNumber::ZERO)
-}
-
-fn parameters(settings: Option<Value>) -> Result<Parameters, ReadError> {
+fn parameters(settings: Option<(Lsn, Value)>) -> Result<Parameters, ReadError> {
     let key = Key::Parameters;
     match settings.ok_or(ReadError::NotInBackup(key))? {
-        Value::File(content) => {
+        (_, Value::File(content)) => {
             Parameters::decode(&content).map_err(|_| ReadError::WrongValue(key))
         }
         _ => Err(ReadError::WrongValue(key)),

@@ -28,9 +28,13 @@ pub(super) struct WalFiles {
     torn: bool,
 }
 
-/// Removes old segments of files that somebody else writes. Blocking.
+/// Removes old segments of files that somebody else writes, and looks for room. Blocking.
 #[derive(Debug, Clone)]
 pub(super) struct WalTrim(Arc<Place>);
+
+/// Reads files that somebody else writes, and removes at any moment. Blocking.
+#[derive(Debug, Clone)]
+pub(super) struct WalReader(Arc<Place>);
 
 #[derive(Debug)]
 struct Place {
@@ -45,6 +49,8 @@ struct Place {
 #[derive(Debug, Clone, Copy)]
 struct Held {
     first: SegmentNumber,
+    /// Those before may be removed already.
+    needed: SegmentNumber,
     end: Lsn,
 }
 
@@ -54,6 +60,8 @@ struct OpenSegment {
     file: Box<dyn DiskFile>,
 }
 
+/// Free bytes for which going on after the disk was full is worth while: some batches of WAL.
+const ROOM: u64 = 8 << 20;
 /// What reading the files back gives at once.
 const READ_SIZE: u64 = 1 << 20;
 
@@ -71,8 +79,10 @@ impl WalFiles {
         start: Lsn,
     ) -> Result<Self, IngestError> {
         disk.create_dir_all(&directory).map_err(at(&directory))?;
+        let first = size.number_of(start);
         let held = Held {
-            first: size.number_of(start),
+            first,
+            needed: first,
             end: start.floor_to(size.bytes()),
         };
         let place = Arc::new(Place {
@@ -114,6 +124,11 @@ impl WalFiles {
         WalTrim(Arc::clone(&self.place))
     }
 
+    /// What reads what is here while this writes more.
+    pub(super) fn reader(&self) -> WalReader {
+        WalReader(Arc::clone(&self.place))
+    }
+
     /// Forgets everything from `end` on: bytes that a crash left half written. If they end earlier,
     /// that is left as it is: a byte's place in its file follows from its LSN, so nothing may be
     /// passed over.
@@ -148,6 +163,16 @@ impl WalFiles {
             self.truncate(self.end)?;
         }
         self.torn = true;
+        let appended = self.append_all(chunks);
+        if appended.is_err() {
+            // What does not count need not lie on a disk that is full. If this fails as well, the
+            // next call does it.
+            let _ = self.truncate(self.end);
+        }
+        appended
+    }
+
+    fn append_all(&mut self, chunks: &[Bytes]) -> Result<(), IngestError> {
         let mut position = self.end;
         for chunk in chunks {
             let mut rest = chunk.as_ref();
@@ -168,19 +193,7 @@ impl WalFiles {
 
     /// The bytes from `from` on, as many as are shown at once; `None` at the end.
     pub(super) fn read(&self, from: Lsn) -> Result<Option<Bytes>, IngestError> {
-        let segment = self.place.size.bytes();
-        let offset = from.offset_in(segment);
-        let left = self.end.saturating_sub(from).min(segment - offset);
-        if left == 0 {
-            return Ok(None);
-        }
-        let path = self.place.path(self.place.size.number_of(from));
-        let mut portion = vec![0; ByteCount::new(left.min(READ_SIZE)).as_len()];
-        self.place
-            .disk
-            .read_exact_at(&path, &mut portion, offset)
-            .map_err(at(&path))?;
-        Ok(Some(portion.into()))
+        self.place.read(from, self.end)
     }
 
     fn write(&mut self, position: Lsn, bytes: &[u8]) -> Result<(), IngestError> {
@@ -216,12 +229,20 @@ impl WalFiles {
 }
 
 impl WalTrim {
+    /// Whether the disk has room for going on. If it does not say, trying will tell.
+    pub(super) fn has_room(&self) -> bool {
+        let available = self.0.disk.available(&self.0.directory);
+        available.map_or(true, |bytes| bytes >= ROOM)
+    }
+
     /// Removes the segments that lie wholly below `lsn`, and never the one that is written; returns
     /// the bytes that are left.
     pub(super) fn remove_below(&self, lsn: Lsn) -> Result<ByteCount, IngestError> {
         let place = &self.0;
         let before = *place.held();
         let keep = place.size.number_of(lsn.min(before.end));
+        // Before anything is removed, so that a reader knows why a file is not there.
+        place.held().needed = keep.max(before.needed);
         let mut first = before.first;
         // A crash may undo the removals; opening repeats them.
         while first < keep {
@@ -236,7 +257,41 @@ impl WalTrim {
     }
 }
 
+impl WalReader {
+    /// The bytes from `from` on and before `to`, as many as are shown at once; `None` if they were
+    /// removed.
+    pub(super) fn read(&self, from: Lsn, to: Lsn) -> Result<Option<Bytes>, IngestError> {
+        let place = &self.0;
+        let outcome = place.read(from, to.min(place.held().end));
+        match outcome {
+            // A file that was open in time is read to its end.
+            Ok(bytes) => Ok(Some(bytes.unwrap_or_default())),
+            Err(_) if place.size.number_of(from) < place.held().needed => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.0.directory
+    }
+}
+
 impl Place {
+    /// The bytes from `from` on and before `end`; `None` if there are none.
+    fn read(&self, from: Lsn, end: Lsn) -> Result<Option<Bytes>, IngestError> {
+        let segment = self.size.bytes();
+        let offset = from.offset_in(segment);
+        let left = end.saturating_sub(from).min(segment - offset);
+        if left == 0 {
+            return Ok(None);
+        }
+        let path = self.path(self.size.number_of(from));
+        let mut portion = vec![0; ByteCount::new(left.min(READ_SIZE)).as_len()];
+        let read = self.disk.read_exact_at(&path, &mut portion, offset);
+        read.map_err(at(&path))?;
+        Ok(Some(portion.into()))
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,17 +1,16 @@
 use std::{sync::Arc, time::Duration};
 
 use palimpsest_api::{TimelineRef, error_status, feed::FeedBatch};
-use palimpsest_layer::LogRecord;
 use palimpsest_proto::ingest::v1::{
     SubscribeRequest, SubscribeResponse, feed_service_server::FeedService,
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{ByteCount, ErrorKind, Lsn};
+use palimpsest_types::{ErrorKind, Lsn};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::core::{Feed, Node};
+use crate::core::{FollowError, Follower, Node};
 
 /// Answers `FeedService`.
 #[derive(Debug)]
@@ -25,16 +24,15 @@ pub(crate) struct FeedHandler {
 #[error("timeline {0} is not written here, or not yet")]
 struct NotHere(TimelineRef);
 
-/// The changes that are asked for are in layers.
-#[derive(Debug, thiserror::Error)]
-#[error("changes after {asked} are in layers up to {start} already; read the manifest")]
-struct Gone {
-    asked: Lsn,
-    start: Lsn,
+/// Why nothing more is sent.
+#[derive(Debug)]
+enum Ended {
+    /// The subscriber left, or has heard the last.
+    Left,
+    /// It takes too little.
+    CutOff,
 }
 
-/// Changes in one message, about.
-const BATCH: ByteCount = ByteCount::mib(1);
 /// Messages on their way to a subscriber.
 const AHEAD: usize = 4;
 /// A subscriber that takes nothing for so long is cut off; it resumes from its own last LSN.
@@ -59,73 +57,61 @@ impl FeedService for FeedHandler {
         let message = request.into_inner();
         let timeline = TimelineRef::try_from(message.timeline)
             .map_err(|error| error_status(error.kind(), &error))?;
-        let feed = self.node.feed(timeline);
-        let feed = feed.ok_or_else(|| error_status(ErrorKind::NotReady, &NotHere(timeline)))?;
+        let follower = self.node.follow(timeline, Lsn::new(message.after_lsn));
+        let follower =
+            follower.ok_or_else(|| error_status(ErrorKind::NotReady, &NotHere(timeline)))?;
         let (sender, messages) = mpsc::channel(AHEAD);
-        let after = Lsn::new(message.after_lsn);
         let token = self.scope.token().clone();
+        let cut_off = self.node.metrics().cut_off.clone();
         self.scope.spawn("feed", async move {
             // Cancel-safe: a subscriber resumes from what it has.
-            token
-                .run_until_cancelled(send_changes(&feed, after, &sender))
-                .await;
+            let sending = send_changes(follower, timeline, &sender);
+            if let Some(Ended::CutOff) = token.run_until_cancelled(sending).await {
+                cut_off.inc();
+            }
         });
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
 
-/// Sends everything after `after`, then what comes, until the subscriber goes or is too slow.
-async fn send_changes(feed: &Feed, mut after: Lsn, subscriber: &mpsc::Sender<Message>) {
-    let position = feed.subscribers.join(after);
-    let mut newest = feed.tail.watch();
-    let first = batch(feed, Vec::new(), Lsn::ZERO);
-    if !send(subscriber, Ok(first.into())).await {
-        return;
-    }
-    // A new epoch may begin before what the subscriber has; it then asks again from there.
+/// Sends everything that the follower comes to, until the subscriber goes or is too slow.
+async fn send_changes(
+    mut follower: Follower,
+    timeline: TimelineRef,
+    subscriber: &mpsc::Sender<Message>,
+) -> Ended {
+    let mut message = Ok(follower.head());
     loop {
-        let next = feed.tail.read().log_after(after, BATCH);
-        let Some((records, up_to)) = next else {
-            let gone = Gone {
-                asked: after,
-                start: feed.tail.read().start(),
-            };
-            send(subscriber, Err(error_status(ErrorKind::Conflict, &gone))).await;
-            return;
+        if let Err(ended) = send(subscriber, timeline, message).await {
+            return ended;
+        }
+        // The follower is given up if its call is cancelled.
+        message = tokio::select! {
+            () = subscriber.closed() => return Ended::Left,
+            next = follower.next() => next,
         };
-        if up_to > after {
-            after = up_to;
-            if !send(subscriber, Ok(batch(feed, records, up_to).into())).await {
-                return;
-            }
-            position.has(after);
-        } else {
-            // Cancel-safe, and the newest value is seen however often it changed meanwhile.
-            tokio::select! {
-                () = subscriber.closed() => return,
-                () = feed.over.cancelled() => return,
-                changed = newest.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-            }
+    }
+}
+
+/// Sends a message; after an error, nobody is there for another.
+async fn send(
+    subscriber: &mpsc::Sender<Message>,
+    timeline: TimelineRef,
+    message: Result<FeedBatch, FollowError>,
+) -> Result<(), Ended> {
+    let last = message.is_err();
+    let message = match message {
+        Ok(batch) => Ok(batch.into()),
+        // A writer that ends says nothing more.
+        Err(FollowError::Over) => return Err(Ended::Left),
+        Err(error) => Err(error_status(error.kind(), &error)),
+    };
+    match tokio::time::timeout(PATIENCE, subscriber.send(message)).await {
+        Ok(Ok(())) if !last => Ok(()),
+        Ok(_) => Err(Ended::Left),
+        Err(_) => {
+            tracing::info!(%timeline, "a subscriber took nothing for {PATIENCE:?} and is cut off");
+            Err(Ended::CutOff)
         }
     }
-}
-
-fn batch(feed: &Feed, records: Vec<LogRecord>, up_to: Lsn) -> FeedBatch {
-    FeedBatch {
-        epoch: feed.epoch,
-        epoch_start: feed.epoch_start,
-        up_to,
-        records,
-    }
-}
-
-async fn send(subscriber: &mpsc::Sender<Message>, message: Message) -> bool {
-    matches!(
-        tokio::time::timeout(PATIENCE, subscriber.send(message)).await,
-        Ok(Ok(()))
-    )
 }

@@ -1,4 +1,4 @@
-use palimpsest_disk::{LossyDisk, OsDisk, Survival};
+use palimpsest_disk::{DiskStep, FullDisk, LossyDisk, OsDisk, Survival};
 use proptest::prelude::*;
 
 use super::*;
@@ -293,4 +293,72 @@ fn p2_a_power_cut_at_each_durable_operation_loses_nothing() {
         with_crash.extend_from_slice(&steps);
         survive(&with_crash, at);
     }
+}
+
+#[test]
+fn on_a_full_disk_nothing_counts_and_nothing_is_lost() {
+    for step in DiskStep::EACH {
+        // A segment's own name is synced, and no other is changed.
+        if step == DiskStep::Rename {
+            continue;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let disk = FullDisk::default();
+        let mut files = try_open(Arc::new(disk.clone()), root.path(), START).unwrap();
+        let begin = files.end();
+        let bytes = pattern(3_000_000);
+        let (before, after) = (bytes.slice(..1_500_000), bytes.slice(1_500_000..));
+        files.append(&[before]).unwrap();
+        let (end, size) = (files.end(), files.size());
+        disk.fill(step, "pg_wal");
+        for _ in 0..2 {
+            let error = files.append(std::slice::from_ref(&after)).unwrap_err();
+            assert!(error.is_full_disk(), "{step:?}: {error}");
+            assert_eq!((files.end(), files.size()), (end, size), "{step:?}");
+            assert!(!files.trim().has_room());
+        }
+        disk.empty();
+        assert!(files.trim().has_room());
+        files.append(&[after]).unwrap();
+        assert!(content(&files, begin) == bytes, "{step:?}");
+        assert!(content(&open(root.path()), begin) == bytes, "{step:?}");
+    }
+}
+
+#[test]
+fn what_did_not_fit_gives_its_room_back() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = FullDisk::default();
+    let mut files = try_open(Arc::new(disk.clone()), root.path(), START).unwrap();
+    let bytes = pattern(100_000);
+    files.append(std::slice::from_ref(&bytes)).unwrap();
+    disk.fill(DiskStep::Write, "pg_wal");
+    files.append(&[bytes]).unwrap_err();
+    let entries = OsDisk.list(&root.path().join("new/pg_wal")).unwrap();
+    let held: u64 = entries.iter().map(|entry| entry.len).sum();
+    assert_eq!(held, 100_000);
+}
+
+#[test]
+fn a_reader_is_told_of_what_was_removed_under_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let path = directory.path().to_owned();
+    let start = Lsn::new(1 << 20);
+    let mut files = WalFiles::open(Arc::new(OsDisk), path, size, 1, start).unwrap();
+    files.append(&[Bytes::from(vec![7; 3 << 20])]).unwrap();
+    let reader = files.reader();
+    let read = |at: u64, to: u64| reader.read(Lsn::new(at), Lsn::new(to));
+    assert_eq!(read(1 << 20, (1 << 20) + 5).unwrap().unwrap().len(), 5);
+    files.trim().remove_below(Lsn::new(3 << 20)).unwrap();
+    assert_eq!(read(2 << 20, 3 << 20).unwrap(), None);
+    assert!(read(3 << 20, 4 << 20).unwrap().is_some());
+    // A file that is needed and not there is an error.
+    std::fs::remove_file(
+        directory
+            .path()
+            .join(size.file_name(1, size.number_of(Lsn::new(3 << 20)))),
+    )
+    .unwrap();
+    assert!(read(3 << 20, 4 << 20).is_err());
 }

@@ -15,6 +15,8 @@ CARGO ?= cargo
 RUN := $(CARGO) run --quiet --locked
 PAL := $(RUN) --package palimpsest-console --bin pal --
 DEMO := $(RUN) --package palimpsest-integration --bin demo --
+# How long make fuzz goes on.
+SECONDS ?= 60
 # Where make up keeps everything.
 DATA ?= ./data
 # Where make install puts pal and, below lib/palimpsest, the redo library that it runs.
@@ -26,7 +28,7 @@ ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/palimpsest/target
 endif
 
-.PHONY: help deps apt cargo-tools redo build programs up down demo test judge bench install clean
+.PHONY: help deps apt cargo-tools redo build programs up down demo test judge bench fuzz install clean
 
 help:
 	@echo 'make deps     install what is missing (as root), and build the redo library'
@@ -37,6 +39,7 @@ help:
 	@echo 'make test     every check that must pass before a change lands'
 	@echo 'make judge    the judges in full size'
 	@echo 'make bench    the benchmarks'
+	@echo 'make fuzz     one parser under a fuzzer: TARGET=name SECONDS=60'
 	@echo 'make install  put pal into the place for cargo programs'
 	@echo 'make clean    remove what was built'
 
@@ -100,8 +103,23 @@ test: redo
 judge: redo
 	$(CARGO) xtask verify $(JUDGE)
 
+# As it is shipped: optimised. Takes some minutes the first time, and wants the machine for itself.
 bench: redo
-	@$(RUN) --package palimpsest-integration --bin bench
+	$(CARGO) build --quiet --locked --release --package palimpsest-integration --bin bench --bin service
+	@$(RUN) --release --package palimpsest-integration --bin bench
+	$(CARGO) bench --quiet --locked --package palimpsest-integration
+
+# One parser under libFuzzer, with what earlier runs found added to the committed corpus. The address
+# space is limited too, for memory that C code takes.
+fuzz:
+	@test -n '$(TARGET)' || { echo 'make fuzz TARGET=name [SECONDS=60]; names:'; ls fuzz/fuzz_targets; exit 64; }
+	cd fuzz
+	mkdir -p 'found/$(TARGET)' artifacts
+	$(CARGO) build --quiet --release --bin '$(TARGET)'
+	ulimit -v 4194304
+	$(CARGO) run --quiet --release --bin '$(TARGET)' -- \
+		'found/$(TARGET)' 'corpus/$(TARGET)' -artifact_prefix='artifacts/$(TARGET)-' \
+		-max_total_time='$(SECONDS)' -max_len=65536 -rss_limit_mb=1024 -timeout=10
 
 install: redo
 	$(CARGO) install --locked --path console --root '$(INSTALL_ROOT)'

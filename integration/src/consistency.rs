@@ -67,6 +67,9 @@ const PORTION: ByteCount = ByteCount::mib(128);
 const QUEUE: usize = 1024;
 /// Pages that are replayed at once.
 const CONCURRENCY: usize = 64;
+/// Pieces of history that are replayed with a record left out, at most. The engine's process dies
+/// of most of them, and the engine waits longer the more often that happens on end.
+const PROOFS: u64 = 400;
 
 /// Replays all pages that the log changes, and compares them with the images in it.
 ///
@@ -135,7 +138,9 @@ impl Walk {
             .await;
         for replay in replays {
             for request in replay.proofs {
-                self.prove(request).await;
+                if self.found.sabotaged < PROOFS {
+                    self.prove(request).await;
+                }
             }
             for (rmgr, count) in replay.compared {
                 *self.found.compared.entry(rmgr).or_default() += count;

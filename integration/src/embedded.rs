@@ -46,7 +46,9 @@ pub struct ServedTimeline {
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Layers are small and many, so that a judge reads from memory, from files, and across both.
 const LAYER_SIZE: ByteCount = ByteCount::mib(4);
-const LAYER_AGE_SECONDS: u32 = 3;
+const LAYER_AGE: Duration = Duration::from_secs(3);
+/// A reader that asks for what is not there hears so soon.
+const LSN_PATIENCE: Duration = Duration::from_secs(3);
 /// Blocks in one request.
 const BLOCKS: usize = 64;
 /// Requests under way.
@@ -103,7 +105,7 @@ impl Embedded {
             listen: "127.0.0.1:0".to_owned(),
             broker: self.broker_address.clone(),
             store: self.directory.join("store"),
-            lsn_patience_seconds: 3,
+            lsn_patience: LSN_PATIENCE,
             ..palimpsest_page_serve::Settings::default()
         };
         let running = palimpsest_page_serve::run(settings, scope).await?;
@@ -124,7 +126,7 @@ impl Embedded {
             store: self.store(),
             data: self.directory.join("wal-ingest"),
             layer_size: LAYER_SIZE,
-            layer_age_seconds: LAYER_AGE_SECONDS,
+            layer_age: LAYER_AGE,
             ..palimpsest_wal_ingest::Settings::default()
         }
     }

@@ -3,6 +3,7 @@
 //! The tests in `tests/it` are the judges; here is what they share. A judge ends by printing one
 //! line, `judge NAME: N checked, 0 wrong, P1`, which CI compares with `judges.toml`.
 
+pub mod bench;
 pub mod cable;
 pub mod consistency;
 pub mod demo;

@@ -36,8 +36,12 @@ pub enum Process {
     StorageBroker,
     /// The redo-worker.
     RedoWorker,
+    /// Another redo-worker, for those who ask for it.
+    SecondRedoWorker,
     /// The page-serve.
     PageServe,
+    /// Another page-serve, for those who ask for it.
+    SecondPageServe,
     /// The wal-ingest.
     WalIngest,
     /// Another wal-ingest, with a local directory of its own, for those who ask for it.
@@ -64,6 +68,17 @@ const LOOK: Duration = Duration::from_millis(50);
 const SHOWN: usize = 40;
 
 impl Process {
+    /// All there can be.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::StorageBroker,
+        Self::RedoWorker,
+        Self::SecondRedoWorker,
+        Self::PageServe,
+        Self::SecondPageServe,
+        Self::WalIngest,
+        Self::SecondWalIngest,
+    ];
+
     /// What runs unless more is asked for.
     pub const USUAL: [Self; 4] = [
         Self::StorageBroker,
@@ -77,7 +92,9 @@ impl Process {
         match self {
             Self::StorageBroker => "storage-broker",
             Self::RedoWorker => "redo-worker",
+            Self::SecondRedoWorker => "redo-worker-2",
             Self::PageServe => "page-serve",
+            Self::SecondPageServe => "page-serve-2",
             Self::WalIngest => "wal-ingest",
             Self::SecondWalIngest => "wal-ingest-2",
         }
@@ -130,6 +147,27 @@ impl Processes {
         let child = child.with_context(|| format!("executing {}", process.name()))?;
         self.running.insert(process, child);
         Ok(())
+    }
+
+    /// Its process, while it runs.
+    pub fn pid(&self, process: Process) -> Option<u32> {
+        self.running.get(&process).map(Child::id)
+    }
+
+    /// How many processes it has started that still run.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn children(&self, process: Process) -> Result<usize> {
+        let pid = self.pid(process);
+        let pid = pid.with_context(|| format!("{} does not run", process.name()))?;
+        let mut children = 0;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread may end meanwhile.
+            let of_thread = fs::read_to_string(thread?.path().join("children"));
+            children += of_thread.unwrap_or_default().split_whitespace().count();
+        }
+        Ok(children)
     }
 
     /// Kills it with SIGKILL, running or halted, and waits until nothing of it is left.
@@ -270,10 +308,23 @@ impl Processes {
     /// # Errors
     /// If it takes too long.
     pub async fn served_up_to(&self, timeline: TimelineRef, lsn: Lsn) -> Result<ServedTimeline> {
+        self.served_by(Process::PageServe, timeline, lsn).await
+    }
+
+    /// The same of any page-serve.
+    ///
+    /// # Errors
+    /// If it takes too long.
+    pub async fn served_by(
+        &self,
+        page_serve: Process,
+        timeline: TimelineRef,
+        lsn: Lsn,
+    ) -> Result<ServedTimeline> {
         let waiting = async {
             loop {
                 // A client of its own each time: the page-serve may be another process by now.
-                let channel = connect_lazily(&self.address(Process::PageServe))?;
+                let channel = connect_lazily(&self.address(page_serve))?;
                 if let Ok(client) = PageClient::connect(channel).await
                     && let Ok((_, newest)) = client.readable(timeline).await
                     && newest >= lsn
@@ -284,7 +335,7 @@ impl Processes {
             }
         };
         let served = tokio::time::timeout(PATIENCE, waiting).await;
-        served.with_context(|| format!("page-serve does not come to {lsn}"))?
+        served.with_context(|| format!("{} does not come to {lsn}", page_serve.name()))?
     }
 
     /// Ends them all, quietly.

@@ -5,7 +5,8 @@ use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use palimpsest_integration::demo::{self, UpSettings};
-use palimpsest_service_kit::shutdown::signal_token;
+use palimpsest_service_kit::{shutdown::signal_token, threads};
+use palimpsest_settings::PortBase;
 
 /// Palimpsest with a PostgreSQL to play with.
 #[derive(Debug, Parser)]
@@ -23,8 +24,8 @@ enum Command {
         #[arg(long, env = "PALIMPSEST_DATA", default_value = "./data")]
         data: PathBuf,
         /// Port of the storage-broker; the other services take the next ones. 0 takes free ports.
-        #[arg(long, default_value_t = palimpsest_console::commands::up::PORT_BASE)]
-        port_base: u16,
+        #[arg(long, default_value_t)]
+        port_base: PortBase,
         /// Port of the demo's PostgreSQL, on loopback.
         #[arg(long, default_value_t = demo::POSTGRES_PORT)]
         postgres_port: u16,
@@ -40,9 +41,10 @@ enum Command {
     },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Cli::parse().command).await {
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let outcome = threads::block_on(run(command)).context("starting threads");
+    match outcome.flatten() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");

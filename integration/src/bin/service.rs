@@ -3,58 +3,61 @@
 //! It is what the services' own programs are, but for one thing: it does not outlive the judge that
 //! started it, so that one which is interrupted leaves nothing behind.
 
-use std::process::ExitCode;
+use std::{env, ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
-use palimpsest_service_kit::{
-    process,
-    telemetry::{self, LogFormat},
-};
+use palimpsest_service_kit::{configure, process};
+use palimpsest_settings::Service;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-/// One service, for as long as the process that started it lives.
-#[derive(Debug, Parser)]
-#[command(name = "service")]
-struct Cli {
-    #[command(subcommand)]
-    service: Service,
+fn main() -> ExitCode {
+    process::block_on(serve())
 }
 
-#[derive(Debug, Subcommand)]
-enum Service {
-    /// Reads WAL.
-    WalIngest(palimpsest_wal_ingest::Settings),
-    /// Serves pages.
-    PageServe(palimpsest_page_serve::Settings),
-    /// Replays records.
-    RedoWorker(palimpsest_redo_worker::Settings),
-    /// Knows who is there.
-    StorageBroker(palimpsest_storage_broker::Settings),
-}
-
-#[tokio::main]
-async fn main() -> ExitCode {
+async fn serve() -> ExitCode {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         eprintln!("service: can't be tied to the process that started it: {error}");
         return ExitCode::FAILURE;
     }
-    let cli = match process::parse::<Cli>() {
-        Ok(cli) => cli,
-        Err(code) => return code,
+    let name = env::args().nth(1).unwrap_or_default();
+    let service = Service::ALL
+        .into_iter()
+        .find(|service| service.name() == name);
+    let Some(service) = service else {
+        eprintln!("service: {name:?} is no service");
+        return ExitCode::FAILURE;
     };
-    telemetry::init(LogFormat::Pretty);
-    match cli.service {
-        Service::WalIngest(settings) => {
-            process::run(async |scope| palimpsest_wal_ingest::run(settings, &scope).await).await
-        }
-        Service::PageServe(settings) => {
-            process::run(async |scope| palimpsest_page_serve::run(settings, &scope).await).await
-        }
-        Service::RedoWorker(settings) => {
-            process::run(async |scope| palimpsest_redo_worker::run(settings, &scope).await).await
-        }
-        Service::StorageBroker(settings) => {
-            process::run(async |scope| palimpsest_storage_broker::run(settings, &scope).await).await
-        }
+    match run(service, env::args_os().skip(1)).await {
+        Ok(code) | Err(code) => code,
     }
+}
+
+async fn run(
+    service: Service,
+    arguments: impl Iterator<Item = OsString>,
+) -> Result<ExitCode, ExitCode> {
+    let (code, telemetry) = match service {
+        Service::WalIngest => {
+            let (settings, telemetry) = configure(palimpsest_wal_ingest::ABOUT, arguments).await?;
+            let start = async |scope| palimpsest_wal_ingest::run(settings, &scope).await;
+            (process::run(start).await, telemetry)
+        }
+        Service::PageServe => {
+            let (settings, telemetry) = configure(palimpsest_page_serve::ABOUT, arguments).await?;
+            let start = async |scope| palimpsest_page_serve::run(settings, &scope).await;
+            (process::run(start).await, telemetry)
+        }
+        Service::RedoWorker => {
+            let (settings, telemetry) = configure(palimpsest_redo_worker::ABOUT, arguments).await?;
+            let start = async |scope| palimpsest_redo_worker::run(settings, &scope).await;
+            (process::run(start).await, telemetry)
+        }
+        Service::StorageBroker => {
+            let (settings, telemetry) =
+                configure(palimpsest_storage_broker::ABOUT, arguments).await?;
+            let start = async |scope| palimpsest_storage_broker::run(settings, &scope).await;
+            (process::run(start).await, telemetry)
+        }
+    };
+    telemetry.finish().await;
+    Ok(code)
 }

@@ -15,6 +15,7 @@ use palimpsest_console::{
     stack::{Stack, StackSettings, default_redo_build},
 };
 use palimpsest_redo_postgres::{Engine, EngineSettings, RunAs};
+use palimpsest_settings::PortBase;
 use palimpsest_testkit::{
     Cluster, ClusterOptions, Workload,
     cluster::{SUPERUSER, pg_bin},
@@ -63,9 +64,9 @@ pub async fn check(scale: NonZeroU32, lsns: usize) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("pal-").tempdir()?;
     let place = Place::claim(directory.path())?;
     let settings = StackSettings {
-        port_base: 0,
-        pg_bin: pg_bin(),
-        redo_build: default_redo_build(),
+        port_base: PortBase::ANY,
+        pg_bin: Some(pg_bin()),
+        ..StackSettings::default()
     };
     let stack = Stack::start(&settings, &place)
         .await

@@ -6,10 +6,11 @@ use palimpsest_console::{
     cli::Common,
     commands::attach::{Attached, attach},
     place::Place,
-    stack::{Stack, StackSettings, default_redo_build},
+    stack::{Stack, StackSettings},
 };
 use palimpsest_runtime::CancellationToken;
 use palimpsest_service_kit::telemetry::{self, LogFormat};
+use palimpsest_settings::PortBase;
 
 use super::postgres::{DemoPostgres, Sample};
 
@@ -19,7 +20,7 @@ pub struct UpSettings {
     /// Where everything is kept.
     pub data: PathBuf,
     /// The storage-broker's port, from which the others are counted; 0 takes free ones.
-    pub port_base: u16,
+    pub port_base: PortBase,
     /// PostgreSQL's port.
     pub postgres_port: u16,
 }
@@ -29,14 +30,14 @@ const TENANT: &str = "demo";
 
 /// Runs the services and a PostgreSQL until `stop` is cancelled.
 pub async fn up(settings: UpSettings, stop: &CancellationToken) -> Result<()> {
-    telemetry::init(LogFormat::default());
+    let telemetry = telemetry::init("demo", LogFormat::default());
     let place = Place::claim(&settings.data)?;
     let directory = place.dir().join("demo-postgres");
     let postgres = DemoPostgres::start(&directory, settings.postgres_port).await?;
     let stack = StackSettings {
         port_base: settings.port_base,
-        pg_bin: palimpsest_testkit::cluster::pg_bin(),
-        redo_build: default_redo_build(),
+        pg_bin: Some(palimpsest_testkit::cluster::pg_bin()),
+        ..StackSettings::default()
     };
     let stack = Stack::start(&stack, &place)
         .await
@@ -44,6 +45,7 @@ pub async fn up(settings: UpSettings, stop: &CancellationToken) -> Result<()> {
     let shown = serve(&stack, &postgres, &place, stop).await;
     // The services first: then no WAL sender keeps PostgreSQL from ending.
     stack.stop().await;
+    telemetry.finish().await;
     postgres.stop()?;
     shown
 }

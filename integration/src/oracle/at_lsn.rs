@@ -5,9 +5,10 @@ use bytes::Bytes;
 use palimpsest_types::{BlockNumber, Fork, Lsn, PAGE_SIZE, RelTag};
 
 use super::{
-    Comparison, DataFiles, Oracle, PageSource, compare::visibility_differences, page_kind::PageKind,
+    Comparison, DataFiles, Oracle, PageSource, RelationFile, compare::visibility_differences,
+    page_kind::PageKind,
 };
-use crate::{judge::Judge, offline::is_compared};
+use crate::judge::Judge;
 
 /// What comparisons with recovered instances came to.
 #[derive(Debug, Clone, Default)]
@@ -47,7 +48,7 @@ pub async fn compare_at<S: PageSource>(
     tally: &mut RecoveredTally,
 ) -> Result<()> {
     let lengths = lengths(source, reference, lsn).await?;
-    for (rel, [ours, theirs]) in lengths {
+    for (rel, (our_rel, [ours, theirs])) in lengths {
         tally.relations += 1;
         let finding = format!("{rel} at {lsn}: {ours:?} blocks, {theirs:?} in the reference");
         judge.check((ours != theirs).then_some(finding));
@@ -61,7 +62,7 @@ pub async fn compare_at<S: PageSource>(
         };
         let both: Vec<_> = (0..ours.min(theirs).get()).map(BlockNumber::new).collect();
         for (blocks, their_pages) in both.chunks(PORTION).zip(their_pages.chunks(PORTION)) {
-            let our_pages = source.pages(rel, blocks, lsn).await;
+            let our_pages = source.pages(our_rel, blocks, lsn).await;
             for ((block, ours), theirs) in blocks.iter().zip(our_pages).zip(their_pages) {
                 let finding = match ours {
                     Err(error) => Some(format!("{error:#}")),
@@ -82,21 +83,41 @@ pub async fn compare_at<S: PageSource>(
     Ok(())
 }
 
-/// The compared forks that exist on either side, with our length and the reference's.
+/// A fork of ours, and its length on our side and in the reference.
+type Compared = (RelTag, [Option<BlockNumber>; 2]);
+
+/// The compared forks that exist on either side, by their name in the reference.
 async fn lengths<S: PageSource>(
     source: &S,
     reference: &DataFiles,
     lsn: Lsn,
-) -> Result<BTreeMap<RelTag, [Option<BlockNumber>; 2]>> {
-    let mut lengths: BTreeMap<RelTag, [Option<BlockNumber>; 2]> = BTreeMap::new();
-    for (rel, blocks) in source.relations(lsn).await? {
-        lengths.entry(rel).or_default()[0] = Some(blocks);
+) -> Result<BTreeMap<RelTag, Compared>> {
+    let ours: BTreeMap<_, _> = source.relations(lsn).await?.into_iter().collect();
+    let mut lengths = BTreeMap::new();
+    for rel in ours.keys().copied().chain(reference.iter().map(|it| it.0)) {
+        if let Some(our_rel) = counterpart(reference, rel) {
+            let theirs = reference.get(rel).map(RelationFile::blocks).transpose()?;
+            let ours = ours.get(&our_rel).copied();
+            lengths.insert(rel, (our_rel, [ours, theirs]));
+        }
     }
-    for (rel, file) in reference.iter() {
-        lengths.entry(rel).or_default()[1] = Some(file.blocks()?);
-    }
-    lengths.retain(|rel, _| is_compared(reference, *rel));
     Ok(lengths)
+}
+
+/// The fork of ours that must equal a fork of the reference; none if it is not compared.
+///
+/// What an unlogged relation holds is nowhere in the log. Recovery ends by making its main fork anew,
+/// a copy of its init fork, and removing the others. So has everybody to do who starts from our
+/// pages, and the equal of the main fork is our init fork.
+fn counterpart(reference: &DataFiles, rel: RelTag) -> Option<RelTag> {
+    match rel.fork {
+        // Not logged; PostgreSQL mends it as it goes.
+        Fork::FreeSpaceMap => None,
+        Fork::Init => Some(rel),
+        Fork::Main if reference.is_unlogged(rel) => Some(rel.with_fork(Fork::Init)),
+        Fork::VisibilityMap if reference.is_unlogged(rel) => None,
+        Fork::Main | Fork::VisibilityMap => Some(rel),
+    }
 }
 
 impl RecoveredTally {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use palimpsest_types::{BlockNumber, Fork, Oid, PAGE_SIZE, RelTag};
 
@@ -25,8 +25,16 @@ const DEFAULT_TABLESPACE: Oid = 1663;
 const GLOBAL_TABLESPACE: Oid = 1664;
 
 impl DataFiles {
-    /// Finds all relation files below a data directory.
+    /// Finds all relation files of a data directory, also where links of tablespaces lead.
     pub fn read(data_dir: &Path) -> Result<Self> {
+        Self::read_with_links(data_dir, |target| Ok(target.to_owned()))
+    }
+
+    /// The same where the links of tablespaces are not to be followed as they are.
+    pub fn read_with_links(
+        data_dir: &Path,
+        mut follow: impl FnMut(&Path) -> Result<PathBuf>,
+    ) -> Result<Self> {
         let mut relations = BTreeMap::new();
         find_files(
             &data_dir.join("global"),
@@ -35,7 +43,10 @@ impl DataFiles {
             &mut relations,
         )?;
         find_databases(&data_dir.join("base"), DEFAULT_TABLESPACE, &mut relations)?;
-        for (spc, directory) in numbered(&data_dir.join("pg_tblspc"))? {
+        for (spc, mut directory) in numbered(&data_dir.join("pg_tblspc"))? {
+            if directory.is_symlink() {
+                directory = follow(&fs::read_link(&directory)?)?;
+            }
             for (_, version) in entries(&directory)? {
                 find_databases(&version, spc, &mut relations)?;
             }
@@ -94,6 +105,23 @@ impl RelationFile {
         }
         Ok(pages)
     }
+}
+
+/// The relation whose main fork `pg_relation_filepath` says to be there.
+pub fn relation_of(path: &str) -> Result<RelTag> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let (spc, db, rel) = match parts[..] {
+        ["global", rel] => (GLOBAL_TABLESPACE, 0, rel),
+        ["base", db, rel] => (DEFAULT_TABLESPACE, db.parse()?, rel),
+        ["pg_tblspc", spc, _version, db, rel] => (spc.parse()?, db.parse()?, rel),
+        _ => bail!("{path:?} is not the path of a relation"),
+    };
+    Ok(RelTag {
+        spc,
+        db,
+        rel: rel.parse()?,
+        fork: Fork::Main,
+    })
 }
 
 fn find_databases(
@@ -175,5 +203,14 @@ mod tests {
         assert_eq!(parse_file_name("t3_16384"), None);
         assert_eq!(parse_file_name("pg_filenode.map"), None);
         assert_eq!(parse_file_name("PG_VERSION"), None);
+    }
+
+    #[test]
+    fn knows_relations_by_path() {
+        let found = |path| relation_of(path).unwrap().to_string();
+        assert_eq!(found("base/5/16384"), "1663/5/16384");
+        assert_eq!(found("global/1262"), "1664/0/1262");
+        assert_eq!(found("pg_tblspc/99/PG_15_202209061/5/7"), "99/5/7");
+        assert!(relation_of("pg_xact/0000").is_err());
     }
 }

@@ -1,4 +1,4 @@
-use std::{fs, path::Path};
+use std::{fs, ops::RangeInclusive, path::Path};
 
 use anyhow::{Context as _, Result};
 use palimpsest_types::Lsn;
@@ -39,4 +39,20 @@ pub fn read_wal(
         }
         segment = segment.next();
     }
+}
+
+/// The ends of all records in a range, in order. To recover to anything else would apply a record
+/// that begins before it.
+pub fn boundaries(
+    pg_wal: &Path,
+    start: Lsn,
+    size: SegmentSize,
+    range: RangeInclusive<Lsn>,
+) -> Result<Vec<Lsn>> {
+    let mut found = Vec::new();
+    read_wal(pg_wal, start, size, |record| {
+        found.extend(Some(record.end_lsn).filter(|lsn| range.contains(lsn)));
+        Ok(())
+    })?;
+    Ok(found)
 }

@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use palimpsest_settings::SIDE_PORT_OFFSET;
+
 use super::Process;
 use crate::embedded::REDO_BUILD;
 
@@ -36,14 +38,14 @@ pub enum Layers {
 const PORTS: std::ops::Range<u16> = 15_000..30_000;
 const PORT_ATTEMPTS: usize = 100;
 /// A reader that asks for what is not there hears so soon.
-const LSN_PATIENCE_SECONDS: &str = "3";
+const LSN_PATIENCE: &str = "3s";
 
 impl Layers {
     /// Their size and age.
     const fn limits(self) -> (&'static str, &'static str) {
         match self {
-            Self::Often => ("2MiB", "2"),
-            Self::Rarely => ("256MiB", "3600"),
+            Self::Often => ("2MiB", "2s"),
+            Self::Rarely => ("256MiB", "1h"),
         }
     }
 }
@@ -56,7 +58,7 @@ impl Launch {
             layers,
             ports: BTreeMap::new(),
         };
-        for process in Process::USUAL.into_iter().chain([Process::SecondWalIngest]) {
+        for process in Process::ALL {
             launch.relocate(process)?;
         }
         Ok(launch)
@@ -65,10 +67,15 @@ impl Launch {
     /// Gives a process a port that it did not have before. It stays its own through restarts, so
     /// that the others find it again.
     pub(super) fn relocate(&mut self, process: Process) -> Result<()> {
-        let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+        let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        // The side port has to be free, too, and nobody else's.
+        let free = |port: &u16| is_free(*port) && is_free(*port + SIDE_PORT_OFFSET);
         let port = (0..PORT_ATTEMPTS)
             .map(|_| rand::random_range(PORTS))
-            .filter(|port| !self.ports.values().any(|taken| taken == port))
+            .filter(|port| {
+                let near = |taken: &u16| taken.abs_diff(*port) <= SIDE_PORT_OFFSET;
+                !self.ports.values().any(near)
+            })
             .find(free);
         self.ports.insert(process, port.context("no port is free")?);
         Ok(())
@@ -113,6 +120,8 @@ impl Launch {
             .stderr(log);
         command.arg(match process {
             Process::SecondWalIngest => Process::WalIngest.name(),
+            Process::SecondPageServe => Process::PageServe.name(),
+            Process::SecondRedoWorker => Process::RedoWorker.name(),
             other => other.name(),
         });
         command.args(["--listen", &self.address(process)]);
@@ -123,21 +132,21 @@ impl Launch {
             Process::StorageBroker => {
                 command.arg("--store").arg(self.store());
             }
-            Process::RedoWorker => {
+            Process::RedoWorker | Process::SecondRedoWorker => {
                 let bin = palimpsest_testkit::cluster::pg_bin();
                 command.arg("--pg-bin").arg(bin);
                 command.args(["--redo-build", REDO_BUILD]);
             }
-            Process::PageServe => {
+            Process::PageServe | Process::SecondPageServe => {
                 command.arg("--store").arg(self.store());
-                command.args(["--lsn-patience-seconds", LSN_PATIENCE_SECONDS]);
+                command.args(["--lsn-patience", LSN_PATIENCE]);
             }
             Process::WalIngest | Process::SecondWalIngest => {
                 command.arg("--store").arg(self.store());
                 command.arg("--data").arg(self.data(process));
-                let (size, age_seconds) = self.layers.limits();
+                let (size, age) = self.layers.limits();
                 command.args(["--layer-size", size]);
-                command.args(["--layer-age-seconds", age_seconds]);
+                command.args(["--layer-age", age]);
             }
         }
         Ok(command)

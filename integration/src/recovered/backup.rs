@@ -1,6 +1,9 @@
 use std::{
-    fs,
-    os::unix::{fs::chown, process::CommandExt as _},
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use palimpsest_postgres::BackupLabel;
 use palimpsest_redo_postgres::RunAs;
 use palimpsest_testkit::{Cluster, cluster::SUPERUSER};
-use palimpsest_types::Lsn;
+use palimpsest_types::{Lsn, Oid};
 use tempfile::TempDir;
 
 /// A base backup of a running cluster, extracted, without WAL.
@@ -20,6 +23,16 @@ pub struct BaseBackup {
     directory: TempDir,
     start: Lsn,
     end: Lsn,
+    outside: Vec<OutsideTablespace>,
+}
+
+/// A tablespace whose files are not in the data directory but where a link there points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutsideTablespace {
+    /// Its number, which is the name of the link in `pg_tblspc`.
+    pub oid: Oid,
+    /// Where the source has its files, and where the link points.
+    pub location: PathBuf,
 }
 
 impl BaseBackup {
@@ -51,12 +64,37 @@ impl BaseBackup {
             directory,
             start: label.start,
             end,
+            outside: Vec::new(),
+        })
+    }
+
+    /// One that was received and extracted in `directory`.
+    pub(super) fn received(
+        directory: TempDir,
+        end: Lsn,
+        outside: Vec<OutsideTablespace>,
+    ) -> Result<Self> {
+        let data = data_dir_in(directory.path());
+        let label = BackupLabel::parse(&fs::read(data.join("backup_label"))?)?;
+        Ok(Self {
+            directory,
+            start: label.start,
+            end,
+            outside,
         })
     }
 
     /// The extracted data directory.
     pub fn data_dir(&self) -> PathBuf {
         data_dir_in(self.directory.path())
+    }
+
+    /// The tablespaces outside the data directory, each with its files as extracted.
+    pub fn outside(&self) -> impl Iterator<Item = (&OutsideTablespace, PathBuf)> {
+        let files = |tablespace: &OutsideTablespace| tablespace.files_in(self.directory.path());
+        self.outside
+            .iter()
+            .map(move |tablespace| (tablespace, files(tablespace)))
     }
 
     /// Where replay begins.
@@ -68,6 +106,25 @@ impl BaseBackup {
     pub fn end(&self) -> Lsn {
         self.end
     }
+}
+
+impl OutsideTablespace {
+    /// Where its files are in the directory of an extracted backup.
+    pub(super) fn files_in(&self, directory: &Path) -> PathBuf {
+        directory.join("tablespaces").join(self.oid.to_string())
+    }
+}
+
+/// Extracts a tar archive, with its links as they are, to a new directory that nobody else enters:
+/// PostgreSQL insists on that.
+pub(super) fn extract(archive: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    fs::set_permissions(to, Permissions::from_mode(0o700))?;
+    run(Command::new("tar")
+        .args(["--extract", "--absolute-names", "--file"])
+        .arg(archive)
+        .arg("--directory")
+        .arg(to))
 }
 
 /// Where a cluster's data directory is within the directory that is the cluster's own.

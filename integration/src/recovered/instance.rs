@@ -4,13 +4,16 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use palimpsest_redo_postgres::RunAs;
-use palimpsest_testkit::{Cluster, ClusterOptions};
+use palimpsest_testkit::{Cluster, ClusterOptions, cluster::PrivateMount};
 use palimpsest_types::Lsn;
 use tempfile::TempDir;
 
-use super::backup::{data_dir_in, directory_for_server, run};
+use super::{
+    BaseBackup,
+    backup::{data_dir_in, directory_for_server, run},
+};
 use crate::oracle::DataFiles;
 
 /// What to recover from.
@@ -39,8 +42,52 @@ impl Recovery<'_> {
     /// Recovers a fresh copy to `lsn`, a record boundary at or after the backup's end.
     pub fn to(&self, lsn: Lsn) -> Result<RecoveredInstance> {
         let directory = directory_for_server()?;
+        self.run(lsn, directory, None)
+    }
+
+    /// Recovers a fresh copy of a backup whose source has tablespaces below `place`, outside its data
+    /// directory.
+    ///
+    /// Links in the backup and records in the log name the source's own directories. The server sees
+    /// copies in their place, so it never shares a path with the source.
+    pub fn apart_from(
+        &self,
+        place: &Path,
+        backup: &BaseBackup,
+        lsn: Lsn,
+    ) -> Result<RecoveredInstance> {
+        let directory = directory_for_server()?;
+        let own = directory.path().join("outside");
+        fs::create_dir(&own)?;
+        // Replay makes tablespaces only in directories that exist.
+        for entry in fs::read_dir(place)? {
+            fs::create_dir(own.join(entry?.file_name()))?;
+        }
+        for (tablespace, files) in backup.outside() {
+            let below = tablespace.location.strip_prefix(place);
+            let below = below.with_context(|| format!("{tablespace:?} lies elsewhere"))?;
+            run(Command::new("cp")
+                .args(["-a", "--no-target-directory", "--"])
+                .arg(files)
+                .arg(own.join(below)))?;
+        }
+        own_for_server(&own)?;
+        let at = place.to_owned();
+        self.run(lsn, directory, Some(PrivateMount { own, at }))
+    }
+
+    fn run(
+        &self,
+        lsn: Lsn,
+        directory: TempDir,
+        mount: Option<PrivateMount>,
+    ) -> Result<RecoveredInstance> {
         copy_for_server(self.base, &data_dir_in(directory.path()))?;
-        let mut server = Cluster::open(directory.path(), self.settings(lsn))?;
+        let options = ClusterOptions {
+            private_mount: mount.clone(),
+            ..self.settings(lsn)
+        };
+        let mut server = Cluster::open(directory.path(), options)?;
         // Without a hot standby the server is ready only when it has been promoted.
         server.start()?;
         server.stop()?;
@@ -49,10 +96,17 @@ impl Recovery<'_> {
             log.contains(STOPPED_BEFORE_TARGET),
             "the reference did not stop at {lsn}: {log}"
         );
-        Ok(RecoveredInstance {
-            files: DataFiles::read(server.data_dir())?,
-            directory,
-        })
+        let files = match mount {
+            None => DataFiles::read(server.data_dir())?,
+            Some(PrivateMount { own, at }) => {
+                DataFiles::read_with_links(server.data_dir(), |target| {
+                    let below = target.strip_prefix(&at);
+                    let below = below.with_context(|| format!("a link to {}", target.display()))?;
+                    Ok(own.join(below))
+                })?
+            }
+        };
+        Ok(RecoveredInstance { files, directory })
     }
 
     /// Promotion, because a server that shuts down at its target leaves pages of its buffers
@@ -100,9 +154,16 @@ fn copy_for_server(from: &Path, to: &Path) -> Result<()> {
         .arg(from)
         .arg(to))?;
     fs::write(to.join("recovery.signal"), "")?;
+    own_for_server(to)
+}
+
+/// Gives all below a directory to the server's user.
+fn own_for_server(directory: &Path) -> Result<()> {
     if let Some(RunAs { uid, gid }) = RunAs::unprivileged()? {
         let owner = format!("{uid}:{gid}");
-        run(Command::new("chown").args(["-R", &owner, "--"]).arg(to))?;
+        run(Command::new("chown")
+            .args(["-R", "--no-dereference", &owner, "--"])
+            .arg(directory))?;
     }
     Ok(())
 }

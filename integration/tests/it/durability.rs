@@ -17,7 +17,7 @@ use palimpsest_api::{TimelineRef, broker::TimelineState};
 use palimpsest_disk::{LossyDisk, OsDisk, Survival};
 use palimpsest_integration::{
     cable::Cable,
-    embedded::Embedded,
+    embedded::{Embedded, ServedTimeline},
     faulty_store::{Fault, FaultyStore},
     judge::{Judge, JudgeSize, seed},
     oracle::{Oracle, PageSource as _, RecoveredTally, compare_at},
@@ -41,15 +41,15 @@ const LATEST: Duration = Duration::from_secs(6);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// A primary with a backup of its beginning, which the cable leads to.
-struct Source {
-    cluster: Cluster,
+pub(crate) struct Source {
+    pub(crate) cluster: Cluster,
     options: ClusterOptions,
     backup: BaseBackup,
-    cable: Cable,
+    pub(crate) cable: Cable,
 }
 
 impl Source {
-    fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let options = ClusterOptions::default();
         let mut cluster = Cluster::temporary(options.clone())?;
         cluster.start()?;
@@ -65,7 +65,7 @@ impl Source {
     }
 
     /// Writes, so that a power cut always has something to hit.
-    fn write(&self, seconds: u32) -> Result<()> {
+    pub(crate) fn write(&self, seconds: u32) -> Result<()> {
         let time = format!("--time={seconds}");
         self.cluster
             .pgbench(&["--client=2", "--no-vacuum", &time, "postgres"])
@@ -73,10 +73,21 @@ impl Source {
     }
 
     /// Compares every page at some LSNs; the last of them is the end.
-    async fn judge(
+    pub(crate) async fn judge(
         &mut self,
         services: &Embedded,
         timeline: TimelineRef,
+        lsns: &[Lsn],
+        judge: &mut Judge,
+    ) -> Result<()> {
+        let served = services.served(timeline).await?;
+        self.judge_served(&[served], lsns, judge).await
+    }
+
+    /// The same, of several page-serves.
+    pub(crate) async fn judge_served(
+        &mut self,
+        served: &[ServedTimeline],
         lsns: &[Lsn],
         judge: &mut Judge,
     ) -> Result<()> {
@@ -85,7 +96,6 @@ impl Source {
         let pg_wal = self.cluster.data_dir().join("pg_wal");
         let engine = engine(self.options.data_checksums).await?;
         let oracle = Oracle::new(engine.clone());
-        let served = services.served(timeline).await?;
         for lsn in lsns {
             let recovery = Recovery {
                 base: &self.backup.data_dir(),
@@ -96,7 +106,9 @@ impl Source {
                 .with_context(|| format!("recovering to {lsn}"))?;
             let mut tally = RecoveredTally::default();
             let files = reference.files();
-            compare_at(&served, files, *lsn, &oracle, judge, &mut tally).await?;
+            for served in served {
+                compare_at(served, files, *lsn, &oracle, judge, &mut tally).await?;
+            }
         }
         engine.stop().await;
         Ok(())
@@ -104,7 +116,7 @@ impl Source {
 }
 
 /// A wal-ingest that can be ended alone.
-async fn start_ingest(
+pub(crate) async fn start_ingest(
     services: &Embedded,
     backing: Backing,
     settings: Settings,
@@ -145,7 +157,7 @@ async fn power_cuts() -> Result<()> {
         data: local,
         // Layers all the time, so that cuts fall into every step of them.
         layer_size: ByteCount::kib(512),
-        layer_age_seconds: 1,
+        layer_age: Duration::from_secs(1),
         ..services.wal_ingest_settings()
     };
     let mut ingest = start_ingest(&services, backing.clone(), settings.clone()).await?;
@@ -237,7 +249,7 @@ async fn local_wal() -> Result<()> {
     let files = tempfile::tempdir()?;
     let mut services = Embedded::start_without_wal_ingest(files.path()).await?;
     let settings = Settings {
-        layer_age_seconds: 3600,
+        layer_age: Duration::from_secs(3600),
         ..services.wal_ingest_settings()
     };
     let local = settings.data.clone();
@@ -412,7 +424,7 @@ async fn store_faults() -> Result<()> {
         memory: ByteCount::mib(16),
         local_disk: ByteCount::mib(64),
         layer_size: ByteCount::mib(1),
-        layer_age_seconds: 1,
+        layer_age: Duration::from_secs(1),
         ..services.wal_ingest_settings()
     };
     start_ingest(&services, backing, settings).await?;

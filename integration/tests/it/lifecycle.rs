@@ -284,13 +284,18 @@ async fn what_cannot_be_read_is_refused_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wal_that_cannot_be_represented_stops_the_timeline_with_the_reason() {
-    let (cluster, _files, mut services) = start().await.unwrap();
+    let (mut cluster, _files, mut services) = start().await.unwrap();
     let timeline = services
-        .attach("copied", &cluster.conninfo("postgres"))
+        .attach("hinted", &cluster.conninfo("postgres"))
         .await
         .unwrap();
-    let sql = "CREATE DATABASE copied STRATEGY file_copy";
-    block_in_place(|| cluster.psql("postgres", sql)).unwrap();
+    let sql = "ALTER SYSTEM SET wal_log_hints = on";
+    block_in_place(|| -> Result<()> {
+        cluster.psql("postgres", sql)?;
+        cluster.stop()?;
+        cluster.start()
+    })
+    .unwrap();
     let stopped = async || -> Result<()> {
         let mut view = services.cluster().clone();
         let view = view
@@ -302,7 +307,7 @@ async fn wal_that_cannot_be_represented_stops_the_timeline_with_the_reason() {
         let reason = view
             .timeline(timeline)
             .map(|view| view.status.reason.clone());
-        ensure!(reason.is_some_and(|reason| reason.contains("file_copy")));
+        ensure!(reason.is_some_and(|reason| reason.contains("wal_log_hints")));
         Ok(())
     };
     stopped().await.unwrap();

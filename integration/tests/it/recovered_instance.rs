@@ -85,7 +85,7 @@ fn cells(size: JudgeSize, random: &mut StdRng) -> Vec<Cell> {
             full_page_writes,
             wal_compression,
             data_checksums,
-            wal_segment_size_mib: *[1, 16, 16].choose(random).unwrap(),
+            wal_segment_size_mib: *[1, 16, 64].choose(random).unwrap(),
             backup_after: early_step(random),
             workload_seed: random.random(),
         }

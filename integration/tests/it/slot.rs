@@ -51,7 +51,7 @@ impl Services {
             broker: address.clone(),
             store: directory.join("store"),
             data: directory.join("wal-ingest"),
-            layer_age_seconds: 1,
+            layer_age: Duration::from_secs(1),
             ..Settings::default()
         };
         change(&mut settings);
@@ -155,7 +155,7 @@ async fn p3_the_slot_never_passes_what_the_object_store_has_and_follows_it() {
     let cluster = Arc::new(source().unwrap());
     block_in_place(|| cluster.pgbench(&["-i", "-q", "-s", "1", "postgres"])).unwrap();
     let files = tempfile::tempdir().unwrap();
-    let late = |settings: &mut Settings| settings.layer_age_seconds = 3600;
+    let late = |settings: &mut Settings| settings.layer_age = Duration::from_secs(3600);
     let mut services = Services::start(files.path(), late).await.unwrap();
     let timeline = services.attach("follow", &cluster).await.unwrap();
     let known = |status: &TimelineStatus| status.remote_consistent > Lsn::ZERO;
@@ -178,7 +178,7 @@ async fn p3_the_slot_never_passes_what_the_object_store_has_and_follows_it() {
     assert!(flushed > first.remote_consistent, "no WAL came");
 
     services.ingest.stop().await;
-    services.settings.layer_age_seconds = 1;
+    services.settings.layer_age = Duration::from_secs(1);
     services.restart_ingest().await.unwrap();
     let moved = follow(&cluster, &services, timeline, SLOT).await;
     load.await.unwrap().unwrap();

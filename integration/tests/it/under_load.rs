@@ -293,6 +293,16 @@ async fn look(cluster: &Arc<Cluster>, history: &ManifestHistory) -> Vec<String> 
 }
 
 impl Ending {
+    /// The end of the WAL.
+    pub(crate) fn end(&self) -> Lsn {
+        self.end
+    }
+
+    /// What is compared from now on comes from here.
+    pub(crate) fn serve_from(&mut self, served: ServedTimeline) {
+        self.served = served;
+    }
+
     /// Compares every page with the primary's own, and at `count` earlier LSNs with those of a
     /// PostgreSQL that recovered to it.
     pub(crate) async fn compare(

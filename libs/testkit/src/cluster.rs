@@ -18,11 +18,13 @@ use tempfile::TempDir;
 mod account;
 mod options;
 mod place;
+mod private_mount;
 mod process;
 mod query;
 mod session;
 
 pub use options::{ClusterOptions, SUPERUSER, pg_bin};
+pub use private_mount::PrivateMount;
 pub use session::Session;
 
 use account::Account;
@@ -133,12 +135,16 @@ impl Cluster {
     /// Starts the server and waits until it accepts connections.
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.server.is_none(), "the server is running already");
+        ensure!(
+            self.options.private_mount.is_none() || self.account != Account::Caller,
+            "a private mount takes root"
+        );
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(self.log_path())?;
         let mut child = self
-            .as_server("postgres")
+            .server()
             .arg("-D")
             .arg(self.data_dir())
             .stdin(Stdio::null())
@@ -260,6 +266,16 @@ impl Cluster {
             self.log_path().display(),
             tail.join("\n")
         )
+    }
+
+    /// The server itself, with what only it sees.
+    fn server(&self) -> Command {
+        match (&self.options.private_mount, self.account) {
+            (Some(mount), Account::Other { uid, gid }) => {
+                mount.command(&self.options.pg_bin.join("postgres"), uid, gid)
+            }
+            _ => self.as_server("postgres"),
+        }
     }
 
     /// A PostgreSQL program to be run as the server's user.

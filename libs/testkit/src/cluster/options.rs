@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::PrivateMount;
+
 /// The superuser of every cluster made here; trusted without a password.
 pub const SUPERUSER: &str = "postgres";
 
@@ -34,6 +36,8 @@ pub struct ClusterOptions {
     /// Loopback port to listen on, trusting every local user; `None` is the unix socket only,
     /// which only the server's own user and root can reach.
     pub port: Option<u16>,
+    /// What the server alone sees in the place of a directory.
+    pub private_mount: Option<PrivateMount>,
 }
 
 /// Where the PostgreSQL programs are: `PALIMPSEST_PG_BIN`, or Debian's place for version 15.
@@ -51,6 +55,7 @@ impl Default for ClusterOptions {
             autovacuum: true,
             settings: Vec::new(),
             port: None,
+            private_mount: None,
         }
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn row_locks(_: &Workload, cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Databases that come and go; their pages are logged one by one.
+/// Databases that come and go, and one that stays; their pages are logged one by one.
 pub(super) fn databases(_: &Workload, cluster: &Cluster) -> Result<()> {
     cluster.psql(
         SUPERUSER,
@@ -79,6 +79,12 @@ pub(super) fn databases(_: &Workload, cluster: &Cluster) -> Result<()> {
         "passing",
         "CREATE TABLE t AS SELECT generate_series(1, 5000) n; VACUUM t",
     )?;
+    cluster.psql(
+        SUPERUSER,
+        "DROP DATABASE IF EXISTS staying;
+         CREATE DATABASE staying TEMPLATE passing STRATEGY wal_log",
+    )?;
+    cluster.psql("staying", "DELETE FROM t WHERE n % 3 = 0; VACUUM t")?;
     cluster
         .psql(
             SUPERUSER,

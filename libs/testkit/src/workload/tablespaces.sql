@@ -14,3 +14,8 @@ ALTER TABLE space_moved SET TABLESPACE workload_space;
 ALTER INDEX space_index SET TABLESPACE workload_space;
 ALTER TABLE space_t SET TABLESPACE pg_default;
 ALTER INDEX space_index SET TABLESPACE pg_default;
+CREATE INDEX space_kept ON space_moved (n) TABLESPACE workload_space;
+CREATE UNLOGGED TABLE space_unlogged (id int PRIMARY KEY USING INDEX TABLESPACE workload_space)
+    TABLESPACE workload_space;
+INSERT INTO space_unlogged SELECT generate_series(1, 500);
+UPDATE space_moved SET n = n + 1 WHERE n % 4 = 0;

@@ -123,6 +123,7 @@ fn the_workload_runs_again_in_the_same_cluster_with_another_seed_and_size() {
     let checked = "CREATE EXTENSION amcheck;
         SELECT count(bt_index_check(indexrelid, true)) > 20 FROM pg_index
         JOIN pg_class ON pg_class.oid = indexrelid
-        WHERE relam = 403 AND relpersistence = 'p' AND indisready AND indisvalid";
+        WHERE relam = 403 AND relkind = 'i' AND relpersistence = 'p'
+            AND indisready AND indisvalid";
     assert_eq!(cluster.psql(DATABASE, checked).unwrap(), "t");
 }

@@ -1,0 +1,20 @@
+//! What `make bench` measures: each figure beside the one it is to be held against, in one run.
+//!
+//! Machines are shared and noisy. So nothing here is compared with a figure from another day, the
+//! two sides of a comparison take turns, and what is reported is the median of their rounds.
+
+pub mod chains;
+pub mod commit;
+pub mod floor;
+pub mod ingest;
+pub mod pages;
+mod places;
+mod rounds;
+mod table;
+
+pub use places::Places;
+pub use rounds::{Latencies, Rounds};
+pub use table::{Aim, Row, Table};
+
+/// Rounds of each measurement.
+pub const ROUNDS: usize = 5;

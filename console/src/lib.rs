@@ -24,6 +24,7 @@ pub mod place;
 mod progress;
 mod relation;
 pub mod stack;
+mod told;
 mod views;
 
 pub use cli::Cli;

@@ -4,7 +4,10 @@
 //! between machines. Each lives in a scope of its own, so that they stop one after the other: who
 //! writes first, the storage-broker last.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_settings::{Effective, PortBase, Problems, Service, Settings, Sources, merge};
@@ -46,6 +49,8 @@ pub struct Stack {
 struct Member {
     name: &'static str,
     address: String,
+    /// Where metrics and probes are.
+    side: SocketAddr,
     scope: TaskScope,
 }
 
@@ -130,35 +135,41 @@ impl Stack {
         let running = running.map_err(|error| failed(service, error.kind(), error))?;
         // The others are told where it is, not where it was to be.
         let broker = running.address().to_string();
-        self.add(service, &broker, scope);
+        self.add(service, (running.address(), running.side_address()), scope);
 
         let (scope, service) = (TaskScope::default(), Service::RedoWorker);
         let mut own = settings.redo_worker.settings;
         own.broker.clone_from(&broker);
         let running = palimpsest_redo_worker::run(own, &scope).await;
         let running = running.map_err(|error| failed(service, error.kind(), error))?;
-        self.add(service, running.address(), scope);
+        self.add(service, (running.address(), running.side_address()), scope);
 
         let (scope, service) = (TaskScope::default(), Service::PageServe);
         let mut own = settings.page_serve.settings;
         own.broker.clone_from(&broker);
         let running = palimpsest_page_serve::run(own, &scope).await;
         let running = running.map_err(|error| failed(service, error.kind(), error))?;
-        self.add(service, running.address(), scope);
+        self.add(service, (running.address(), running.side_address()), scope);
 
         let (scope, service) = (TaskScope::default(), Service::WalIngest);
         let mut own = settings.wal_ingest.settings;
         own.broker = broker;
         let running = palimpsest_wal_ingest::run(own, &scope).await;
         let running = running.map_err(|error| failed(service, error.kind(), error))?;
-        self.add(service, running.address(), scope);
+        self.add(service, (running.address(), running.side_address()), scope);
         Ok(())
     }
 
-    fn add(&mut self, service: Service, address: impl ToString, scope: TaskScope) {
+    fn add(
+        &mut self,
+        service: Service,
+        (address, side): (SocketAddr, SocketAddr),
+        scope: TaskScope,
+    ) {
         self.services.push(Member {
             name: service.name(),
             address: address.to_string(),
+            side,
             scope,
         });
     }
@@ -168,6 +179,13 @@ impl Stack {
         self.services
             .iter()
             .map(|service| (service.name, service.address.as_str()))
+    }
+
+    /// Names, and where metrics and probes are, in the same order.
+    pub fn side_addresses(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        self.services
+            .iter()
+            .map(|service| (service.name, service.side))
     }
 
     /// Where the storage-broker is.
@@ -269,6 +287,42 @@ impl StackSettings {
 }
 
 impl ServiceSettings {
+    /// Directory of PostgreSQL's programs.
+    pub fn pg_bin(&self) -> &Path {
+        &self.redo_worker.settings.pg_bin
+    }
+
+    /// Directory of the redo library.
+    pub fn redo_build(&self) -> &Path {
+        &self.redo_worker.settings.redo_build
+    }
+
+    /// Directory of the object store.
+    pub fn store(&self) -> &Path {
+        &self.storage_broker.settings.store
+    }
+
+    /// Directory of what is not in the object store yet.
+    pub fn local(&self) -> &Path {
+        &self.wal_ingest.settings.data
+    }
+
+    /// Where each service is to listen.
+    pub fn listens(&self) -> [(Service, &str); 4] {
+        [
+            (
+                Service::StorageBroker,
+                self.storage_broker.settings.listen.as_str(),
+            ),
+            (Service::WalIngest, self.wal_ingest.settings.listen.as_str()),
+            (Service::PageServe, self.page_serve.settings.listen.as_str()),
+            (
+                Service::RedoWorker,
+                self.redo_worker.settings.listen.as_str(),
+            ),
+        ]
+    }
+
     /// All of them as one file, each with its origin.
     pub fn to_toml(&self) -> String {
         [

@@ -11,6 +11,7 @@ use crate::{client::full_name, output::Column};
 pub(crate) struct MemberLine {
     service: &'static str,
     address: String,
+    version: String,
     node: String,
 }
 
@@ -39,9 +40,10 @@ pub(crate) struct TimelineLine {
     warnings: Vec<String>,
 }
 
-pub(crate) const MEMBER_COLUMNS: [Column; 3] = [
+pub(crate) const MEMBER_COLUMNS: [Column; 4] = [
     Column::Left("SERVICE"),
     Column::Left("ADDRESS"),
+    Column::Left("VERSION"),
     Column::Left("NODE"),
 ];
 
@@ -60,6 +62,7 @@ impl From<&Member> for MemberLine {
         Self {
             service: role_name(member.role),
             address: member.address.clone(),
+            version: member.version.clone(),
             node: member.node.to_string(),
         }
     }
@@ -106,6 +109,7 @@ impl MemberLine {
         vec![
             self.service.to_owned(),
             self.address.clone(),
+            self.version.clone(),
             self.node.clone(),
         ]
     }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::RangeInclusive,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -187,14 +188,18 @@ impl OfflineTimeline {
 
 /// Sizes; pages come from chains.
 impl Versions for OfflineTimeline {
-    async fn newest(&self, key: Key, up_to: Lsn) -> Result<Option<(Lsn, Value)>, ReadError> {
+    async fn newest(
+        &self,
+        key: Key,
+        lsns: RangeInclusive<Lsn>,
+    ) -> Result<Option<(Lsn, Value)>, ReadError> {
         let of_base = self.base_sizes.get(&key);
         let mut newest = of_base.map(|value| (self.changes.start(), value.clone()));
-        self.changes.versions(key, up_to, &mut |at, value| {
+        self.changes.versions(key, *lsns.end(), &mut |at, value| {
             newest = Some((at, value.clone()));
             Visit::Stop
         });
-        Ok(newest)
+        Ok(newest.filter(|(at, _)| lsns.contains(at)))
     }
 
     async fn newest_in(

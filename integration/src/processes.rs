@@ -110,7 +110,23 @@ impl Processes {
     /// # Errors
     /// If a program can't be executed or has ended at once.
     pub async fn launch(program: &Path, directory: &Path, layers: Layers) -> Result<Self> {
-        let launch = Launch::new(program, directory, layers)?;
+        Self::launch_with(program, directory, layers, &[]).await
+    }
+
+    /// The same with further variables in the environment of each.
+    ///
+    /// # Errors
+    /// If a program can't be executed or has ended at once.
+    pub async fn launch_with(
+        program: &Path,
+        directory: &Path,
+        layers: Layers,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut launch = Launch::new(program, directory, layers)?;
+        for (name, value) in variables {
+            launch.set_variable(name, value);
+        }
         let scope = TaskScope::default();
         let cluster = watch_cluster(&launch.address(Process::StorageBroker), &scope)?;
         let mut processes = Self {

@@ -7,8 +7,9 @@
 mod verdict;
 
 use std::{
-    fs, io,
-    net::TcpListener,
+    fs,
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -16,7 +17,7 @@ use std::{
 
 use clap::Args;
 use palimpsest_redo_postgres::{EngineSettings, RunAs, Walls, probe};
-use palimpsest_settings::{PortBase, Service};
+use palimpsest_settings::{PortBase, SIDE_PORT_OFFSET};
 use palimpsest_store::ObjectStore;
 use palimpsest_types::ByteCount;
 use rustix::process::{Resource, getrlimit};
@@ -29,7 +30,8 @@ use crate::{
     client::Client,
     error::CliError,
     output::Output,
-    stack::{default_pg_bin, default_redo_build},
+    stack::ServiceSettings,
+    told::{Flags, Told},
 };
 
 /// Looks for what is wrong with this machine.
@@ -42,8 +44,11 @@ pub struct DoctorArgs {
     #[arg(long, env = "PALIMPSEST_REDO_BUILD", value_name = "DIR")]
     pub redo_build: Option<PathBuf>,
     /// The port base that `pal up` is to have.
-    #[arg(long, default_value_t)]
-    pub port_base: PortBase,
+    #[arg(long)]
+    pub port_base: Option<PortBase>,
+    /// The file of settings that `pal up` is to have.
+    #[arg(long, env = "PALIMPSEST_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -60,15 +65,11 @@ pub(crate) async fn run(
     arguments: DoctorArgs,
     output: Output,
 ) -> Result<(), CliError> {
-    let pg_bin = arguments.pg_bin.unwrap_or_else(default_pg_bin);
-    let redo_build = arguments.redo_build.unwrap_or_else(default_redo_build);
-    let mut checks = vec![verdict::programs(&pg_bin, version(&pg_bin).await)];
-    checks.extend(verdict::redo(
-        &redo_build,
-        try_redo(&pg_bin, &redo_build).await,
-    ));
-    checks.extend(files(common).await);
-    checks.extend(services(common, arguments.port_base).await);
+    let mut checks = match Told::gather(&common.data, arguments.flags()) {
+        Ok(told) => settled(common, &told.services).await,
+        // Nothing can be said about what no one knows where it is.
+        Err(problems) => vec![verdict::settings(&problems)],
+    };
     let limit = |resource| getrlimit(resource).current;
     checks.push(verdict::address_space(limit(Resource::As)));
     checks.push(verdict::open_files(limit(Resource::Nofile)));
@@ -84,6 +85,33 @@ pub(crate) async fn run(
             what: "not everything is as it has to be".to_owned(),
             hint: None,
         }),
+    }
+}
+
+/// What depends on settings, which are sound.
+async fn settled(common: &Common, settings: &ServiceSettings) -> Vec<Check> {
+    let (pg_bin, redo_build) = (settings.pg_bin(), settings.redo_build());
+    let mut checks = vec![verdict::programs(pg_bin, version(pg_bin).await)];
+    checks.extend(verdict::redo(
+        redo_build,
+        try_redo(pg_bin, redo_build).await,
+    ));
+    checks.extend(files(common, settings).await);
+    checks.extend(services(common, settings).await);
+    checks
+}
+
+impl DoctorArgs {
+    /// As `pal up` would be told.
+    fn flags(&self) -> Flags<'_> {
+        let port_base = self.port_base.map(|base| base.to_string());
+        let port_base = port_base.map(|base| ("port-base".to_owned(), base));
+        Flags {
+            config: self.config.as_deref(),
+            process: port_base.into_iter().collect(),
+            pg_bin: self.pg_bin.clone(),
+            redo_build: self.redo_build.clone(),
+        }
     }
 }
 
@@ -133,14 +161,15 @@ fn in_words(error: impl std::error::Error) -> String {
     text
 }
 
-/// The data directory and the store.
-async fn files(common: &Common) -> Vec<Check> {
-    let data = &common.data;
-    let local = crate::place::look(data).ok().flatten();
-    let store = local.map_or_else(|| data.join("store"), |local| local.store);
+/// The data directory, what is local, and the store.
+async fn files(common: &Common, settings: &ServiceSettings) -> Vec<Check> {
+    let (data, local) = (&common.data, settings.local());
+    // One that runs says itself which store it has.
+    let running = crate::place::look(data).ok().flatten();
+    let store = running.map_or_else(|| settings.store().to_owned(), |running| running.store);
     let mut checks = vec![
         verdict::writable(data, write_something(data)),
-        verdict::free_disk(data, available(data)),
+        verdict::free_disk(local, available(local)),
     ];
     // Looking must not make a store where there is none.
     let probed = match store.is_dir() {
@@ -148,7 +177,7 @@ async fn files(common: &Common) -> Vec<Check> {
         false => None,
     };
     checks.push(verdict::store(&store, probed));
-    checks.push(verdict::same_disk(device(data).zip(device(&store))));
+    checks.push(verdict::same_disk(device(local).zip(device(&store))));
     checks
 }
 
@@ -162,7 +191,9 @@ fn existing(path: &Path) -> Option<PathBuf> {
 fn write_something(path: &Path) -> io::Result<()> {
     let place = existing(path).ok_or(io::ErrorKind::NotFound)?;
     let file = place.join(format!(".pal-doctor-{}", std::process::id()));
-    let written = fs::write(&file, [0; 4096]);
+    // New, so that a link of this name, which somebody may have put there, is not followed.
+    let mut new = fs::File::create_new(&file)?;
+    let written = new.write_all(&[0; 4096]);
     // Whatever became of it.
     let _ = fs::remove_file(&file);
     written
@@ -180,7 +211,7 @@ fn device(path: &Path) -> Option<u64> {
 }
 
 /// The services if they run, or else the ports they would have.
-async fn services(common: &Common, base: PortBase) -> Vec<Check> {
+async fn services(common: &Common, settings: &ServiceSettings) -> Vec<Check> {
     let mut client = match Client::new(common) {
         Ok(client) => client,
         Err(error) => return vec![Check::fail("services", error.in_full(), "see `pal --help`")],
@@ -192,6 +223,7 @@ async fn services(common: &Common, base: PortBase) -> Vec<Check> {
         Ok(view) => {
             let mut checks = vec![verdict::broker(client.endpoint())];
             checks.extend(verdict::members(&view));
+            checks.push(verdict::versions(&view, env!("CARGO_PKG_VERSION")));
             checks.extend(verdict::sources(&view));
             checks
         }
@@ -200,15 +232,26 @@ async fn services(common: &Common, base: PortBase) -> Vec<Check> {
             error,
             "look at the messages of `pal up`, and start it again",
         )],
-        Err(_) => ports(base),
+        Err(_) => ports(settings),
     }
 }
 
-fn ports(base: PortBase) -> Vec<Check> {
-    let tried = Service::ALL.map(|service| {
-        let address = base.address(service);
-        let bound = TcpListener::bind(&address).map(drop);
-        verdict::port(service.name(), &address, bound)
-    });
-    tried.into()
+fn ports(settings: &ServiceSettings) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (service, address) in settings.listens() {
+        let bound = TcpListener::bind(address);
+        let taken = bound.as_ref().ok().and_then(|it| it.local_addr().ok());
+        checks.push(verdict::port(service.name(), address, bound.map(drop)));
+        let side = taken.and_then(|taken| {
+            let port = taken.port().checked_add(SIDE_PORT_OFFSET)?;
+            Some(SocketAddr::new(taken.ip(), port))
+        });
+        // Any free port beside any free one.
+        if let Some(side) = side.filter(|_| !address.ends_with(":0")) {
+            let what = format!("{} (metrics)", service.name());
+            let bound = TcpListener::bind(side).map(drop);
+            checks.push(verdict::port(&what, &side.to_string(), bound));
+        }
+    }
+    checks
 }

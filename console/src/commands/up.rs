@@ -1,21 +1,21 @@
 //! `pal up`.
 
-use std::{env, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use palimpsest_service_kit::{
-    ProcessSettings,
     shutdown::signal_token,
     telemetry::{self, LogFormat},
 };
-use palimpsest_settings::{ConfigArgs, Effective, PortBase, Problems, Sources, merge};
+use palimpsest_settings::{ConfigArgs, PortBase};
 
 use crate::{
     cli::Common,
     error::CliError,
     output::Output,
     place::Place,
-    stack::{ServiceSettings, Stack, StackSettings},
+    stack::Stack,
+    told::{Flags, Told},
 };
 
 /// Runs all services.
@@ -39,20 +39,20 @@ pub struct UpArgs {
     pub asked: ConfigArgs,
 }
 
-/// What was found out from all that was told.
-struct Settings {
-    process: Effective<ProcessSettings>,
-    stack: StackSettings,
-    services: ServiceSettings,
-}
-
 pub(crate) async fn run(
     common: &Common,
     arguments: UpArgs,
     output: Output,
 ) -> Result<(), CliError> {
-    let asked = arguments.asked.clone();
-    let settings = match settings(common, arguments) {
+    let asked = &arguments.asked;
+    let flags = Flags {
+        config: asked.config.as_deref(),
+        process: arguments.process_flags(),
+        pg_bin: arguments.pg_bin.clone(),
+        redo_build: arguments.redo_build.clone(),
+    };
+    // Everything that can be wrong is found before the data directory is touched.
+    let settings = match Told::gather(&common.data, flags) {
         Ok(settings) => settings,
         Err(problems) if asked.check_config => return Err(CliError::Unsound(problems)),
         Err(problems) => return Err(CliError::Settings(problems)),
@@ -89,25 +89,6 @@ pub(crate) async fn run(
     }
 }
 
-/// Everything that can be wrong is found before the data directory is touched.
-fn settings(common: &Common, arguments: UpArgs) -> Result<Settings, Problems> {
-    let sources = Sources::gather(arguments.asked.config.as_deref(), env::vars_os())?;
-    let process = sources.clone().with_flags(arguments.process_flags());
-    let process = merge(&ProcessSettings::default(), &process)?;
-    let stack = StackSettings {
-        port_base: process.settings.port_base,
-        pg_bin: arguments.pg_bin,
-        redo_build: arguments.redo_build,
-        sources,
-    };
-    let services = stack.services(&common.data)?;
-    Ok(Settings {
-        process,
-        stack,
-        services,
-    })
-}
-
 fn tell(stack: &Stack, place: &Place, output: Output) -> Result<(), CliError> {
     place.announce(&stack.announcement())?;
     if output.is_json() {
@@ -117,6 +98,11 @@ fn tell(stack: &Stack, place: &Place, output: Output) -> Result<(), CliError> {
     for (name, address) in stack.addresses() {
         output.line(format!("  {name:<14}  {address}"))?;
     }
+    let metrics: Vec<_> = stack
+        .side_addresses()
+        .map(|(name, address)| format!("{address} ({name})"))
+        .collect();
+    output.line(format!("metrics and probes: {}", metrics.join(", ")))?;
     output.line("try, in another terminal:")?;
     output.line("  pal attach mine --source 'host=localhost user=postgres'")?;
     output.line("  pal status")?;

@@ -249,6 +249,17 @@ fn doctor_says_what_is_missing() {
         said.out.contains("FAIL") && said.out.contains("--pg-bin"),
         "{said:?}"
     );
+    let file = place.files.path().join("p.toml");
+    let with_file = ["doctor", "--config", file.to_str().unwrap()];
+    for (text, told) in [
+        ("[redo-worker]\npg-bin = '/nonexistent'\n", "/nonexistent"),
+        ("[redo-worker]\nnonsense = 1\n", "p.toml:2"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let said = place.pal(&with_file);
+        assert_eq!(said.code, FAILED);
+        assert!(said.out.contains(told), "{said:?}");
+    }
     assert!(!place.data().exists(), "looking changes nothing");
 }
 
@@ -300,7 +311,12 @@ fn an_attachment_lives_and_ends_as_a_person_wants() {
     let status = place.json(&["status"]);
     assert_eq!(status["timelines"].as_array().unwrap().len(), 1);
     assert!(place.works(&["status"]).contains("lost with its disk"));
-    assert!(place.works(&["doctor"]).contains("source of mine/main"));
+    let members = status["members"].as_array().unwrap();
+    let same = |member: &serde_json::Value| member["version"] == env!("CARGO_PKG_VERSION");
+    assert!(members.len() == 3 && members.iter().all(same), "{status}");
+    let doctor = place.works(&["doctor"]);
+    assert!(doctor.contains("source of mine/main"), "{doctor}");
+    assert!(doctor.contains("all are"), "{doctor}");
 
     let nothing = [
         &["page", "get"],

@@ -69,7 +69,7 @@ const SCAN: Shape = Shape {
     requests: 4_000,
 };
 /// Fewer than the page cache holds.
-const CACHED_BLOCKS: u32 = 4_000;
+pub(super) const CACHED_BLOCKS: u32 = 4_000;
 
 /// Lines of the table.
 ///

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use palimpsest_integration::bench::{Places, Table, chains, commit, floor, ingest, pages};
+use palimpsest_service_kit::threads;
+use tokio::runtime::Builder;
 
 /// Measures, and prints a table.
 #[derive(Debug, Parser)]
@@ -37,17 +39,24 @@ enum Part {
     Commit,
 }
 
-// One thread, as a client of its own machine would have; the services are processes.
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let cli = Cli::parse();
-    if let Some(Command::Floor) = cli.command {
-        return floor::serve().await;
+    match cli.command {
+        // As a service runs.
+        Some(Command::Floor) => threads::block_on(floor::serve())?,
+        // One thread, as a client has; the services are processes.
+        None => Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(measure(&cli.only)),
     }
+}
+
+async fn measure(only: &[Part]) -> Result<()> {
     let places = Places::beside_this_program()?;
     let mut table = Table::default();
     for part in Part::value_variants() {
-        if !cli.only.is_empty() && !cli.only.contains(part) {
+        if !only.is_empty() && !only.contains(part) {
             continue;
         }
         eprintln!("measuring: {part:?}");

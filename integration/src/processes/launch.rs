@@ -22,6 +22,7 @@ pub(super) struct Launch {
     directory: PathBuf,
     layers: Layers,
     ports: BTreeMap<Process, u16>,
+    variables: Vec<(String, String)>,
 }
 
 /// When changes become layers.
@@ -57,11 +58,17 @@ impl Launch {
             directory: directory.to_owned(),
             layers,
             ports: BTreeMap::new(),
+            variables: Vec::new(),
         };
         for process in Process::ALL {
             launch.relocate(process)?;
         }
         Ok(launch)
+    }
+
+    /// Has all processes started with a variable in their environment, too.
+    pub(super) fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// Gives a process a port that it did not have before. It stays its own through restarts, so
@@ -117,7 +124,8 @@ impl Launch {
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log);
+            .stderr(log)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.arg(match process {
             Process::SecondWalIngest => Process::WalIngest.name(),
             Process::SecondPageServe => Process::PageServe.name(),

@@ -96,11 +96,21 @@ fn the_documented_request_is_what_a_client_of_ours_sends() {
         read_lsn: Some(request.at.into()),
         rel: Some(rel_tag_to_wire(request.rel)),
         block_numbers: vec![0, 1, 300],
+        traceparent: String::new(),
     };
     assert_eq!(message(payload), sent.encode_to_vec());
     let decoded = wire::GetPagesRequest::decode(message(payload)).unwrap();
     assert_eq!(decoded.request_id, 7);
     assert_eq!(PagesRequest::try_from(decoded), Ok(request));
+}
+
+#[test]
+fn the_documented_traceparent_is_a_field_of_the_request() {
+    let bytes = [&[0x08, 7][..], &example("traceparent")].concat();
+    let decoded = wire::GetPagesRequest::decode(&bytes[..]).unwrap();
+    assert_eq!(decoded.request_id, 7);
+    assert_eq!(decoded.traceparent.len(), 55);
+    assert!(decoded.traceparent.starts_with("00-"));
 }
 
 #[test]

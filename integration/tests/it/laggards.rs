@@ -30,6 +30,8 @@ const PAGES: &str = "laggard-pages";
 /// Several times what memory may hold.
 const MEMORY: ByteCount = ByteCount::mib(8);
 const BEHIND: ByteCount = ByteCount::mib(48);
+/// The layers are asked as soon as the manifest has moved.
+const LEARNING: Duration = Duration::from_secs(2);
 /// Nothing that is waited for takes longer, even on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -64,6 +66,12 @@ async fn laggards() -> Result<()> {
     services
         .wait_for(timeline, |view| view.status.remote_consistent > begin)
         .await?;
+    // So has what is known there, last by a layer that tells of no relation what became of it.
+    let dropped = block_in_place(|| drop_a_database(&source))?;
+    services
+        .wait_for(timeline, |view| view.status.remote_consistent >= dropped)
+        .await?;
+    tokio::time::sleep(LEARNING).await;
     faulty.set(Fault::Refuse);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let stored = services.status(timeline)?.remote_consistent;
@@ -120,6 +128,14 @@ async fn laggards() -> Result<()> {
     pages.close();
     services.stop().await;
     Ok(())
+}
+
+/// Makes a database and drops it, which is one change, whatever was in it. Where that ends.
+fn drop_a_database(source: &Source) -> Result<Lsn> {
+    let cluster = &source.cluster;
+    cluster.psql("postgres", "CREATE DATABASE gone STRATEGY file_copy")?;
+    cluster.psql("postgres", "DROP DATABASE gone")?;
+    cluster.flush_lsn()
 }
 
 /// Writes until memory can't have what comes after `stored`; an LSN on the way. With the store away

@@ -1,5 +1,8 @@
 //! What the services tell about themselves, and how they end, as processes.
 
+mod readiness;
+mod traces;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
@@ -36,9 +39,24 @@ fn free_port() -> u16 {
         .unwrap()
 }
 
+/// The answer of the side port of the service at a port, if there is one.
+fn get(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port + 100)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
 impl Running {
     fn start(service: &str, directory: &Path, more: &[&str]) -> Self {
-        let port = free_port();
+        let mut running = Self::spawn(service, free_port(), directory, more);
+        running.until("it is ready", Self::is_ready);
+        running
+    }
+
+    fn spawn(service: &str, port: u16, directory: &Path, more: &[&str]) -> Self {
         let log = fs::File::create(directory.join(service).with_extension("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_service"));
         command
@@ -46,26 +64,19 @@ impl Running {
             .args(more)
             .stdin(Stdio::null())
             .stderr(log);
-        let mut running = Self {
+        Self {
             child: command.spawn().unwrap(),
             port,
-        };
-        running.until("it is ready", |running| {
-            running
-                .get("/readyz")
-                .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
-        });
-        running
+        }
     }
 
-    /// The answer of the side port, if there is one.
+    fn is_ready(&self) -> bool {
+        let answer = get(self.port, "/readyz").unwrap_or_default();
+        answer.starts_with("HTTP/1.1 200")
+    }
+
     fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port + 100)).ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+        get(self.port, path)
     }
 
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {

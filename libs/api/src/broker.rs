@@ -30,6 +30,8 @@ pub struct Member {
     pub role: Role,
     /// Where its gRPC server is, as `host:port`.
     pub address: String,
+    /// Version of its program; empty if it does not say.
+    pub version: String,
 }
 
 /// What happens to a timeline.

@@ -4,14 +4,14 @@ use palimpsest_layer::LogRecord;
 use palimpsest_proto::ingest::v1 as wire;
 use palimpsest_types::{BlockNumber, Key, Lsn, PAGE_SIZE, WriterEpoch};
 use palimpsest_wal::{Change, PagePatches, RawRecord, TransactionEnd, Value};
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 use wire::{
     change::{CopyOf, TransactionsEnded, Value as WireValue},
     feed_service_client::FeedServiceClient,
 };
 
 use crate::{
-    channel::MAX_MESSAGE,
+    channel::{Channel, MAX_MESSAGE},
     convert::{InvalidMessageError, TimelineRef, record_from_wire, record_to_wire},
     status::RemoteError,
 };

@@ -11,13 +11,13 @@ pub use pool::PagePool;
 
 use bytes::Bytes;
 use palimpsest_proto::page::v1 as wire;
+use palimpsest_telemetry::trace;
 use palimpsest_types::{BlockNumber, ErrorKind, Lsn, RelTag};
-use tonic::transport::Channel;
 use wire::page_service_client::PageServiceClient;
 
 use self::stream::PageStreams;
 use crate::{
-    channel::MAX_MESSAGE,
+    channel::{Channel, MAX_MESSAGE},
     convert::{InvalidMessageError, TimelineRef, lsn_from_wire, rel_tag, rel_tag_to_wire},
     status::RemoteError,
 };
@@ -197,6 +197,7 @@ fn pages_request_to_wire(request_id: u64, request: PagesRequest) -> wire::GetPag
         read_lsn: Some(request.at.into()),
         rel: Some(rel_tag_to_wire(request.rel)),
         block_numbers: request.blocks.into_iter().map(BlockNumber::get).collect(),
+        traceparent: trace::current().unwrap_or_default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod connection;
 mod convert;
+mod metrics;
 
 use std::{
     collections::HashMap,
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use palimpsest_proto::redo::v1 as wire;
 use palimpsest_redo::{ApplyRequest, Engine, EngineError};
 use palimpsest_runtime::TaskScope;
+use palimpsest_telemetry::trace;
 use palimpsest_types::{ErrorKind, TenantId};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -32,6 +34,7 @@ use crate::{
 
 use connection::Pending;
 pub use convert::result_to_wire;
+use metrics::PoolMetrics;
 
 /// What a worker must know about a tenant's cluster to replay its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +52,7 @@ pub struct RedoTenant {
 pub struct RedoPool {
     cluster: watch::Receiver<ClusterView>,
     workers: Arc<Mutex<Workers>>,
+    metrics: PoolMetrics,
     scope: TaskScope,
 }
 
@@ -64,8 +68,19 @@ pub struct TenantRedo {
 pub struct Batch {
     /// Whose jobs.
     pub tenant: RedoTenant,
-    /// The jobs, each with the id to answer to.
-    pub jobs: Vec<(u64, ApplyRequest)>,
+    /// The jobs.
+    pub jobs: Vec<BatchJob>,
+}
+
+/// A job of a batch.
+#[derive(Debug)]
+pub struct BatchJob {
+    /// To be repeated in the answer.
+    pub id: u64,
+    /// What to do.
+    pub request: ApplyRequest,
+    /// The trace it is part of, if any; empty otherwise.
+    pub traceparent: String,
 }
 
 /// Batches as a worker's handler reads them.
@@ -91,6 +106,7 @@ struct Worker {
 struct Job {
     tenant: RedoTenant,
     request: ApplyRequest,
+    traceparent: Option<String>,
     answer: oneshot::Sender<Result<Bytes, RemoteError>>,
 }
 
@@ -109,6 +125,7 @@ impl RedoPool {
         Self {
             cluster,
             workers: Arc::default(),
+            metrics: PoolMetrics::default(),
             scope,
         }
     }
@@ -172,11 +189,13 @@ impl RedoPool {
         let (jobs, mut queue) = mpsc::channel(QUEUE);
         let token = self.scope.token().clone();
         let (workers, worker) = (Arc::clone(&self.workers), address.to_owned());
+        let breaks = self.metrics.breaks.clone();
         self.scope.spawn("redo connection", async move {
             let mut pending = Pending::default();
             let served = connection::serve(client, &mut queue, &mut pending);
             // Dropping the connection at any point is safe: jobs without an answer are tried again.
             if let Some(Err(error)) = token.run_until_cancelled(served).await {
+                breaks.inc();
                 tracing::warn!(worker, %error, "the connection to a redo worker broke");
             }
             // Before the jobs are given back, so that none of them comes here again.
@@ -191,13 +210,18 @@ impl RedoPool {
     }
 
     async fn apply(&self, tenant: RedoTenant, request: ApplyRequest) -> Result<Bytes, RemoteError> {
+        let traceparent = trace::current();
         let mut tried = Vec::new();
         for _ in 0..ATTEMPTS {
             let worker = self.choose(&tried).await?;
+            if !tried.is_empty() {
+                self.metrics.repeated.inc();
+            }
             let (answer, answered) = oneshot::channel();
             let job = Job {
                 tenant,
                 request: request.clone(),
+                traceparent: traceparent.clone(),
                 answer,
             };
             let load = worker.enter();

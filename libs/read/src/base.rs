@@ -117,6 +117,10 @@ impl BaseLayers {
         if let Some(size) = self.sizes.get(&key) {
             return Ok(Some(size.clone()));
         }
+        // A base begins with what there is, copied or not.
+        if matches!(key, Key::Database { .. }) {
+            return Ok(None);
+        }
         match self.index.binary_search_by_key(&key, |entry| entry.key) {
             Ok(at) => match self.index.get(at) {
                 Some(entry) => self.load(files, entry).await.map(Some),

@@ -16,6 +16,7 @@ use crate::{
     blocks::{Block, BlockId},
     error::ReadError,
     layers::LayerFiles,
+    listing::all_databases,
 };
 
 /// A delta layer file of the object store, of which the index is in memory.
@@ -24,6 +25,9 @@ pub(crate) struct DeltaFile {
     number: u64,
     path: StorePath,
     index: DeltaLayerIndex,
+    /// What happened to databases as a whole, sorted by key, then LSN: every read asks for it, and
+    /// mostly there is none.
+    databases: Vec<(Key, Lsn, Value)>,
 }
 
 impl DeltaFile {
@@ -37,16 +41,28 @@ impl DeltaFile {
         let index = files.read(&path, index).await?;
         let index =
             DeltaLayerIndex::decode(&footer, &index).map_err(|source| damaged(&path, source))?;
-        Ok(Self {
+        let mut file = Self {
             number: files.blocks.number_file(),
             path,
             index,
-        })
+            databases: Vec::new(),
+        };
+        let mut databases = Vec::new();
+        let mut visit = |key, lsn, value: &Value| databases.push((key, lsn, value.clone()));
+        file.range(files, all_databases(), Lsn::MAX, &mut visit)
+            .await?;
+        file.databases = databases;
+        Ok(file)
     }
 
     /// Changes after here are in it.
     pub(crate) fn start(&self) -> Lsn {
         self.index.lsns().start
+    }
+
+    /// Changes up to here are in it.
+    pub(crate) fn last(&self) -> Lsn {
+        self.index.lsns().end
     }
 
     /// Generation of the writer that made it.
@@ -62,6 +78,9 @@ impl DeltaFile {
         up_to: Lsn,
         visit: &mut (dyn FnMut(Lsn, &Value) -> Visit + Send),
     ) -> Result<Visit, ReadError> {
+        if matches!(key, Key::Database { .. }) {
+            return Ok(self.versions_of_database(key, up_to, visit));
+        }
         for no in self.index.blocks_of(key, up_to) {
             let block = self.entries(files, no).await?;
             for (lsn, stored) in block.versions(key, up_to) {
@@ -72,6 +91,24 @@ impl DeltaFile {
             }
         }
         Ok(Visit::Continue)
+    }
+
+    fn versions_of_database(
+        &self,
+        key: Key,
+        up_to: Lsn,
+        visit: &mut (dyn FnMut(Lsn, &Value) -> Visit + Send),
+    ) -> Visit {
+        let end = self
+            .databases
+            .partition_point(|(of, at, _)| (*of, *at) <= (key, up_to));
+        let older = self.databases.get(..end).unwrap_or_default().iter().rev();
+        for (_, at, value) in older.take_while(|(of, ..)| *of == key) {
+            if visit(*at, value) == Visit::Stop {
+                return Visit::Stop;
+            }
+        }
+        Visit::Continue
     }
 
     /// Shows for each key of a range its versions at or before `up_to`, oldest first.

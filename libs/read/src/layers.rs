@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use palimpsest_layer::Visit;
@@ -111,20 +115,24 @@ impl Layers {
         &self.base
     }
 
-    /// Shows the changes of a key at or before `up_to`, newest first, with the generation of their
-    /// writer, until told to stop. The version of the base comes apart.
+    /// Shows the changes of a key at these LSNs, newest first, with the generation of their writer,
+    /// until told to stop; perhaps older ones, too. The version of the base comes apart.
     ///
     /// # Errors
     /// If a file is missing or damaged.
     pub(crate) async fn versions(
         &self,
         key: Key,
-        up_to: Lsn,
+        lsns: &RangeInclusive<Lsn>,
         visit: &mut (dyn FnMut(WriterEpoch, Lsn, &Value) -> Visit + Send),
     ) -> Result<(), ReadError> {
+        let up_to = *lsns.end();
         for (_, file) in self.deltas.iter().rev() {
             if file.start() >= up_to {
                 continue;
+            }
+            if file.last() < *lsns.start() {
+                break;
             }
             let epoch = file.epoch();
             let mut visit = |lsn, value: &Value| visit(epoch, lsn, value);
@@ -148,21 +156,23 @@ impl Layers {
 }
 
 impl Versions for Layers {
-    async fn newest(&self, key: Key, up_to: Lsn) -> Result<Option<(Lsn, Value)>, ReadError> {
+    async fn newest(
+        &self,
+        key: Key,
+        lsns: RangeInclusive<Lsn>,
+    ) -> Result<Option<(Lsn, Value)>, ReadError> {
         let mut newest = None;
         let mut visit = |_, at, value: &Value| {
             newest = Some((at, value.clone()));
             Visit::Stop
         };
-        self.versions(key, up_to, &mut visit).await?;
-        match newest {
-            Some(newest) => Ok(Some(newest)),
-            None if up_to < self.base.lsn() => Ok(None),
-            None => {
-                let value = self.base_version(key).await?;
-                Ok(value.map(|value| (self.base.lsn(), value)))
-            }
+        self.versions(key, &lsns, &mut visit).await?;
+        let base = self.base.lsn();
+        if newest.is_none() && lsns.contains(&base) {
+            let value = self.base_version(key).await?;
+            newest = value.map(|value| (base, value));
         }
+        Ok(newest.filter(|(at, _)| lsns.contains(at)))
     }
 
     async fn newest_in(

@@ -82,14 +82,13 @@ impl Stretch {
         versions: &V,
         key: Key,
     ) -> Result<Option<Value>, ReadError> {
-        let newest = versions.newest(key, *self.lsns.end()).await?;
-        let counts = newest.filter(|(at, _)| self.lsns.contains(at));
-        Ok(counts.map(|(_, value)| value))
+        let newest = versions.newest(key, self.lsns.clone()).await?;
+        Ok(newest.map(|(_, value)| value))
     }
 }
 
 impl Lineage {
-    /// The lineage of a database at an LSN.
+    /// The lineage of a database at an LSN, for one read.
     ///
     /// # Errors
     /// If it can't be read, or there are too many copies.
@@ -98,21 +97,34 @@ impl Lineage {
         database: Database,
         lsn: Lsn,
     ) -> Result<Self, ReadError> {
+        Self::within(versions, database, lsn, MAX_COPIES).await
+    }
+
+    /// The lineage of a database at an LSN, if it has no more copies than this.
+    ///
+    /// # Errors
+    /// If it can't be read, or there are too many copies.
+    pub(crate) async fn within<V: Versions>(
+        versions: &V,
+        database: Database,
+        lsn: Lsn,
+        limit: usize,
+    ) -> Result<Self, ReadError> {
         let mut copies = Vec::new();
         let (mut of, mut up_to) = (database, lsn);
         loop {
-            let newest = versions.newest(of.key(), up_to).await?;
+            let newest = versions.newest(of.key(), Lsn::ZERO..=up_to).await?;
             let (stretch, before) = newest_stretch(of, up_to, newest)?;
             match before {
                 None => {
                     let root = stretch;
                     return Ok(Self { copies, root });
                 }
-                Some(_) if copies.len() == MAX_COPIES => {
+                Some(_) if copies.len() == limit => {
                     return Err(ReadError::CopiedTooOften {
                         spc: database.spc,
                         db: database.db,
-                        limit: MAX_COPIES,
+                        limit,
                     });
                 }
                 Some(before) => (of, up_to) = before,

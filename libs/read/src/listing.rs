@@ -1,6 +1,6 @@
 //! Which relations exist.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag};
 use palimpsest_wal::Value;
@@ -20,28 +20,36 @@ pub async fn relations_at<V: Versions>(
     lsn: Lsn,
 ) -> Result<BTreeMap<RelTag, BlockNumber>, ReadError> {
     let databases = versions.newest_in(all_databases(), lsn).await?;
-    let databases: BTreeSet<_> = databases.keys().filter_map(database).collect();
+    let databases: BTreeMap<_, _> = databases.into_iter().filter_map(event).collect();
     let sizes = versions.newest_in(all_sizes(), lsn).await?;
-    // Those that were never copied nor dropped are as they stand, and most are.
-    let mut relations: BTreeMap<_, _> = sizes
-        .into_iter()
-        .filter_map(|(key, (_, value))| existing(key, &value))
-        .filter(|(rel, _)| !databases.contains(&Database::of(*rel)))
-        .collect();
-    for database in databases {
-        relations.extend(relations_of(versions, database, lsn).await?);
+    let mut newest = BTreeMap::new();
+    for (key, (at, value)) in sizes {
+        let began = database_of(key).and_then(|database| databases.get(&database));
+        if began.is_none_or(|(began, _)| *began <= at) {
+            newest.insert(key, value);
+        }
     }
-    Ok(relations)
+    for (database, (_, value)) in databases {
+        if matches!(value, Value::CopyOf { .. }) {
+            for (key, size) in sizes_before(versions, database, lsn).await? {
+                newest.entry(key).or_insert(size);
+            }
+        }
+    }
+    let existing = newest.into_iter().filter_map(existing);
+    Ok(existing.collect())
 }
 
-async fn relations_of<V: Versions>(
+/// The sizes that a copied database came with.
+async fn sizes_before<V: Versions>(
     versions: &V,
     database: Database,
     lsn: Lsn,
-) -> Result<BTreeMap<RelTag, BlockNumber>, ReadError> {
-    let lineage = Lineage::of(versions, database, lsn).await?;
+) -> Result<BTreeMap<Key, Value>, ReadError> {
+    // All relations are asked for, so none may be left out because its database was copied often.
+    let lineage = Lineage::within(versions, database, lsn, usize::MAX).await?;
     let mut newest = BTreeMap::new();
-    for stretch in lineage.stretches() {
+    for stretch in lineage.stretches().skip(1) {
         let sizes = sizes_of(stretch.database);
         for (key, (at, value)) in versions.newest_in(sizes, *stretch.lsns.end()).await? {
             if let Key::RelSize(rel) = key
@@ -52,23 +60,29 @@ async fn relations_of<V: Versions>(
             }
         }
     }
-    let existing = newest
-        .into_iter()
-        .filter_map(|(key, value)| existing(key, &value));
-    Ok(existing.collect())
+    Ok(newest)
 }
 
 /// A fork, if this version of its size says that it exists.
-fn existing(key: Key, size: &Value) -> Option<(RelTag, BlockNumber)> {
-    match (key, size) {
-        (Key::RelSize(rel), Value::RelSize(blocks)) => Some((rel, *blocks)),
+fn existing(size: (Key, Value)) -> Option<(RelTag, BlockNumber)> {
+    match size {
+        (Key::RelSize(rel), Value::RelSize(blocks)) => Some((rel, blocks)),
         _ => None,
     }
 }
 
-fn database(key: &Key) -> Option<Database> {
-    match *key {
-        Key::Database { spc, db } => Some(Database { spc, db }),
+/// What last happened to a database as a whole, and when.
+fn event((key, version): (Key, (Lsn, Value))) -> Option<(Database, (Lsn, Value))> {
+    match key {
+        Key::Database { spc, db } => Some((Database { spc, db }, version)),
+        _ => None,
+    }
+}
+
+/// Whose size it is.
+fn database_of(key: Key) -> Option<Database> {
+    match key {
+        Key::RelSize(rel) => Some(Database::of(rel)),
         _ => None,
     }
 }
@@ -106,7 +120,7 @@ const fn first_fork(spc: Oid, db: Oid) -> RelTag {
 }
 
 /// Every database but the last there could be, whose number PostgreSQL gives to nothing.
-const fn all_databases() -> KeyRange {
+pub(crate) const fn all_databases() -> KeyRange {
     const fn database(oid: Oid) -> Key {
         Key::Database { spc: oid, db: oid }
     }

@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    ops::RangeInclusive,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
@@ -95,11 +96,17 @@ impl<E: Engine> TimelineReader<E> {
         if let Some(lsn) = lsn.filter(|lsn| *lsn < oldest) {
             return Err(ReadError::BelowHorizon { lsn, oldest });
         }
+        let at = |newest: Lsn| lsn.map_or(newest, |lsn| lsn.min(newest.max(needed)));
+        // Nearly always: without a timer.
+        let newest = self.tail.newest();
+        if newest >= needed {
+            return Ok(at(newest));
+        }
         let mut newest = self.tail.watch();
         let arrived = newest.wait_for(|newest| *newest >= needed);
         // Cancel-safe: waiting changes nothing.
         match tokio::time::timeout(patience, arrived).await {
-            Ok(Ok(newest)) => Ok(lsn.map_or(*newest, |lsn| lsn.min((*newest).max(needed)))),
+            Ok(Ok(newest)) => Ok(at(*newest)),
             Ok(Err(_)) | Err(_) => Err(ReadError::NotYet {
                 lsn: needed,
                 newest: self.tail.newest(),
@@ -177,19 +184,23 @@ impl<E: Engine> TimelineReader<E> {
 
 /// Layers and tail as one.
 impl<E: Engine> Versions for TimelineReader<E> {
-    async fn newest(&self, key: Key, lsn: Lsn) -> Result<Option<(Lsn, Value)>, ReadError> {
+    async fn newest(
+        &self,
+        key: Key,
+        lsns: RangeInclusive<Lsn>,
+    ) -> Result<Option<(Lsn, Value)>, ReadError> {
         let mut newest = None;
         let layers = {
-            let (layers, tail) = self.snapshot(lsn)?;
-            tail.versions(key, lsn, &mut |at, value| {
+            let (layers, tail) = self.snapshot(*lsns.end())?;
+            tail.versions(key, *lsns.end(), &mut |at, value| {
                 newest = Some((at, value.clone()));
                 Visit::Stop
             });
             layers
         };
         match newest {
-            Some(newest) => Ok(Some(newest)),
-            None => layers.newest(key, lsn).await,
+            Some(newest) => Ok(Some(newest).filter(|(at, _)| lsns.contains(at))),
+            None => layers.newest(key, lsns).await,
         }
     }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use palimpsest_types::{Key, KeyRange, Lsn};
 use palimpsest_wal::Value;
@@ -9,17 +9,17 @@ use crate::error::ReadError;
 ///
 /// The keys asked for here have versions that all stand alone; pages need chains.
 pub trait Versions: Sync {
-    /// The newest version of a key at or before `up_to`, with its LSN.
+    /// The newest version of a key at one of these LSNs, with its own.
     ///
     /// # Errors
     /// If it can't be read.
     fn newest(
         &self,
         key: Key,
-        up_to: Lsn,
+        lsns: RangeInclusive<Lsn>,
     ) -> impl Future<Output = Result<Option<(Lsn, Value)>, ReadError>> + Send;
 
-    /// The same for each key of a range that has one.
+    /// For each key of a range that has one, the newest version at or before `up_to`.
     ///
     /// # Errors
     /// If they can't be read.

@@ -4,8 +4,11 @@
 //! one token, and the scope waits for them. A task that panics takes its scope down, because what
 //! it was doing is not being done any more.
 
+mod finish;
+
 use std::future::Future;
 
+pub use finish::finish;
 use tokio::task::JoinHandle;
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,7 +57,8 @@ impl TaskScope {
     /// Starts a task. It should end soon after the token is cancelled.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();
-        let span = tracing::info_span!("task", name);
+        // A task may outlive the request that happened to start it, and is no part of it.
+        let span = tracing::info_span!(parent: None, "task", name);
         let guarded = async move {
             if let Err(error) = tokio::spawn(task.in_current_span()).await {
                 tracing::error!(%error, "a task panicked; stopping what belongs to it");

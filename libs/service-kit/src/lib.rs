@@ -19,6 +19,9 @@ mod side;
 pub mod telemetry;
 pub mod threads;
 
+use std::net::SocketAddr;
+
+use palimpsest_api::broker::{Member, Role};
 use palimpsest_types::NodeId;
 
 pub use address::{BindError, check_broker};
@@ -27,7 +30,12 @@ pub use heartbeat::Heartbeat;
 pub use process::Failure;
 pub use server::{GrpcServer, Readiness, Services};
 
-/// A new identity for a service instance.
-pub fn node_id() -> NodeId {
-    NodeId::from_bytes(rand::random())
+/// A service instance as it registers: with an identity of its own, and the version of this code.
+pub fn new_member(role: Role, address: SocketAddr) -> Member {
+    Member {
+        node: NodeId::from_bytes(rand::random()),
+        role,
+        address: address.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }

@@ -117,11 +117,24 @@ impl Readiness {
 
     /// Changes what the health service and the side port say.
     pub fn set(&self, ready: bool) {
-        let state = match ready {
+        self.change(match ready {
             true => Ok(()),
             false => Err(STARTING),
-        };
-        self.state.send_modify(|now| *now = state);
+        });
+    }
+
+    /// Not ready, for this reason now.
+    pub fn wait_for(&self, reason: &'static str) {
+        self.change(Err(reason));
+    }
+
+    /// Only news wake those who listen.
+    fn change(&self, state: Result<(), &'static str>) {
+        self.state.send_if_modified(|now| {
+            let changes = *now != state;
+            *now = state;
+            changes
+        });
     }
 }
 

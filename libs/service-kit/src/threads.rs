@@ -6,6 +6,7 @@
 
 use std::{future::Future, io, num::NonZeroUsize, thread};
 
+use palimpsest_types::ByteCount;
 use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{Builder, Runtime};
 
@@ -46,6 +47,11 @@ pub fn runtime() -> io::Result<Runtime> {
         .max_blocking_threads(threads.blocking)
         .enable_all()
         .build()
+}
+
+/// What `ulimit -v` allows this process; `None` without a limit.
+pub fn address_space() -> Option<ByteCount> {
+    getrlimit(Resource::As).current.map(ByteCount::new)
 }
 
 /// Threads may take half of the address space; the other half is for what they are there for.

@@ -100,6 +100,14 @@ pub enum Reason {
         /// What it is from here on.
         on: bool,
     },
+    /// A database is dropped from more tablespaces than one record may say.
+    #[error("a database is dropped from {count} tablespaces at once, more than {limit}")]
+    TooManyTablespaces {
+        /// In the record.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A relation grows by more than a record can make it.
     #[error("{rel} would grow from {from} blocks to block {to} at once; attach again")]
     Gap {

@@ -2,19 +2,20 @@ use std::{net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
-    broker::{Member, Role, watch_cluster},
+    broker::{Role, watch_cluster},
     channel::MAX_MESSAGE,
     redo::RedoPool,
 };
 use palimpsest_proto::page::v1::page_service_server::PageServiceServer;
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
-    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
+    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, new_member,
+    threads::address_space,
 };
 use palimpsest_settings::Service;
 use palimpsest_store::{ObjectStore, StoreError};
 use palimpsest_telemetry::{Sampled, registry};
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ByteCount, ErrorKind};
 
 use crate::{
     core::{Limits, Timelines},
@@ -43,6 +44,10 @@ pub enum StartError {
     Broker(#[source] RemoteError),
 }
 
+/// Why it is not ready, at first and then.
+const UNTOLD: &str = "waiting for what the storage-broker knows";
+const OPENING: &str = "opening timelines";
+
 /// Starts a page-serve in `scope`; it ends with the scope's token.
 ///
 /// # Errors
@@ -57,34 +62,59 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     let limits = Limits {
         page_cache: settings.page_cache,
         block_cache: settings.block_cache,
-        tail: settings.tail_memory,
+        tail: fitting(settings.tail_memory),
         patience: settings.lsn_patience,
     };
     let redo = RedoPool::new(cluster.clone(), scope.clone());
+    redo.register(&mut metrics);
     let timelines = Timelines::start(store, redo, cluster, limits, scope.clone());
 
-    let member = Member {
-        node: node_id(),
-        role: Role::PageServe,
-        address: address.to_string(),
-    };
-    Heartbeat::new(&settings.broker, member)
+    Heartbeat::new(&settings.broker, new_member(Role::PageServe, address))
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
     timelines.metrics().register(&mut metrics);
     let sampled = Arc::clone(&timelines);
     metrics.register_collector(Sampled::new(move || sampled.samples()));
     let server = server.with_metrics(metrics);
+    let readiness = ready_with(&timelines, scope);
     let pages = PageServiceServer::new(PageHandler::new(timelines, scope.token().clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    server.start(
-        Services::default().with(pages),
-        &Readiness::new(true),
-        scope,
-    );
+    server.start(Services::default().with(pages), &readiness, scope);
     tracing::info!(%address, %side, "page-serve is up");
     Ok(Running { address, side })
+}
+
+/// Says that the service is ready once the timelines that there are can be read. It stays so: what is
+/// known then is served without the storage-broker.
+fn ready_with(timelines: &Arc<Timelines>, scope: &TaskScope) -> Readiness {
+    let readiness = Readiness::waiting(UNTOLD);
+    let (timelines, told) = (Arc::clone(timelines), readiness.clone());
+    let token = scope.token().clone();
+    scope.spawn("readiness", async move {
+        let ready = async {
+            timelines.heard().await;
+            told.wait_for(OPENING);
+            timelines.opened().await;
+            told.set(true);
+        };
+        // Cancel-safe: what is lost is a word about a service that ends.
+        token.run_until_cancelled(ready).await;
+    });
+    readiness
+}
+
+/// So much of a budget for tails as the process's address space (`ulimit -v`) has room for, beside
+/// caches, threads and, in one process, the other services.
+fn fitting(tail: ByteCount) -> ByteCount {
+    let Some(limit) = address_space() else {
+        return tail;
+    };
+    let fits = ByteCount::new(limit.get() / 4);
+    if tail > fits {
+        tracing::warn!(asked = %tail, given = %fits, %limit, "tail-memory is cut to a quarter of the address space; raise ulimit -v for more");
+    }
+    tail.min(fits)
 }
 
 impl Running {

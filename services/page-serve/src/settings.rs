@@ -42,8 +42,8 @@ impl palimpsest_settings::Settings for Settings {
             store: "data/store".into(),
             page_cache: ByteCount::mib(256),
             block_cache: ByteCount::mib(256),
-            // More than wal-ingest's, which counts the same changes: it pauses first.
-            tail_memory: ByteCount::gib(2),
+            // As much as wal-ingest's, which counts the same changes.
+            tail_memory: ByteCount::gib(1),
             lsn_patience: Duration::from_secs(10),
         }
     }

@@ -2,12 +2,12 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
-    broker::{BrokerClient, Member, Role},
+    broker::{BrokerClient, Role},
 };
 use palimpsest_redo_postgres::{DiscoverError, EngineSettings, ProbeError, RunAs, Wall, probe};
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
-    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
+    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, new_member,
 };
 use palimpsest_settings::Service;
 use palimpsest_telemetry::{Registry, Sample, Sampled, registry};
@@ -69,15 +69,12 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     stop_with(scope, Arc::clone(&engines));
     let server = server.with_metrics(metrics(&engines));
 
-    let member = Member {
-        node: node_id(),
-        role: Role::RedoWorker,
-        address: address.to_string(),
-    };
+    let member = new_member(Role::RedoWorker, address);
     Heartbeat::new(&settings.broker, member)
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
     let api = RedoApi::new(Arc::clone(&engines), scope.clone()).into_server();
+    // Redo has been tried, so there is nothing to wait for.
     server.start(Services::default().with(api), &Readiness::new(true), scope);
     tracing::info!(%address, %side, "redo-worker is up");
     Ok(Running {

@@ -2,13 +2,13 @@ use std::{net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
-    broker::{Member, Role, watch_cluster},
+    broker::{Role, watch_cluster},
 };
 use palimpsest_disk::{Disk, OsDisk};
 use palimpsest_proto::ingest::v1::feed_service_server::FeedServiceServer;
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{
-    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, node_id,
+    BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, new_member,
 };
 use palimpsest_settings::Service;
 use palimpsest_store::{ObjectStore, StoreError};
@@ -50,6 +50,9 @@ pub enum StartError {
     #[error("the storage-broker's address is wrong")]
     Broker(#[source] RemoteError),
 }
+
+/// Why it is not ready at first: only the storage-broker knows what it is to write.
+const UNTOLD: &str = "waiting until the storage-broker has answered a heartbeat";
 
 /// Starts a wal-ingest in `scope`; it ends with the scope's token.
 ///
@@ -98,17 +101,17 @@ pub async fn run_on(
         // Cancel-safe: freezing is not interrupted, only waiting for it.
         token.run_until_cancelled(freezing.freeze_in_time()).await;
     });
-    let member = Member {
-        node: node_id(),
-        role: Role::WalIngest,
-        address: address.to_string(),
-    };
-    let (reporting, assigned) = (Arc::clone(&node), Arc::clone(&node));
-    Heartbeat::new(&settings.broker, member)
+    let readiness = Readiness::waiting(UNTOLD);
+    let (reporting, assigned, told) = (Arc::clone(&node), Arc::clone(&node), readiness.clone());
+    Heartbeat::new(&settings.broker, new_member(Role::WalIngest, address))
         .start(
             scope,
             move || reporting.statuses(),
-            move |list| assigned.assign(list),
+            move |list| {
+                assigned.assign(list);
+                // For good: what it writes then goes on without the broker.
+                told.set(true);
+            },
         )
         .map_err(StartError::Broker)?;
     node.metrics().register(&mut metrics);
@@ -117,7 +120,7 @@ pub async fn run_on(
     let side = server.side_address();
     let server = server.with_metrics(metrics);
     let feed = FeedServiceServer::new(FeedHandler::new(node, scope.clone()));
-    server.start(Services::default().with(feed), &Readiness::new(true), scope);
+    server.start(Services::default().with(feed), &readiness, scope);
     tracing::info!(%address, %side, "wal-ingest is up");
     Ok(Running { address, side })
 }

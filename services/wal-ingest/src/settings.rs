@@ -39,6 +39,12 @@ pub struct Settings {
     pub slot_retention_limit: ByteCount,
 }
 
+/// With less, timelines would be paused for ever.
+const LEAST_MEMORY: ByteCount = ByteCount::mib(16);
+const LEAST_LAYER: ByteCount = ByteCount::mib(1);
+/// Some segments of the usual size.
+const LEAST_DISK: ByteCount = ByteCount::mib(64);
+
 impl palimpsest_settings::Settings for Settings {
     const SERVICE: Option<Service> = Some(Service::WalIngest);
 
@@ -61,7 +67,21 @@ impl palimpsest_settings::Settings for Settings {
     }
 
     fn check(&self) -> Vec<(&'static str, String)> {
-        palimpsest_service_kit::check_broker(&self.broker)
+        let mut wrong = palimpsest_service_kit::check_broker(&self.broker);
+        let least = [
+            ("memory", self.memory, LEAST_MEMORY),
+            ("layer-size", self.layer_size, LEAST_LAYER),
+            ("local-disk", self.local_disk, LEAST_DISK),
+        ];
+        for (name, value, least) in least {
+            if value < least {
+                wrong.push((
+                    name,
+                    format!("{value} is too little to work with; give it at least {least}"),
+                ));
+            }
+        }
+        wrong
     }
 }
 

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use palimpsest_api::broker::{ClusterView, Role, TimelineState};
+use palimpsest_api::broker::{ClusterView, Member, Role, TimelineState};
 use palimpsest_redo_postgres::{Wall, Walls};
+use palimpsest_settings::{Problem, Problems};
 use palimpsest_types::ByteCount;
 use serde::Serialize;
 
@@ -250,6 +251,42 @@ pub(super) fn members(view: &ClusterView) -> Vec<Check> {
     roles.into_iter().map(judge).collect()
 }
 
+/// Whether all services are of one version, that of this program.
+pub(super) fn versions(view: &ClusterView, ours: &str) -> Check {
+    let what = "versions";
+    let other = |member: &&Member| member.version != ours;
+    let told = |member: &Member| {
+        let version = match member.version.as_str() {
+            "" => "of a version that it does not say",
+            version => version,
+        };
+        format!(
+            "{} at {} is {version}",
+            role_name(member.role),
+            member.address
+        )
+    };
+    let others: Vec<_> = view.members.iter().filter(other).map(told).collect();
+    match others.is_empty() {
+        true => Check::ok(what, format!("all are {ours}")),
+        false => Check::warn(
+            what,
+            format!("pal is {ours}, but {}", others.join(", ")),
+            "install the same version everywhere, and start what is older again",
+        ),
+    }
+}
+
+/// Settings with which nothing would start.
+pub(super) fn settings(problems: &Problems) -> Check {
+    let all: Vec<_> = problems.0.iter().map(Problem::in_full).collect();
+    Check::fail(
+        "settings",
+        all.join("; "),
+        "put them right, then ask again: programs, files and ports depend on them",
+    )
+}
+
 /// How each attached cluster is.
 pub(super) fn sources(view: &ClusterView) -> Vec<Check> {
     let judge = |timeline: &palimpsest_api::broker::TimelineView| {
@@ -326,7 +363,7 @@ mod tests {
         TimelineRef,
         broker::{TimelineStatus, TimelineView},
     };
-    use palimpsest_types::{TenantId, TimelineId};
+    use palimpsest_types::{NodeId, TenantId, TimelineId};
 
     use super::*;
 
@@ -382,6 +419,33 @@ mod tests {
         let checks = members(&ClusterView::default());
         assert_eq!(checks.len(), 3);
         assert!(checks.iter().all(|check| check.level == Level::Fail));
+    }
+
+    #[test]
+    fn members_of_another_version_are_named() {
+        let member = |version: &str| Member {
+            node: NodeId::from_bytes([1; 16]),
+            role: Role::PageServe,
+            address: "127.0.0.1:7702".to_owned(),
+            version: version.to_owned(),
+        };
+        let seen = |all: &[&str]| {
+            let view = ClusterView {
+                members: all.iter().copied().map(member).collect(),
+                ..ClusterView::default()
+            };
+            versions(&view, "1.2.3")
+        };
+        assert_eq!(level(&seen(&["1.2.3", "1.2.3"])), Level::Ok);
+        let mixed = seen(&["1.2.3", "1.3.0", ""]);
+        assert_eq!(level(&mixed), Level::Warn);
+        assert!(
+            mixed
+                .found
+                .contains("page-serve at 127.0.0.1:7702 is 1.3.0"),
+            "{mixed}"
+        );
+        assert!(mixed.found.contains("does not say"), "{mixed}");
     }
 
     #[test]

@@ -119,6 +119,7 @@ fn get_pages() -> Vec<u8> {
         }),
         rel: Some(palimpsest_api::rel_tag_to_wire(REL)),
         block_numbers: vec![0, 1, 300],
+        traceparent: String::new(),
     };
     request.encode_to_vec()
 }

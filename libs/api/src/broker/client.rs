@@ -4,11 +4,11 @@ use palimpsest_proto::{admin::v1 as admin, broker::v1 as wire};
 use palimpsest_runtime::TaskScope;
 use palimpsest_types::ErrorKind;
 use tokio::sync::watch;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
 use super::{Assignment, ClusterView, Member, TimelineStatus, convert::status_to_wire};
 use crate::{
-    channel::connect_lazily,
+    channel::{Channel, connect_lazily},
     convert::{InvalidMessageError, TimelineRef},
     status::RemoteError,
 };

@@ -18,6 +18,7 @@ impl From<Member> for wire::Member {
             node_id: id_to_wire(member.node.as_bytes()),
             role: role.into(),
             address: member.address,
+            version: member.version,
         }
     }
 }
@@ -37,6 +38,7 @@ impl TryFrom<wire::Member> for Member {
             node,
             role,
             address: message.address,
+            version: message.version,
         })
     }
 }

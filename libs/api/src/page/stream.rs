@@ -20,11 +20,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 use wire::page_service_client::PageServiceClient;
 
 use super::{Pages, PagesRequest, pages_from_wire, pages_request_to_wire};
-use crate::status::RemoteError;
+use crate::{channel::Channel, status::RemoteError};
 
 /// The stream that is open now. A call that finds it ended opens the next one.
 #[derive(Debug)]

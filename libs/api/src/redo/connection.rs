@@ -6,11 +6,10 @@ use bytes::Bytes;
 use palimpsest_proto::redo::v1 as wire;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use wire::redo_service_client::RedoServiceClient;
 
 use super::{Job, convert::job_to_wire};
-use crate::{convert::id_to_wire, status::RemoteError};
+use crate::{channel::Channel, convert::id_to_wire, status::RemoteError};
 
 /// Jobs in one message, at most.
 const MAX_BATCH: usize = 32;
@@ -74,7 +73,7 @@ impl Pending {
         let jobs = self.unsent.extract_if(.., fits).map(|job| {
             self.next_id += 1;
             self.sent.insert(self.next_id, job.answer);
-            job_to_wire(self.next_id, job.request)
+            job_to_wire(self.next_id, job.request, job.traceparent)
         });
         wire::ApplyRequest {
             tenant_id: id_to_wire(tenant.tenant.as_bytes()),

@@ -3,7 +3,7 @@ use palimpsest_proto::redo::v1 as wire;
 use palimpsest_redo::{ApplyRequest, EngineError};
 use palimpsest_types::{BlockNumber, TenantId};
 
-use super::{Batch, RedoTenant};
+use super::{Batch, BatchJob, RedoTenant};
 use crate::{
     convert::{
         InvalidMessageError, id_bytes, record_from_wire, record_to_wire, rel_tag, rel_tag_to_wire,
@@ -11,13 +11,18 @@ use crate::{
     status::error_detail,
 };
 
-pub(super) fn job_to_wire(job_id: u64, request: ApplyRequest) -> wire::apply_request::Job {
+pub(super) fn job_to_wire(
+    job_id: u64,
+    request: ApplyRequest,
+    traceparent: Option<String>,
+) -> wire::apply_request::Job {
     wire::apply_request::Job {
         job_id,
         rel: Some(rel_tag_to_wire(request.rel)),
         block_number: request.block.get(),
         base: request.base.unwrap_or_default(),
         records: request.records.into_iter().map(record_to_wire).collect(),
+        traceparent: traceparent.unwrap_or_default(),
     }
 }
 
@@ -37,7 +42,11 @@ impl TryFrom<wire::ApplyRequest> for Batch {
                 base: (!job.base.is_empty()).then_some(job.base),
                 records: job.records.into_iter().map(record_from_wire).collect(),
             };
-            Ok((job.job_id, request))
+            Ok(BatchJob {
+                id: job.job_id,
+                request,
+                traceparent: job.traceparent,
+            })
         };
         Ok(Self {
             tenant,

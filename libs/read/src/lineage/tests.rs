@@ -9,8 +9,12 @@ use super::*;
 struct Memory(BTreeMap<(Key, Lsn), Value>);
 
 impl Versions for Memory {
-    async fn newest(&self, key: Key, up_to: Lsn) -> Result<Option<(Lsn, Value)>, ReadError> {
-        let versions = self.0.range((key, Lsn::ZERO)..=(key, up_to));
+    async fn newest(
+        &self,
+        key: Key,
+        lsns: RangeInclusive<Lsn>,
+    ) -> Result<Option<(Lsn, Value)>, ReadError> {
+        let versions = self.0.range((key, *lsns.start())..=(key, *lsns.end()));
         let newest = versions.last();
         Ok(newest.map(|((_, at), value)| (*at, value.clone())))
     }

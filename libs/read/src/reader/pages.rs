@@ -3,6 +3,7 @@
 use std::{ops::RangeInclusive, sync::Arc};
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use palimpsest_layer::{DeltaLayer as _, Visit};
 use palimpsest_redo::{Chain, Engine, reconstruct};
 use palimpsest_types::{BlockNumber, Key, Lsn, RelTag, TimelineId, WriterEpoch};
@@ -62,19 +63,46 @@ impl<E: Engine> TimelineReader<E> {
         block: BlockNumber,
         lsn: Lsn,
     ) -> Result<Bytes, ReadError> {
+        let lineage = self.lineage_with(rel, &[block], lsn).await?;
+        self.page_of(&lineage, rel, block).await
+    }
+
+    /// Pages of a fork, in this order. What they have in common is looked up once, and they are made
+    /// together.
+    ///
+    /// # Errors
+    /// If one does not exist at that LSN or can't be built.
+    pub async fn pages(
+        &self,
+        rel: RelTag,
+        blocks: &[BlockNumber],
+        lsn: Lsn,
+    ) -> Result<Vec<Bytes>, ReadError> {
+        let lineage = self.lineage_with(rel, blocks, lsn).await?;
+        let page = |block: &BlockNumber| self.page_of(&lineage, rel, *block);
+        try_join_all(blocks.iter().map(page)).await
+    }
+
+    /// The lineage of a fork's database, if the fork has these blocks.
+    async fn lineage_with(
+        &self,
+        rel: RelTag,
+        blocks: &[BlockNumber],
+        lsn: Lsn,
+    ) -> Result<Lineage, ReadError> {
         let lineage = Lineage::of(self, Database::of(rel), lsn).await?;
-        let Some(blocks) = self.size_in(&lineage, rel).await? else {
+        let Some(size) = self.size_in(&lineage, rel).await? else {
             return Err(ReadError::NoRelation { rel, lsn });
         };
-        if block >= blocks {
-            return Err(ReadError::BeyondEnd {
+        match blocks.iter().find(|block| **block >= size) {
+            Some(&block) => Err(ReadError::BeyondEnd {
                 rel,
                 lsn,
                 block,
-                blocks,
-            });
+                blocks: size,
+            }),
+            None => Ok(lineage),
         }
-        self.page_of(&lineage, rel, block).await
     }
 
     /// A page that exists. If its database was copied, the page of the database copied is made first,
@@ -155,7 +183,7 @@ impl<E: Engine> TimelineReader<E> {
         key: Key,
         lsns: RangeInclusive<Lsn>,
     ) -> Result<Found, ReadError> {
-        let (from, lsn) = lsns.into_inner();
+        let (from, lsn) = (*lsns.start(), *lsns.end());
         let mut search = Search {
             timeline: self.timeline,
             key,
@@ -176,7 +204,7 @@ impl<E: Engine> TimelineReader<E> {
         };
         if !search.finished {
             let mut visit = |epoch, at, value: &Value| search.take(epoch, at, value);
-            layers.versions(key, up_to, &mut visit).await?;
+            layers.versions(key, &(from..=up_to), &mut visit).await?;
         }
         Ok(search.end(layers))
     }

@@ -81,7 +81,11 @@ impl<E: Engine> TimelineReader<E> {
         lsn: Lsn,
     ) -> Result<u32, ReadError> {
         let key = Key::SlruSegment(kind, segment);
-        match self.newest(key, lsn).await?.map(|(_, value)| value) {
+        match self
+            .newest(key, Lsn::ZERO..=lsn)
+            .await?
+            .map(|(_, value)| value)
+        {
             None | Some(Value::Dropped) => Ok(0),
             Some(Value::RelSize(pages)) => Ok(pages.get().min(SlruKind::PAGES_PER_SEGMENT)),
             Some(_) => Err(ReadError::WrongValue(key)),

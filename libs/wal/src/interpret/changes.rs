@@ -15,7 +15,7 @@ use crate::{
     v15,
 };
 
-/// A record that makes a fork grow by more (4 GiB) is refused rather than believed.
+/// A record that makes its forks grow by more (4 GiB) is refused rather than believed.
 ///
 /// Every page of a gap becomes a change, and all of a record's changes are held at once: here some
 /// 200 MB, and 15 MB in one message of the feed. PostgreSQL leaves gaps where it makes room for
@@ -30,6 +30,8 @@ pub(super) struct Changes<'a> {
     pub(super) torn: &'a mut TornForks,
     /// The base's pages are consistent with each other from before this record on.
     consistent: bool,
+    /// Blocks that the record's forks have grown over, together.
+    grown: u32,
     /// Forks whose size the record changes, with the size before it.
     resized: BTreeMap<RelTag, Option<BlockNumber>>,
     /// Segments of SLRU areas whose length the record changes.
@@ -48,6 +50,7 @@ impl<'a> Changes<'a> {
             segments,
             torn,
             consistent,
+            grown: 0,
             resized: BTreeMap::new(),
             resized_segments: BTreeSet::new(),
             list: Vec::new(),
@@ -138,9 +141,13 @@ impl<'a> Changes<'a> {
         let Some(end) = block.next() else {
             return Err(gap);
         };
-        let is_large = block.get() - before.get() > MAX_GAP_BLOCKS;
+        let grown = self.grown.saturating_add(block.get() - before.get());
+        let is_large = grown > MAX_GAP_BLOCKS;
         if is_large && self.consistent {
             return Err(gap);
+        }
+        if !is_large {
+            self.grown = grown;
         }
         if self.sizes.get(rel).is_none_or(|size| size < end) {
             self.resize(rel, end);

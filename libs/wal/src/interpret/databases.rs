@@ -15,6 +15,10 @@ const DROP: u8 = 0x20;
 /// as there are, and their sizes are held in memory, 20 bytes each in a tree. Tests have less memory.
 pub(super) const MAX_FORKS: usize = if cfg!(test) { 1 << 12 } else { 1 << 24 };
 
+/// A database has files in no more tablespaces: each makes a change, and all changes of a record are
+/// held at once.
+pub(super) const MAX_TABLESPACES: usize = 1 << 16;
+
 impl Changes<'_> {
     pub(super) fn database(&mut self, record: &DecodedRecord) -> Result<(), Reason> {
         match record.header.rmgr_info() {
@@ -24,6 +28,12 @@ impl Changes<'_> {
             CREATE_WAL_LOG => {}
             DROP => {
                 let (db, tablespaces) = v15::database_dropped(&record.main_data)?;
+                if tablespaces.len() > MAX_TABLESPACES {
+                    return Err(Reason::TooManyTablespaces {
+                        count: tablespaces.len(),
+                        limit: MAX_TABLESPACES,
+                    });
+                }
                 for spc in BTreeSet::from_iter(tablespaces) {
                     self.sizes.remove_database(spc, db);
                     self.torn.drop_database(spc, db);

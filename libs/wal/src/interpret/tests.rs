@@ -278,7 +278,9 @@ fn truncated_to(blocks: u32, end_lsn: u64) -> RawRecord {
 fn with_main_data(rmgr: ResourceManager, info: u8, end_lsn: u64, data: &[u8]) -> RawRecord {
     let mut record = record_of(rmgr, info, end_lsn, &[]);
     let mut bytes = Vec::from(record.bytes);
-    bytes.extend([255, data.len() as u8]);
+    // The long form, `XLR_BLOCK_ID_DATA_LONG`: any length fits.
+    bytes.push(254);
+    bytes.extend((data.len() as u32).to_le_bytes());
     bytes.extend(data);
     record.bytes = bytes.into();
     record

@@ -2,6 +2,7 @@
 
 mod error;
 mod metrics;
+mod opening;
 mod served;
 mod timelines;
 

@@ -16,15 +16,17 @@ use palimpsest_read::{LayerFiles, Layers, ReadError, Tail, TailError, TimelineRe
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::StorePath;
 use palimpsest_types::{ByteCount, ErrorKind, Lsn, WriterEpoch};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use super::{error::ServeError, timelines::Shared};
+use super::{error::ServeError, opening::Opening, timelines::Shared};
 
 /// One timeline: opened from its manifest, then kept up with by the change feed, and by newer
 /// manifests as changes become layers.
 #[derive(Debug)]
 pub(super) struct Served {
     opened: OnceLock<Opened>,
+    /// How the first of many attempts to open it, or the last one, ended.
+    opening: watch::Sender<Opening>,
     /// A newer manifest is needed, or worth a look.
     look: Notify,
 }
@@ -75,6 +77,7 @@ impl Served {
     ) -> Arc<Self> {
         let served = Arc::new(Self {
             opened: OnceLock::new(),
+            opening: watch::Sender::new(Opening::Begun),
             look: Notify::new(),
         });
         let task = Arc::clone(&served);
@@ -93,13 +96,15 @@ impl Served {
         &self,
         timeline: TimelineRef,
     ) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
-        let why = "its base backup is not complete";
-        let not_open = || ServeError::NotOpen {
-            timeline,
-            why: why.to_owned(),
-        };
-        let opened = self.opened.get().ok_or_else(not_open)?;
+        let unopened = || self.opening.borrow().error(timeline);
+        let opened = self.opened.get().ok_or_else(unopened)?;
         Ok(Arc::clone(&opened.reader))
+    }
+
+    /// Waits until it is open, or until it is known that waiting does not open it.
+    pub(super) async fn settled(&self) {
+        // The sender is here, so it does not go away.
+        let _ = self.opening.subscribe().wait_for(Opening::is_settled).await;
     }
 
     /// What its changes take in memory.
@@ -110,13 +115,18 @@ impl Served {
 
     async fn serve(&self, timeline: TimelineRef, shared: &Shared) {
         let manifest = loop {
-            match self.open(timeline, shared).await {
+            let outcome = match self.open(timeline, shared).await {
                 Ok(Some(manifest)) => break manifest,
-                Ok(None) => {}
+                Ok(None) => Opening::NoManifest,
                 Err(error) => {
                     tracing::warn!(%timeline, error = &error as &dyn std::error::Error, "can't open the timeline; trying again");
+                    Opening::Failed {
+                        kind: error.kind(),
+                        why: error.to_string(),
+                    }
                 }
-            }
+            };
+            self.opening.send_replace(outcome);
             tokio::time::sleep(RETRY).await;
         };
         tracing::info!(%timeline, lsn = %manifest.lsn, layers = manifest.layers().len(), "timeline opened");
@@ -168,6 +178,7 @@ impl Served {
         };
         // Only this task sets it, and only once.
         let _ = self.opened.set(opened);
+        self.opening.send_replace(Opening::Done);
         Ok(Some(manifest))
     }
 
@@ -258,6 +269,17 @@ impl Served {
 }
 
 impl FollowError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Manifest(error) => error.kind(),
+            Self::Read(error) => error.kind(),
+            Self::Feed(error) => error.kind,
+            Self::Tail(_) | Self::Fenced { .. } | Self::Rewound(_) | Self::NoManifest => {
+                ErrorKind::NotReady
+            }
+        }
+    }
+
     /// Whether a newer manifest may help: the feed begins later than we are, or memory is short.
     fn asks_for_layers(&self) -> bool {
         match self {

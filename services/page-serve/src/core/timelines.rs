@@ -27,6 +27,8 @@ use super::{
 pub struct Timelines {
     shared: Arc<Shared>,
     open: Mutex<HashMap<TimelineRef, Entry>>,
+    /// Whether `open` is what the storage-broker said. Changes with `open` locked.
+    heard: watch::Sender<bool>,
     scope: TaskScope,
 }
 
@@ -83,6 +85,7 @@ impl Timelines {
         let timelines = Arc::new(Self {
             shared: Arc::new(shared),
             open: Mutex::default(),
+            heard: watch::Sender::new(false),
             scope,
         });
         let following = Arc::clone(&timelines);
@@ -101,10 +104,30 @@ impl Timelines {
         timeline: TimelineRef,
     ) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = open
-            .get(&timeline)
-            .ok_or(ServeError::UnknownTimeline(timeline))?;
-        entry.served.reader(timeline)
+        match open.get(&timeline) {
+            Some(entry) => entry.served.reader(timeline),
+            None if *self.heard.borrow() => Err(ServeError::UnknownTimeline(timeline)),
+            None => Err(ServeError::NotHeard(timeline)),
+        }
+    }
+
+    /// Waits until the storage-broker has said what timelines there are.
+    pub async fn heard(&self) {
+        // The sender is here, so it does not go away.
+        let _ = self.heard.subscribe().wait_for(|heard| *heard).await;
+    }
+
+    /// Waits until each timeline that is known now is open, or is gone, or can't be opened for a
+    /// reason that waiting does not remove: one such timeline must not hold up the others.
+    pub async fn opened(&self) {
+        let known: Vec<_> = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = |entry: &Entry| (Arc::clone(&entry.served), entry.scope.token().clone());
+            open.values().map(entry).collect()
+        };
+        for (served, gone) in known {
+            gone.run_until_cancelled(served.settled()).await;
+        }
     }
 
     /// How long a request waits for its LSN.
@@ -133,13 +156,7 @@ impl Timelines {
 
     async fn follow(&self, mut cluster: watch::Receiver<ClusterView>) {
         loop {
-            let known: Vec<_> = cluster
-                .borrow_and_update()
-                .timelines
-                .iter()
-                .map(|view| view.timeline)
-                .collect();
-            self.open_and_close(&known);
+            // What is there before the first change is nobody's word.
             // Cancel-safe: the newest picture is still there after a cancelled wait.
             tokio::select! {
                 () = self.scope.token().cancelled() => return,
@@ -149,6 +166,13 @@ impl Timelines {
                     }
                 }
             }
+            let known: Vec<_> = cluster
+                .borrow_and_update()
+                .timelines
+                .iter()
+                .map(|view| view.timeline)
+                .collect();
+            self.open_and_close(&known);
         }
     }
 
@@ -168,5 +192,6 @@ impl Timelines {
                 Entry { served, scope }
             });
         }
+        self.heard.send_replace(true);
     }
 }

@@ -1,6 +1,6 @@
-use std::{pin::Pin, sync::Arc};
+use std::{mem, pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, future::try_join_all, stream};
+use futures::{Stream, StreamExt as _, stream};
 use palimpsest_api::{
     TimelineRef, error_detail, error_status,
     page::{PagesRequest, ReadAt, slru_kind},
@@ -18,9 +18,11 @@ use palimpsest_proto::{
     },
 };
 use palimpsest_read::TimelineReader;
-use palimpsest_runtime::CancellationToken;
+use palimpsest_runtime::{CancellationToken, finish};
+use palimpsest_telemetry::trace;
 use palimpsest_types::{ErrorKind, Lsn};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument as _, Span};
 
 use crate::core::{ServeError, Timelines, Timer};
 
@@ -45,13 +47,15 @@ impl PageHandler {
     }
 
     /// Errors of a request are in its answer, so that the stream lives on.
-    async fn answer(&self, message: GetPagesRequest) -> GetPagesResponse {
+    async fn answer(&self, mut message: GetPagesRequest) -> GetPagesResponse {
         let request_id = message.request_id;
+        let traceparent = mem::take(&mut message.traceparent);
         let answered = match PagesRequest::try_from(message) {
-            Ok(request) => self
-                .pages(request)
-                .await
-                .map_err(|error| (error.kind(), error.into())),
+            Ok(request) => {
+                let span = span_of(request_id, &request, &traceparent);
+                let pages = self.pages(request).instrument(span);
+                pages.await.map_err(|error| (error.kind(), error.into()))
+            }
             Err(error) => Err((
                 ErrorKind::Invalid,
                 Box::<dyn std::error::Error>::from(error),
@@ -110,8 +114,7 @@ impl PageHandler {
         let patience = self.timelines.patience();
         let lsn = reader.settle(lsn, not_modified_since, patience).await?;
         timer.settled();
-        let page = |block| reader.page(request.rel, block, lsn);
-        let pages = try_join_all(request.blocks.iter().copied().map(page)).await?;
+        let pages = reader.pages(request.rel, &request.blocks, lsn).await?;
         Ok(GetPagesResponse {
             lsn: lsn.get(),
             pages,
@@ -134,7 +137,10 @@ impl PageService for PageHandler {
             let handler = handler.clone();
             async move {
                 match message {
-                    Ok(message) => Ok(handler.answer(message).await),
+                    Ok(message) => {
+                        let answered = finish(async move { handler.answer(message).await }).await;
+                        answered.ok_or_else(|| Status::internal("the request ended in a panic"))
+                    }
                     Err(status) => Err(status),
                 }
             }
@@ -226,6 +232,23 @@ impl PageService for PageHandler {
             newest_lsn: newest.get(),
         }))
     }
+}
+
+/// A request's part of the trace that its caller told, if it did: a stream is of no trace, its
+/// requests are.
+fn span_of(request_id: u64, request: &PagesRequest, traceparent: &str) -> Span {
+    let span = tracing::debug_span!(
+        target: trace::TARGET,
+        parent: None,
+        "get_pages",
+        request_id,
+        timeline = %request.timeline,
+        lsn = request.at.lsn.map(tracing::field::display),
+        rel = %request.rel,
+        blocks = request.blocks.len(),
+    );
+    trace::follow(&span, traceparent);
+    span
 }
 
 fn invalid(error: palimpsest_api::InvalidMessageError) -> Status {

@@ -5,13 +5,14 @@ use std::{collections::VecDeque, mem, sync::Arc};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use palimpsest_api::{
     InvalidMessageError, error_status,
-    redo::{Batch, BatchStream, RedoTenant, result_to_wire},
+    redo::{Batch, BatchJob, BatchStream, RedoTenant, result_to_wire},
 };
 use palimpsest_proto::redo::v1::{self as wire, apply_response::Result as JobResult};
-use palimpsest_redo::ApplyRequest;
 use palimpsest_runtime::CancellationToken;
+use palimpsest_telemetry::trace;
 use tokio::sync::mpsc;
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 
 use crate::core::{ProcessSource, TenantEngines};
 
@@ -33,9 +34,8 @@ pub(super) struct Conversation<S: ProcessSource> {
 }
 
 struct Job {
-    id: u64,
     tenant: RedoTenant,
-    request: ApplyRequest,
+    job: BatchJob,
 }
 
 struct Done {
@@ -112,34 +112,28 @@ impl<S: ProcessSource> Conversation<S> {
         metrics
             .waiting
             .inc_by(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
-        let jobs = jobs.into_iter().map(|(id, request)| Job {
-            id,
-            tenant,
-            request,
-        });
+        let jobs = jobs.into_iter().map(|job| Job { tenant, job });
         self.waiting.extend(jobs);
         Ok(())
     }
 
     fn start_jobs(&mut self) {
         while self.has_room() {
-            let Some(Job {
-                id,
-                tenant,
-                request,
-            }) = self.waiting.pop_front()
-            else {
+            let Some(Job { tenant, job }) = self.waiting.pop_front() else {
                 return;
             };
             self.engines.metrics().waiting.dec();
+            let span = span_of(tenant, &job);
+            let BatchJob { id, request, .. } = job;
             let bytes = request.size();
             self.running_bytes += bytes;
             let engines = Arc::clone(&self.engines);
-            self.running.push(Box::pin(async move {
+            let work = async move {
                 let outcome = engines.apply(tenant, request).await;
                 let result = result_to_wire(id, outcome);
                 Done { bytes, result }
-            }));
+            };
+            self.running.push(Box::pin(work.instrument(span)));
         }
     }
 
@@ -165,6 +159,21 @@ impl<S: ProcessSource> Drop for Conversation<S> {
     fn drop(&mut self) {
         self.give_up_waiting();
     }
+}
+
+/// A job's part of the trace that its caller told, if it did: a stream is of no trace, its jobs are.
+fn span_of(tenant: RedoTenant, job: &BatchJob) -> Span {
+    let span = tracing::debug_span!(
+        target: trace::TARGET,
+        parent: None,
+        "redo",
+        tenant = %tenant.tenant,
+        rel = %job.request.rel,
+        block = job.request.block.get(),
+        records = job.request.records.len(),
+    );
+    trace::follow(&span, &job.traceparent);
+    span
 }
 
 /// A malformed message ends the stream: which jobs it was about can't be told.

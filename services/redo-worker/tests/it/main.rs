@@ -63,6 +63,7 @@ fn pool(workers: &[&Worker]) -> Pool {
         node: NodeId::from_bytes([u8::try_from(number).unwrap(); 16]),
         role: Role::RedoWorker,
         address: worker.running.address().to_string(),
+        version: String::new(),
     });
     let view = ClusterView {
         members: members.collect(),

@@ -12,12 +12,12 @@ use std::{
 use palimpsest_api::{
     TimelineRef,
     broker::{
-        AssignedTask, Assignment, BrokerClient, ClusterView, Member, Role, TimelineState,
-        TimelineStatus, watch_cluster,
+        AssignedTask, Assignment, BrokerClient, ClusterView, Role, TimelineState, TimelineStatus,
+        watch_cluster,
     },
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_service_kit::{Heartbeat, node_id};
+use palimpsest_service_kit::{Heartbeat, new_member};
 use palimpsest_storage_broker::{Settings, core::Timing, run};
 use palimpsest_types::{ErrorKind, Lsn};
 use tokio::{sync::watch, time::timeout};
@@ -58,11 +58,8 @@ impl FakeIngest {
     fn start(broker: &str) -> Self {
         let scope = TaskScope::default();
         let assigned = Arc::new(Mutex::new(Vec::new()));
-        let member = Member {
-            node: node_id(),
-            role: Role::WalIngest,
-            address: "127.0.0.1:7701".to_owned(),
-        };
+        let address = "127.0.0.1:7701".parse().unwrap();
+        let member = new_member(Role::WalIngest, address);
         let (reports, orders) = (Arc::clone(&assigned), Arc::clone(&assigned));
         let mut heartbeat = Heartbeat::new(broker, member);
         heartbeat.period = Duration::from_millis(100);

@@ -42,11 +42,18 @@ pub(super) struct Batch {
 /// WAL that is written and fsynced together, at most, but for one message. As much again may be
 /// received meanwhile.
 const MAX_BATCH: usize = 4 << 20;
+/// What a piece takes beside its bytes, about: a source may send them one by one.
+const PIECE: usize = 64;
 
 impl Batch {
     /// Where the WAL after it begins.
     pub(super) fn end(&self) -> Lsn {
         Lsn::new(self.start.get() + self.len as u64)
+    }
+
+    /// Memory that it takes, about.
+    fn size(&self) -> usize {
+        self.len + self.chunks.len() * PIECE
     }
 }
 
@@ -111,7 +118,7 @@ impl Arrivals {
     }
 
     fn takes_more(&self) -> bool {
-        let gathered = self.batch.as_ref().map_or(0, |batch| batch.len);
+        let gathered = self.batch.as_ref().map_or(0, Batch::size);
         self.last.is_none() && gathered < MAX_BATCH
     }
 

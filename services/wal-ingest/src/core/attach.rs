@@ -4,17 +4,27 @@
 //! exists, so a slot found later is known to be ours; that it is completed comes last, so without
 //! that there is nothing to keep. Trying again begins by removing what an earlier try left. Whose
 //! turn it is, [`attempts`] decides.
+//!
+//! From the moment at which the slot may exist somebody looks after it: an attach waits for the
+//! store, or goes on undoing what it did, only with an eye on the source's disk.
 
 mod attempts;
+#[cfg(test)]
+mod tests;
+mod undo;
 
 use palimpsest_api::broker::TimelineStatus;
 use palimpsest_manifest::{
     LayerEntry, ManifestError, SourceCluster, TimelineManifest, TimelineManifests, Versioned,
 };
 use palimpsest_postgres::{BackupEvent, BackupOptions, Connection, ControlFile};
-use palimpsest_types::{ByteCount, ErrorKind, Lsn, SystemIdentifier, WriterEpoch};
+use palimpsest_store::StorePath;
+use palimpsest_types::{ByteCount, Lsn, SystemIdentifier, WriterEpoch};
 
-use self::attempts::{Attempt, Attempts, BaseBackup, Progress};
+use self::{
+    attempts::{Attempt, Attempts, BaseBackup, Progress},
+    undo::give_up,
+};
 use super::{
     backup::BackupLayers,
     error::{IngestError, Remedy, Stop},
@@ -32,17 +42,34 @@ struct Backup {
     control: ControlFile,
 }
 
+/// What there is to do.
+enum Turn {
+    /// To publish what was completed.
+    Publish(BaseBackup),
+    /// An attempt that has begun.
+    Attempt(Begun),
+}
+
+/// An attempt of which only the beginning is done.
+struct Begun {
+    ours: Attempt,
+    /// Objects of those before, none of which can be completed any more.
+    stale: Vec<StorePath>,
+    /// The source, if it was looked at already.
+    source: Option<Source>,
+}
+
+type Source = (Connection, SourceReport);
+
 /// Attaches; afterwards there is a manifest. On failure nothing is left, here or at the source,
 /// unless another has begun: what there is then is the other's.
 pub(super) async fn attach(timeline: &Timeline) -> Result<(), IngestError> {
     let attempts = attempts(timeline);
-    let backup = match attempts.newest().await? {
-        Some(Versioned {
-            state: Progress::Completed(backup),
-            ..
-        }) => backup,
-        before => attempt(timeline, &attempts, before).await?,
+    let backup = match take_turn(timeline, &attempts).await? {
+        Turn::Publish(backup) => backup,
+        Turn::Attempt(begun) => attempt(timeline, &attempts, begun).await?,
     };
+    timeline.note_source(backup.source);
     publish(timeline, backup).await
 }
 
@@ -68,16 +95,98 @@ fn attempts(timeline: &Timeline) -> Attempts {
 async fn attempt(
     timeline: &Timeline,
     attempts: &Attempts,
-    before: Option<Versioned<Progress>>,
+    begun: Begun,
 ) -> Result<BaseBackup, IngestError> {
+    let Begun {
+        ours,
+        stale,
+        source,
+    } = begun;
+    match complete(timeline, attempts, &ours, (stale, source)).await {
+        Ok(backup) => Ok(backup),
+        Err(error) => give_up(timeline, attempts, &ours, error).await,
+    }
+}
+
+/// Finds out what there is to do, as soon as the store is there. An earlier attempt may have left a
+/// slot, so that the store is away is no reason to stop.
+async fn take_turn(timeline: &Timeline, attempts: &Attempts) -> Result<Turn, IngestError> {
+    let mut back_off = BackOff::default();
+    loop {
+        match try_turn(timeline, attempts).await {
+            Err(error) if error.is_of_store() && error.remedy() == Remedy::Retry => {
+                tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't begin to attach; trying again");
+            }
+            outcome => return outcome,
+        }
+        back_off.wait().await;
+    }
+}
+
+/// Says that an attempt begins, unless one was completed.
+async fn try_turn(timeline: &Timeline, attempts: &Attempts) -> Result<Turn, IngestError> {
+    let (number, interrupted) = match attempts.newest().await? {
+        Some(Versioned { number, state }) => match state {
+            Progress::Completed(backup) => return Ok(Turn::Publish(backup)),
+            Progress::Begun { .. } => (number, true),
+            Progress::Undone => (number, false),
+        },
+        None => (0, false),
+    };
+    // What an earlier attempt has left is removed even if the source can't be attached any more. So
+    // then ours begins before the source is looked at.
+    let source = match interrupted {
+        true => None,
+        false => Some(reach_unattached(timeline).await?),
+    };
+    // Before ours begins. Afterwards another may, and what it stores is not to be seen here.
+    let stale = stored_files(timeline).await?;
+    let slot = timeline.slot.to_string();
+    let ours = attempts.begin(number, slot).await.map_err(lost_or)?;
+    if interrupted {
+        tracing::info!(timeline = %timeline.id(), "an earlier attach was interrupted; beginning anew");
+    }
+    Ok(Turn::Attempt(Begun {
+        ours,
+        stale,
+        source,
+    }))
+}
+
+/// A source that can be attached, and on which nothing is ours yet.
+async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
+    let (mut connection, report) = reach(timeline).await?;
+    let exists = connection.read_replication_slot(&timeline.slot).await?;
+    if exists.is_some() {
+        let slot = timeline.slot.to_string();
+        return Err(Stop::ForeignSlot { slot }.into());
+    }
+    Ok((connection, report))
+}
+
+/// A source that can be attached.
+async fn reach(timeline: &Timeline) -> Result<Source, IngestError> {
     let mut connection = connect(&timeline.assignment.source).await?;
     let report = inspect(&mut connection).await?;
     refuse_second_attachment(timeline, report.system_identifier).await?;
     timeline.update(|status| status.warnings.clone_from(&report.warnings));
-    let ours = begin(timeline, attempts, before, &mut connection).await?;
-    match complete(timeline, attempts, &ours, (connection, report)).await {
-        Ok(backup) => Ok(backup),
-        Err(error) => Err(give_up(timeline, attempts, &ours, error).await),
+    Ok((connection, report))
+}
+
+/// A source on which an earlier attempt may have left a slot: it is waited for.
+async fn reach_again(timeline: &Timeline) -> Result<Source, IngestError> {
+    let mut back_off = BackOff::default();
+    loop {
+        let error = match reach(timeline).await {
+            Err(error) if error.remedy() == Remedy::Retry => error.in_words(),
+            outcome => {
+                timeline.update(|status| status.reason.clear());
+                return outcome;
+            }
+        };
+        tracing::warn!(timeline = %timeline.id(), error, "can't go on with an interrupted attach; trying again");
+        timeline.update(|status| status.reason = error);
+        back_off.wait().await;
     }
 }
 
@@ -97,56 +206,28 @@ async fn refuse_second_attachment(
     Ok(())
 }
 
-/// Says that an attempt begins.
-async fn begin(
-    timeline: &Timeline,
-    attempts: &Attempts,
-    before: Option<Versioned<Progress>>,
-    connection: &mut Connection,
-) -> Result<Attempt, IngestError> {
-    let interrupted = matches!(&before, Some(before) if before.state != Progress::Undone);
-    let slot = timeline.slot.to_string();
-    if !interrupted {
-        let exists = connection.read_replication_slot(&timeline.slot).await?;
-        if exists.is_some() {
-            return Err(Stop::ForeignSlot { slot }.into());
-        }
-    }
-    let number = before.map_or(0, |before| before.number);
-    let ours = attempts.begin(number, slot).await.map_err(lost_or)?;
-    if interrupted {
-        tracing::info!(timeline = %timeline.id(), "an earlier attach was interrupted; beginning anew");
-    }
-    Ok(ours)
-}
-
-/// Removes what an earlier attempt left, makes the slot, and takes the backup.
+/// Removes what earlier attempts left, makes the slot, and takes the backup.
 async fn complete(
     timeline: &Timeline,
     attempts: &Attempts,
     ours: &Attempt,
-    (mut connection, report): (Connection, SourceReport),
+    (stale, source): (Vec<StorePath>, Option<Source>),
 ) -> Result<BaseBackup, IngestError> {
-    remove_files(timeline).await?;
-    let slot = &timeline.slot;
-    if connection.read_replication_slot(slot).await?.is_some() {
-        connection.drop_slot(slot).await?;
-    }
-    // It keeps the WAL from before the backup's start on.
-    connection.create_physical_slot(slot, true).await?;
+    let (mut connection, report) = match source {
+        Some(source) => source,
+        None => reach_again(timeline).await?,
+    };
+    let source = cluster(&report);
+    timeline.note_source(source);
+    remove_files(timeline, &stale).await?;
+    make_slot(timeline, attempts, ours, &mut connection).await?;
     let backup = take_backup(timeline, connection, &report, ours).await?;
     if backup.control.system_identifier != report.system_identifier {
         return Err(IngestError::Backup("it is of another cluster"));
     }
     expect_slot(timeline, backup.start).await?;
     let backup = BaseBackup {
-        source: SourceCluster {
-            system_identifier: report.system_identifier,
-            pg_version: report.pg_version,
-            pg_timeline: report.pg_timeline,
-            wal_segment_size: ByteCount::new(report.wal_segment_size.bytes()),
-            wal_log_hints: report.wal_log_hints,
-        },
+        source,
         start: backup.start,
         end: backup.end,
         layers: backup.layers,
@@ -154,6 +235,45 @@ async fn complete(
     let completed = attempts.complete(ours, backup.clone()).await;
     completed.map_err(lost_or)?;
     Ok(backup)
+}
+
+fn cluster(report: &SourceReport) -> SourceCluster {
+    SourceCluster {
+        system_identifier: report.system_identifier,
+        pg_version: report.pg_version,
+        pg_timeline: report.pg_timeline,
+        wal_segment_size: ByteCount::new(report.wal_segment_size.bytes()),
+        wal_log_hints: report.wal_log_hints,
+    }
+}
+
+/// Makes the slot, in place of one that an earlier attempt left.
+///
+/// The source can't be asked whose turn it is. So this is looked up right before each step, and who
+/// sleeps just there is found out by others: by [`expect_slot`], and later by the keeper.
+async fn make_slot(
+    timeline: &Timeline,
+    attempts: &Attempts,
+    ours: &Attempt,
+    connection: &mut Connection,
+) -> Result<(), IngestError> {
+    let slot = &timeline.slot;
+    if connection.read_replication_slot(slot).await?.is_some() {
+        expect_turn(attempts, ours).await?;
+        connection.drop_slot(slot).await?;
+    }
+    expect_turn(attempts, ours).await?;
+    // It keeps the WAL from before the backup's start on.
+    connection.create_physical_slot(slot, true).await?;
+    Ok(())
+}
+
+/// Nobody has begun another attempt.
+async fn expect_turn(attempts: &Attempts, ours: &Attempt) -> Result<(), IngestError> {
+    match attempts.is_ours(ours).await? {
+        true => Ok(()),
+        false => Err(Stop::Superseded.into()),
+    }
 }
 
 /// The slot must still keep the WAL from the backup's start on. The source asks nobody whose turn it
@@ -258,67 +378,25 @@ async fn publish(timeline: &Timeline, backup: BaseBackup) -> Result<(), IngestEr
             return Err(error);
         }
         tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't publish the first manifest; trying again");
+        timeline.look_after_slot().await;
         back_off.wait().await;
     }
 }
 
-/// Undoes an attempt that failed; says why it did.
-async fn give_up(
-    timeline: &Timeline,
-    attempts: &Attempts,
-    ours: &Attempt,
-    error: IngestError,
-) -> IngestError {
-    match undo(timeline, attempts, ours).await {
-        Ok(true) => error,
-        Ok(false) => Stop::Superseded.into(),
-        Err(failure) => {
-            tracing::warn!(timeline = %timeline.id(), error = failure.in_words(), "could not undo the attach; deleting the tenant will");
-            error
-        }
-    }
-}
-
-/// Removes what an attempt has made. False if it is another's turn: then only files go that nobody
-/// else can have made.
-async fn undo(
-    timeline: &Timeline,
-    attempts: &Attempts,
-    ours: &Attempt,
-) -> Result<bool, IngestError> {
-    if !attempts.is_ours(ours).await? {
-        remove_own_layers(timeline, ours).await?;
-        return Ok(false);
-    }
-    let mut connection = connect(&timeline.assignment.source).await?;
-    match connection.drop_slot(&timeline.slot).await {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-        Ok(()) | Err(_) => {}
-    }
-    connection.close().await;
-    remove_own_layers(timeline, ours).await?;
-    timeline.remove_directory().await?;
-    attempts.undone(ours).await?;
-    Ok(true)
-}
-
-/// The layers of one attempt, which its names tell.
-async fn remove_own_layers(timeline: &Timeline, ours: &Attempt) -> Result<(), IngestError> {
-    let store = &timeline.shared.store;
-    for layer in store.list(&timeline.store_path().child("layers")).await? {
-        if layer.file_name().is_some_and(|name| ours.made(name)) {
-            store.delete(&layer).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The layers and lists of them in the store, and the WAL on our disk, of earlier attempts. None of
-/// them can be completed any more.
-async fn remove_files(timeline: &Timeline) -> Result<(), IngestError> {
+/// The layers in the store, and the lists of them.
+async fn stored_files(timeline: &Timeline) -> Result<Vec<StorePath>, IngestError> {
+    let mut files = Vec::new();
     for name in ["layers", "lists"] {
         let path = timeline.store_path().child(name);
-        timeline.shared.store.delete_below(&path).await?;
+        files.extend(timeline.shared.store.list(&path).await?);
+    }
+    Ok(files)
+}
+
+/// Removes what earlier attempts left: those objects, and the WAL on our disk.
+async fn remove_files(timeline: &Timeline, stale: &[StorePath]) -> Result<(), IngestError> {
+    for object in stale {
+        timeline.shared.store.delete(object).await?;
     }
     timeline.remove_directory().await
 }

@@ -122,6 +122,17 @@ impl Share {
         self.budget.memory.room()?;
         self.budget.disk.room()
     }
+
+    /// Whether WAL that is held already may be decoded. That adds no WAL, but the layers it becomes:
+    /// with the allowance for the disk used up, only one after the other, which is how it becomes
+    /// free again.
+    pub(super) fn room_to_replay(&self) -> Result<(), NoRoom> {
+        self.budget.memory.room()?;
+        match self.layers.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => self.budget.disk.room(),
+        }
+    }
 }
 
 impl Drop for Share {
@@ -209,5 +220,24 @@ mod tests {
         one.set_wal(ByteCount::new(0));
         assert_eq!(one.room(), Ok(()));
         assert_eq!(budget.pressure(), Pressure::Some);
+    }
+
+    #[test]
+    fn wal_that_has_used_the_disk_up_is_decoded_a_layer_at_a_time() {
+        let limits = Limits {
+            memory: ByteCount::new(100),
+            local_disk: ByteCount::new(50),
+            ..Limits::default()
+        };
+        let share = Arc::new(Budget::new(&limits)).share();
+        share.set_wal(ByteCount::new(60));
+        assert!(share.room().is_err());
+        assert_eq!(share.room_to_replay(), Ok(()));
+        share.set_layers(ByteCount::new(1));
+        assert!(share.room_to_replay().is_err());
+        share.set_wal(ByteCount::new(40));
+        assert_eq!(share.room_to_replay(), Ok(()));
+        share.set_memory(ByteCount::new(100));
+        assert!(share.room_to_replay().is_err());
     }
 }

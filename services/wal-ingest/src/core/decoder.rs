@@ -65,6 +65,11 @@ impl Decoder {
         self.growth.share().room()
     }
 
+    /// Whether there is room for more changes, of WAL that is here already.
+    pub(super) fn room_to_replay(&self) -> Result<(), NoRoom> {
+        self.growth.share().room_to_replay()
+    }
+
     /// The WAL files take so much of the local disk now.
     pub(super) fn note_wal(&self, size: ByteCount) {
         self.growth.share().set_wal(size);

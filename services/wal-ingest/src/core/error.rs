@@ -125,7 +125,7 @@ pub enum Stop {
     },
     /// The slot is gone, or no longer keeps anything.
     #[error(
-        "replication slot {slot:?} was dropped or invalidated at the source, which may remove the WAL after {from} any time; delete the tenant and attach again"
+        "replication slot {slot:?} was dropped, invalidated or made anew at the source, which may remove the WAL after {from} any time; delete the tenant and attach again"
     )]
     SlotLost {
         /// The slot.
@@ -197,6 +197,14 @@ impl IngestError {
             | Self::WalGap { .. }
             | Self::Broker(_) => Remedy::Retry,
         }
+    }
+
+    /// Whether it is the object store, or what lies there, that failed.
+    pub(super) fn is_of_store(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(_) | Self::Manifest(_) | Self::Attempt(_) | Self::Layers(_)
+        )
     }
 
     /// Whether nothing more fits on the local disk, whatever we are allowed to hold there.

@@ -249,6 +249,20 @@ async fn settle(
     }
     trim_wal(timeline, opened, lsn).await;
     tracing::info!(timeline = %timeline.id(), at = %lsn, layers = layers.len(), "layers are in the object store");
+    learn_beginning(timeline, opened).await;
+}
+
+/// Asks the layers what the newest of them did not tell, while the store is there: laggards come
+/// when it is away. If it fails, the next layer or a laggard asks again.
+async fn learn_beginning(timeline: &Timeline, opened: &Opened) {
+    if opened.beginning.is_known() {
+        return;
+    }
+    // Boxed: it is large and rare, and the flush has a part in all that runs.
+    let learning = Box::pin(timeline.learn_beginning(&opened.beginning));
+    if let Err(error) = learning.await {
+        tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't learn yet how long relations are where laggards begin");
+    }
 }
 
 /// Removes WAL files that the object store makes superfluous.

@@ -141,8 +141,7 @@ impl Follower {
         };
         // Memory may have moved on since it was looked at; it never goes back.
         let until = self.feed.tail.read().start();
-        let decoded = history.next(laggard, self.after, until).await;
-        let (laggard, portion) = decoded.map_err(|error| FollowError::Local(Box::new(error)))?;
+        let (laggard, portion) = history.next(laggard, self.after, until).await?;
         let Portion::Decoded(records, up_to) = portion else {
             return Ok(None);
         };

@@ -6,7 +6,8 @@
 //! `remote_consistent` by a stream of its own that ends at once.
 //!
 //! The same look guards the source's disk: a slot that holds back more WAL than allowed is dropped,
-//! because the user's database matters more than our history.
+//! because the user's database matters more than our history. It also notices a slot that nobody but
+//! us should move and that has moved: it was dropped and made anew, perhaps with WAL lost between.
 
 use std::time::Duration;
 
@@ -34,12 +35,24 @@ const VISIT: Duration = Duration::from_secs(5);
 /// Failures in a row that a person hears of.
 const FAILURES: u32 = 3;
 
+/// What a slot is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Duty {
+    /// It follows what the object store has.
+    Follow,
+    /// Nothing any more: it is only kept from filling the source's disk.
+    Guard,
+}
+
 /// What a look at the slot asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
     /// Nothing can be done: it does not exist, or keeps nothing because the source invalidated it.
     /// Never reported over, which would hide the gap.
     Lost,
+    /// It keeps only what comes after here, which the object store has not reached, as far as we
+    /// know.
+    Ahead(Lsn),
     /// It would hold back so much even after it was moved; more than allowed.
     Drop(ByteCount),
     /// To move it up to here.
@@ -48,12 +61,22 @@ enum Plan {
     Leave,
 }
 
+/// What is left to do for the slot of a timeline that has stopped.
+pub(super) fn duty_after(error: &IngestError) -> Option<Duty> {
+    match error {
+        IngestError::Stop(Stop::Superseded | Stop::SlotDropped { .. }) => None,
+        // In its place there may be another of its name, which keeps WAL as well.
+        IngestError::Stop(Stop::SlotLost { .. }) => Some(Duty::Guard),
+        _ => Some(Duty::Follow),
+    }
+}
+
 /// Keeps the slot until it is lost or has to be dropped; says which.
-pub(super) async fn run(timeline: &Timeline, source: &SourceCluster) -> Stop {
+pub(super) async fn run(timeline: &Timeline, source: &SourceCluster, duty: Duty) -> Stop {
     let mut back_off = BackOff::default();
     let mut failures = 0;
     loop {
-        let remote = timeline.status().remote_consistent;
+        let remote = known_remote(timeline, duty);
         let error = match timeout(VISIT, visit(timeline, source, remote)).await {
             Ok(Ok(())) => {
                 (back_off, failures) = (BackOff::default(), 0);
@@ -76,7 +99,7 @@ pub(super) async fn run(timeline: &Timeline, source: &SourceCluster) -> Stop {
 
 /// One visit, for when nothing else looks after the slot; says if it was lost or dropped.
 pub(super) async fn look(timeline: &Timeline, source: &SourceCluster) -> Option<Stop> {
-    let remote = timeline.status().remote_consistent;
+    let remote = known_remote(timeline, Duty::Follow);
     match timeout(VISIT, visit(timeline, source, remote)).await {
         Ok(Err(IngestError::Stop(stop))) => Some(stop),
         // The next look may be luckier.
@@ -84,8 +107,15 @@ pub(super) async fn look(timeline: &Timeline, source: &SourceCluster) -> Option<
     }
 }
 
+/// What the object store has, if that is known and the slot is to follow it.
+fn known_remote(timeline: &Timeline, duty: Duty) -> Option<Lsn> {
+    let remote = timeline.status().remote_consistent;
+    (duty == Duty::Follow && remote > Lsn::ZERO).then_some(remote)
+}
+
 /// Waits until another visit is due.
-async fn wait(timeline: &Timeline, visited_at: Lsn) {
+async fn wait(timeline: &Timeline, visited_at: Option<Lsn>) {
+    let visited_at = visited_at.unwrap_or_else(|| timeline.status().remote_consistent);
     let interval = INTERVAL.mul_f64(rand::random_range(0.75..1.25));
     let begun = Instant::now();
     loop {
@@ -101,7 +131,7 @@ async fn wait(timeline: &Timeline, visited_at: Lsn) {
 async fn visit(
     timeline: &Timeline,
     source: &SourceCluster,
-    remote: Lsn,
+    remote: Option<Lsn>,
 ) -> Result<(), IngestError> {
     let slot = &timeline.slot;
     // No commit shall wait for this connection, so its name is another than the stream's: by a
@@ -115,8 +145,11 @@ async fn visit(
     match plan(state, identity.xlogpos, remote, limit) {
         Plan::Lost => {
             connection.close().await;
-            let (slot, from) = (slot.to_string(), remote);
-            return Err(Stop::SlotLost { slot, from }.into());
+            return Err(lost(timeline, remote).into());
+        }
+        Plan::Ahead(restart) => {
+            connection.close().await;
+            return explain(timeline, restart).await;
         }
         Plan::Drop(retained) => {
             connection.drop_slot(slot).await?;
@@ -143,13 +176,41 @@ async fn visit(
     Ok(())
 }
 
+fn lost(timeline: &Timeline, remote: Option<Lsn>) -> Stop {
+    Stop::SlotLost {
+        slot: timeline.slot.to_string(),
+        from: remote.unwrap_or_else(|| timeline.status().remote_consistent),
+    }
+}
+
+/// Why a slot is ahead of us. Only a writer moves it, never past the manifest: if the manifest has
+/// not come there either, the slot is not the one that it was.
+async fn explain(timeline: &Timeline, restart: Lsn) -> Result<(), IngestError> {
+    let epoch = timeline.status().epoch;
+    match timeline
+        .manifests()
+        .newest()
+        .await?
+        .map(|newest| newest.state)
+    {
+        Some(manifest) if manifest.writer_epoch > epoch => Err(Stop::Superseded.into()),
+        Some(manifest) if manifest.lsn >= restart => Ok(()),
+        Some(manifest) => Err(lost(timeline, Some(manifest.lsn)).into()),
+        None => Err(lost(timeline, None).into()),
+    }
+}
+
 /// What to do with a slot, given the end of the source's WAL, what the object store has, and what
 /// the slot may hold back. It never moves backwards: PostgreSQL would follow there, too.
-fn plan(slot: Option<SlotState>, end: Lsn, remote: Lsn, limit: ByteCount) -> Plan {
+fn plan(slot: Option<SlotState>, end: Lsn, remote: Option<Lsn>, limit: ByteCount) -> Plan {
     let Some(restart) = slot.and_then(|slot| slot.restart_lsn) else {
         return Plan::Lost;
     };
-    let target = restart.max(remote);
+    // One that was just made keeps the WAL from before the backup's start on, so it is behind.
+    let target = remote.unwrap_or(restart);
+    if restart > target {
+        return Plan::Ahead(restart);
+    }
     let retained = ByteCount::new(end.saturating_sub(target));
     if retained > limit {
         return Plan::Drop(retained);
@@ -205,31 +266,49 @@ mod tests {
 
     const LIMIT: ByteCount = ByteCount::new(1000);
 
-    fn plan_at(restart: u64, remote: u64) -> Plan {
+    fn plan_at(restart: u64, remote: impl Into<Option<u64>>) -> Plan {
+        let remote = remote.into().map(Lsn::new);
         let slot = SlotState {
             restart_lsn: Some(Lsn::new(restart)),
             restart_tli: Some(1),
         };
-        plan(Some(slot), Lsn::new(5000), Lsn::new(remote), LIMIT)
+        plan(Some(slot), Lsn::new(5000), remote, LIMIT)
     }
 
     #[test]
     fn a_slot_follows_the_object_store_and_never_goes_back() {
         assert_eq!(plan_at(4500, 4800), Plan::Move(Lsn::new(4800)));
-        assert_eq!(plan_at(4800, 4500), Plan::Leave);
         assert_eq!(plan_at(4800, 4800), Plan::Leave);
+        assert_eq!(plan_at(4800, None), Plan::Leave);
+    }
+
+    #[test]
+    fn p4_a_slot_that_somebody_else_made_anew_is_not_taken_for_the_one_it_was() {
+        assert_eq!(plan_at(4800, 4500), Plan::Ahead(Lsn::new(4800)));
+        // Not even to drop it: who has taken over may have moved it.
+        assert_eq!(plan_at(1001, 1000), Plan::Ahead(Lsn::new(1001)));
+    }
+
+    #[test]
+    fn p9_the_slot_of_a_stopped_timeline_is_looked_after_unless_it_is_another_s() {
+        let (slot, from) = (String::new(), Lsn::ZERO);
+        let lost = Stop::SlotLost { slot, from };
+        assert_eq!(duty_after(&lost.into()), Some(Duty::Guard));
+        assert_eq!(duty_after(&Stop::Superseded.into()), None);
+        let other = IngestError::Backup("");
+        assert_eq!(duty_after(&other), Some(Duty::Follow));
     }
 
     #[test]
     fn p9_a_slot_is_dropped_only_when_moving_it_does_not_help() {
         assert_eq!(plan_at(1000, 4000), Plan::Move(Lsn::new(4000)));
         assert_eq!(plan_at(1000, 3999), Plan::Drop(ByteCount::new(1001)));
-        assert_eq!(plan_at(3999, 0), Plan::Drop(ByteCount::new(1001)));
+        assert_eq!(plan_at(3999, None), Plan::Drop(ByteCount::new(1001)));
     }
 
     #[test]
     fn p9_a_lost_slot_is_never_reported_over() {
-        let (end, remote) = (Lsn::new(5000), Lsn::new(4800));
+        let (end, remote) = (Lsn::new(5000), Some(Lsn::new(4800)));
         assert_eq!(plan(None, end, remote, LIMIT), Plan::Lost);
         let empty = SlotState {
             restart_lsn: None,

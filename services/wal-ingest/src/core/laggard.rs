@@ -10,8 +10,8 @@ use palimpsest_layer::{DeltaLayer as _, LogRecord, OpenLayer, Visit};
 use palimpsest_runtime::TaskScope;
 use palimpsest_types::{ByteCount, Fork, Key, Lsn, RelTag, SlruKind};
 use palimpsest_wal::{Interpreter, RecordReader, SegmentSize, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::places::Behind;
 use super::{
     error::IngestError,
     follow::FollowError,
@@ -20,8 +20,11 @@ use super::{
     wal_files::WalReader,
 };
 
+mod places;
 #[cfg(test)]
 mod tests;
+
+pub(super) use self::places::Places;
 
 /// What decoding a timeline's local WAL again takes, beside the one who writes it.
 #[derive(Debug, Clone)]
@@ -29,8 +32,8 @@ pub(super) struct LocalHistory {
     pub(super) wal: WalReader,
     pub(super) segment_size: SegmentSize,
     pub(super) beginning: Arc<Beginning>,
-    /// Laggards of the node that are served at once.
-    pub(super) places: Arc<Semaphore>,
+    /// Laggards of the node.
+    pub(super) places: Arc<Places>,
     pub(super) scope: TaskScope,
     /// Not held: who follows does not keep a timeline from ending.
     pub(super) timeline: Weak<Timeline>,
@@ -60,7 +63,7 @@ pub(super) struct Laggard {
     reader: RecordReader,
     interpreter: Interpreter,
     last_record: Lsn,
-    _place: OwnedSemaphorePermit,
+    _behind: Behind,
 }
 
 /// What some WAL came to.
@@ -85,11 +88,8 @@ const FIRST_REL: RelTag = RelTag {
 };
 
 impl LocalHistory {
-    /// Somebody who has everything up to `after`, as soon as there is a place.
+    /// Somebody who has everything up to `after`.
     pub(super) async fn begin(&self, after: Lsn) -> Result<Laggard, FollowError> {
-        self.beginning.check(after)?;
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.map_err(|_| FollowError::Over)?;
         let mut back_off = BackOff::default();
         loop {
             // Anew each time: it moves on while one waits.
@@ -114,7 +114,7 @@ impl LocalHistory {
                 reader: RecordReader::new(start, self.segment_size),
                 interpreter,
                 last_record: start,
-                _place: place,
+                _behind: self.places.join(),
             });
         }
     }
@@ -123,29 +123,30 @@ impl LocalHistory {
         let Some(timeline) = self.timeline.upgrade() else {
             return Ok(());
         };
-        if let Some((lsn, interpreter)) = timeline.beginning().await? {
-            self.beginning.learn(lsn, interpreter);
-        }
-        Ok(())
+        timeline.learn_beginning(&self.beginning).await
     }
 
-    /// The next changes of one who has everything up to `after`, none beyond `until`.
+    /// The next changes of one who has everything up to `after`, none beyond `until`; as soon as
+    /// there is a place.
     pub(super) async fn next(
         &self,
         mut laggard: Laggard,
         after: Lsn,
         until: Lsn,
-    ) -> Result<(Laggard, Portion), IngestError> {
+    ) -> Result<(Laggard, Portion), FollowError> {
+        let place = self.places.decode().await?;
         let decoding = self.scope.spawn_blocking(move || {
+            let _place = place;
             let portion = laggard.decode(after, until)?;
             Ok((laggard, portion))
         });
-        decoding.await.unwrap_or_else(|error| {
+        let decoded = decoding.await.unwrap_or_else(|error| {
             Err(IngestError::WalFile {
                 path: self.wal.directory().to_owned(),
                 source: std::io::Error::other(error),
             })
-        })
+        });
+        decoded.map_err(|error| FollowError::Local(Box::new(error)))
     }
 }
 
@@ -193,8 +194,13 @@ impl Beginning {
         Some((known.lsn, known.interpreter.clone()?))
     }
 
+    /// Whether the layers need not be asked.
+    pub(super) fn is_known(&self) -> bool {
+        self.lock().interpreter.is_some()
+    }
+
     /// What the layers say of `lsn`, unless the manifest has moved on.
-    fn learn(&self, lsn: Lsn, interpreter: Interpreter) {
+    pub(super) fn learn(&self, lsn: Lsn, interpreter: Interpreter) {
         let mut known = self.lock();
         if known.lsn == lsn {
             known.interpreter = Some(interpreter);

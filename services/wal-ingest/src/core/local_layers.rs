@@ -16,11 +16,11 @@ use palimpsest_layer::{
     delta_file::{DeltaLayerSummary, write_delta_layer},
 };
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan};
-use palimpsest_runtime::TaskScope;
 use palimpsest_types::{ByteCount, Fork, Key, RelTag, WriterEpoch};
 
 use super::{
     error::IngestError,
+    file_work::FileWork,
     laggard::{States, states},
 };
 
@@ -29,7 +29,7 @@ use super::{
 pub(super) struct LocalLayers {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
-    scope: TaskScope,
+    work: FileWork,
     held: Arc<AtomicU64>,
 }
 
@@ -61,11 +61,11 @@ const NO_KEYS: KeySpan = {
 
 impl LocalLayers {
     /// An empty directory: what an earlier start left is in the WAL, too.
-    /// Blocking; what blocks later runs in `scope`.
+    /// Blocking; what blocks later is part of `work`.
     pub(super) fn prepare(
         disk: Arc<dyn Disk>,
         directory: PathBuf,
-        scope: TaskScope,
+        work: FileWork,
     ) -> Result<Self, IngestError> {
         let failed = |source| IngestError::LayerFile {
             path: directory.clone(),
@@ -76,7 +76,7 @@ impl LocalLayers {
         Ok(Self {
             disk,
             directory,
-            scope,
+            work,
             held: Arc::default(),
         })
     }
@@ -170,9 +170,7 @@ impl LocalLayers {
     ) -> Result<T, IngestError> {
         let path = self.directory.join(&layer.name);
         let (disk, named) = (Arc::clone(&self.disk), path.clone());
-        let done = self
-            .scope
-            .spawn_blocking(move || work(disk.as_ref(), &named));
+        let done = self.work.spawn(move || work(disk.as_ref(), &named));
         let done = done.await;
         let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
         done.map_err(|source| IngestError::LayerFile { path, source })
@@ -233,6 +231,7 @@ fn layer_name(piece: &OpenLayer) -> String {
 mod tests {
     use palimpsest_disk::{DiskStep, FullDisk};
     use palimpsest_layer::LogRecord;
+    use palimpsest_runtime::TaskScope;
     use palimpsest_types::{BlockNumber, Lsn};
     use palimpsest_wal::{Change, Value};
 
@@ -263,7 +262,11 @@ mod tests {
     fn layers(root: &Path) -> (FullDisk, LocalLayers) {
         let disk = FullDisk::default();
         let directory = root.join("layers");
-        let layers = LocalLayers::prepare(Arc::new(disk.clone()), directory, TaskScope::default());
+        let layers = LocalLayers::prepare(
+            Arc::new(disk.clone()),
+            directory,
+            FileWork::new(TaskScope::default()),
+        );
         (disk, layers.unwrap())
     }
 

@@ -15,6 +15,9 @@ mod budget;
 mod decoder;
 mod delete;
 mod error;
+mod file_work;
+#[cfg(test)]
+mod fixtures;
 mod flush;
 mod follow;
 mod freeze;

@@ -26,6 +26,7 @@ use super::{
     follow::Follower,
     freeze,
     growth::FREEZE_INTERVAL,
+    laggard::Places,
     metrics::{IngestMetrics, as_f64},
     timeline::Timeline,
 };
@@ -56,7 +57,7 @@ pub(super) struct Shared {
     /// Layers that are in memory for their upload.
     pub(super) uploads: Semaphore,
     /// Feeds that are served from the local WAL.
-    pub(super) laggards: Arc<Semaphore>,
+    pub(super) laggards: Arc<Places>,
     pub(super) cluster: watch::Receiver<ClusterView>,
     pub(super) metrics: IngestMetrics,
 }
@@ -86,7 +87,8 @@ struct Running {
 
 /// Layers uploaded at once.
 const UPLOADS: usize = 2;
-/// Feeds served from the local WAL at once; more wait, as each takes a processor from ingest.
+/// Feeds for which local WAL is decoded at once; more take turns, as each takes a processor from
+/// ingest.
 const LAGGARDS: usize = 4;
 
 impl Default for Limits {
@@ -102,6 +104,25 @@ impl Default for Limits {
 }
 
 impl Shared {
+    pub(super) fn new(
+        store: ObjectStore,
+        (disk, directory): (Arc<dyn Disk>, PathBuf),
+        limits: Limits,
+        cluster: watch::Receiver<ClusterView>,
+    ) -> Self {
+        Self {
+            store,
+            directory,
+            disk,
+            budget: Arc::new(Budget::new(&limits)),
+            uploads: Semaphore::new(UPLOADS),
+            laggards: Arc::new(Places::new(LAGGARDS)),
+            limits,
+            cluster,
+            metrics: IngestMetrics::default(),
+        }
+    }
+
     /// All other timelines of the cluster, with their tenants' names.
     pub(super) fn other_timelines(&self, but: TimelineRef) -> Vec<(TimelineRef, String)> {
         let view = self.cluster.borrow();
@@ -122,17 +143,7 @@ impl Node {
         cluster: watch::Receiver<ClusterView>,
         scope: TaskScope,
     ) -> Self {
-        let shared = Arc::new(Shared {
-            store,
-            directory,
-            disk,
-            budget: Arc::new(Budget::new(&limits)),
-            uploads: Semaphore::new(UPLOADS),
-            laggards: Arc::new(Semaphore::new(LAGGARDS)),
-            limits,
-            cluster,
-            metrics: IngestMetrics::default(),
-        });
+        let shared = Arc::new(Shared::new(store, (disk, directory), limits, cluster));
         Self {
             shared,
             scope,
@@ -163,7 +174,7 @@ impl Node {
         let in_memory: usize = running
             .filter_map(|running| Some(running.timeline.growth()?.subscribers().count()))
             .sum();
-        let on_disk = LAGGARDS.saturating_sub(self.shared.laggards.available_permits());
+        let on_disk = self.shared.laggards.behind();
         let help = "Feeds that are served, from memory or, being behind, from the local WAL";
         let mut feeds = Sample::gauge("feed_subscribers", None, help);
         feeds.push([("from", "memory".to_owned())], as_f64(in_memory as u64));

@@ -12,6 +12,9 @@ use super::{
     wal_files::WalFiles,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Decoded between two looks at how much room there is.
 const PORTION: u64 = 4 << 20;
 /// How often to look for room.
@@ -93,9 +96,11 @@ fn decode_portion(
     Ok(Portion::Decoded)
 }
 
-/// Memory empties as layers are written; the local disk as they reach the object store.
+/// Memory empties as layers are written; the local disk as they reach the object store. So what is
+/// in memory becomes a layer, however small: nothing else may be there to make room.
 async fn wait_for_room(timeline: &Timeline, decoder: &Decoder) {
-    while let Err(full) = decoder.room() {
+    while let Err(full) = decoder.room_to_replay() {
+        decoder.freeze();
         timeline.update(|status| status.reason = full.to_string());
         tokio::time::sleep(ROOM_INTERVAL).await;
     }

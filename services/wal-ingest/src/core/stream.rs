@@ -100,6 +100,8 @@ async fn stream(
     timeline.update(|status| {
         status.state = TimelineState::Streaming;
         status.reason.clear();
+        // What came over an earlier connection and was not written must come again.
+        status.received = from;
     });
     tracing::info!(timeline = %timeline.id(), %from, "reading WAL");
     let mut ticks = interval(STATUS_INTERVAL);

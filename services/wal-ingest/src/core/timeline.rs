@@ -35,9 +35,10 @@ use super::{
     attach,
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
+    file_work::FileWork,
     flush,
     growth::Growth,
-    keeper,
+    keeper::{self, Duty},
     laggard::{Beginning, LocalHistory},
     local_layers::LocalLayers,
     node::Shared,
@@ -55,11 +56,13 @@ pub(super) struct Timeline {
     pub(super) shared: Arc<Shared>,
     /// Its tasks, which all end before another takes over from them on this node.
     scope: TaskScope,
+    /// Blocking work on the local files, which ends before they are opened again.
+    work: FileWork,
     /// Kept, because it remembers what it has read.
     manifests: TimelineManifests,
     status: watch::Sender<TimelineStatus>,
     opened: RwLock<Option<Arc<Opened>>>,
-    /// The cluster, once there is a manifest that names it.
+    /// The cluster, once a slot there may be ours.
     source: OnceLock<SourceCluster>,
     superseded: AtomicBool,
 }
@@ -107,6 +110,9 @@ pub(super) struct Feed {
     pub(super) over: CancellationToken,
 }
 
+#[cfg(test)]
+mod tests;
+
 type Prepared = (Arc<Opened>, Resumed, UnboundedReceiver<Arc<OpenLayer>>);
 
 /// How often to look whether all has reached the object store.
@@ -137,6 +143,7 @@ impl Timeline {
             assignment,
             slot,
             shared,
+            work: FileWork::new(scope.clone()),
             scope,
             status,
             opened: RwLock::default(),
@@ -193,7 +200,12 @@ impl Timeline {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        self.scope.spawn_blocking(work)
+        self.work.spawn(work)
+    }
+
+    /// The slot at this cluster may be ours from now on.
+    pub(super) fn note_source(&self, source: SourceCluster) {
+        self.source.get_or_init(|| source);
     }
 
     pub(super) fn wal_directory(&self) -> PathBuf {
@@ -235,6 +247,8 @@ impl Timeline {
                 status.state = TimelineState::Disconnected;
                 status.reason = reason;
             });
+            // A flush that was dropped may be writing still.
+            self.work.finished().await;
             back_off.wait().await;
         }
     }
@@ -253,7 +267,7 @@ impl Timeline {
             };
             tokio::select! {
                 end = stream::run(self, resumed) => end,
-                stop = keeper::run(self, &source) => End::Stop(stop.into()),
+                stop = keeper::run(self, &source, Duty::Follow) => End::Stop(stop.into()),
             }
         };
         let mut flushing = pin!(flush::run(self, &opened, frozen));
@@ -286,20 +300,26 @@ impl Timeline {
 
     /// A timeline that has stopped still has a slot, which must not fill the source's disk.
     async fn guard_slot(&self, error: &IngestError) {
-        let gone_or_not_ours = matches!(
-            error,
-            IngestError::Stop(Stop::Superseded | Stop::SlotLost { .. } | Stop::SlotDropped { .. })
-        );
-        let Some(source) = self.source.get().filter(|_| !gone_or_not_ours) else {
+        let Some(source) = self.source.get() else {
             return;
         };
-        let end = keeper::run(self, source).await;
-        tracing::error!(timeline = %self.id(), reason = %end, "the slot of a stopped timeline");
-        self.update(|status| status.warnings.push(end.to_string()));
+        let mut duty = keeper::duty_after(error);
+        while let Some(held) = duty {
+            let end = IngestError::from(keeper::run(self, source, held).await);
+            let next = keeper::duty_after(&end);
+            if (held, next) == (Duty::Guard, Some(Duty::Guard)) {
+                // It is gone, as was said already.
+                return;
+            }
+            let reason = end.in_words();
+            tracing::error!(timeline = %self.id(), reason, "the slot of a stopped timeline");
+            self.update(|status| status.warnings.push(reason));
+            duty = next.filter(|next| *next != held);
+        }
     }
 
     /// One look at the slot, while nothing else looks after it.
-    async fn look_after_slot(&self) {
+    pub(super) async fn look_after_slot(&self) {
         if let Some(source) = self.source.get()
             && let Some(end) = keeper::look(self, source).await
         {
@@ -312,13 +332,13 @@ impl Timeline {
         self.superseded.load(Ordering::Relaxed)
     }
 
-    /// What can't be done at the moment is tried again; an attach that fails is not.
+    /// What can't be done at the moment is tried again; an attach that fails and was undone is not.
     async fn prepare(&self) -> Result<Prepared, IngestError> {
         let mut back_off = BackOff::default();
         loop {
             let outcome = match self.manifests().newest().await {
                 Ok(Some(manifest)) => {
-                    self.source.get_or_init(|| manifest.state.source);
+                    self.note_source(manifest.state.source);
                     self.take_over(manifest).await
                 }
                 Ok(None) => {
@@ -361,9 +381,9 @@ impl Timeline {
         let disk = Arc::clone(&self.shared.disk);
         let (wal, layers) = (self.wal_directory(), self.directory().join("layers"));
         let pg_timeline = manifest.source.pg_timeline;
-        let scope = self.scope.clone();
+        let work = self.work.clone();
         let opening = self.spawn_blocking(move || {
-            let local_layers = LocalLayers::prepare(Arc::clone(&disk), layers, scope)?;
+            let local_layers = LocalLayers::prepare(Arc::clone(&disk), layers, work)?;
             let files = WalFiles::open(disk, wal, segment_size, pg_timeline, start)?;
             Ok::<_, IngestError>((local_layers, files))
         });
@@ -417,18 +437,20 @@ impl Timeline {
                 segments.set(kind, segment, pages.get());
             }
         }
-        let settings = layers.newest(Key::Parameters, manifest.lsn).await?;
+        let settings = layers
+            .newest(Key::Parameters, Lsn::ZERO..=manifest.lsn)
+            .await?;
         let facts = base_facts(manifest, &parameters(settings)?);
         Ok(Interpreter::new(sizes, facts).with_slru_segments(segments))
     }
 
-    /// Where decoding can begin, as the object store has it; `None` before there is a manifest.
-    pub(super) async fn beginning(&self) -> Result<Option<(Lsn, Interpreter)>, IngestError> {
-        let Some(Versioned { state: newest, .. }) = self.manifests().newest().await? else {
-            return Ok(None);
-        };
-        let interpreter = self.interpreter(&newest).await?;
-        Ok(Some((newest.lsn, interpreter)))
+    /// Asks the object store how things are where decoding can begin.
+    pub(super) async fn learn_beginning(&self, beginning: &Beginning) -> Result<(), IngestError> {
+        if let Some(Versioned { state: newest, .. }) = self.manifests().newest().await? {
+            let interpreter = self.interpreter(&newest).await?;
+            beginning.learn(newest.lsn, interpreter);
+        }
+        Ok(())
     }
 
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {

@@ -3,7 +3,7 @@
 use palimpsest_types::Oid;
 
 use super::*;
-use crate::interpret::databases::MAX_FORKS;
+use crate::interpret::databases::{MAX_FORKS, MAX_TABLESPACES};
 
 const FILE_COPY: u8 = 0x00;
 const WAL_LOG: u8 = 0x10;
@@ -118,6 +118,19 @@ fn a_gap_is_copied_and_stops_the_timeline_unless_the_copy_goes() {
     let dropped = database_record(DROP, 166, &[COPY.db, 1, COPY.spc]);
     interpreter.interpret(&dropped).unwrap();
     interpreter.interpret(&after).unwrap();
+}
+
+#[test]
+fn a_database_is_not_dropped_from_tablespaces_without_end() {
+    let mut words = vec![REL.db, MAX_TABLESPACES as u32 + 1];
+    words.resize(2 + MAX_TABLESPACES + 1, REL.spc);
+    let error = interpreter(1, 0)
+        .interpret(&database_record(DROP, 64, &words))
+        .unwrap_err();
+    assert!(
+        matches!(error.reason, Reason::TooManyTablespaces { .. }),
+        "{error}"
+    );
 }
 
 #[test]

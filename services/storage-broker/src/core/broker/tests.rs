@@ -19,6 +19,7 @@ fn ingest(number: u8) -> Member {
         node: NodeId::from_bytes([number; 16]),
         role: Role::WalIngest,
         address: format!("127.0.0.1:{number}"),
+        version: "1.2.3".to_owned(),
     }
 }
 

@@ -9,7 +9,11 @@
 //! ```text
 //! 1 begun by A   2 begun by B   3 completed by B     A can't create 2 any more
 //! 1 begun by A   2 completed by A                    B finds it, and publishes the manifest
+//! 1 begun by A   2 begun by A    3 undone by A       A gave up; 2 can't be "completed" any more
 //! ```
+//!
+//! Giving up takes a number as well. A create that seemed to fail may have succeeded, or succeed yet,
+//! so nobody knows that an attempt was not completed before the number for that is taken.
 
 use std::time::Duration;
 
@@ -32,7 +36,25 @@ pub(crate) struct Attempts(Sequence);
 pub(crate) struct Attempt {
     number: u64,
     nonce: u128,
+    slot: String,
 }
+
+/// What has become of an attempt of ours that was to be given up.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    /// It can't be completed any more, and what it has made is ours to remove.
+    Abandoned(Abandoned),
+    /// It was completed, though we heard of an error: it stays.
+    Completed(BaseBackup),
+    /// Nothing is left of it.
+    Undone,
+    /// Another was begun since: what there is now may be the other's.
+    Lost,
+}
+
+/// An attempt that was given up, but not undone yet.
+#[derive(Debug)]
+pub(crate) struct Abandoned(Attempt);
 
 /// How far the newest attempt has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,15 +155,21 @@ impl Attempts {
     /// can be completed.
     pub(crate) async fn begin(&self, after: u64, slot: String) -> Result<Attempt, AttemptError> {
         let nonce = rand::random();
-        let progress = Progress::Begun { slot };
+        let progress = Progress::Begun { slot: slot.clone() };
         let number = self.append(after, nonce, progress).await?;
-        Ok(Attempt { number, nonce })
+        Ok(Attempt {
+            number,
+            nonce,
+            slot,
+        })
     }
 
-    /// Whether nobody has begun another since.
+    /// Whether it is still under way: not completed, and nobody has begun another since.
     pub(crate) async fn is_ours(&self, attempt: &Attempt) -> Result<bool, AttemptError> {
         let newest = self.read().await?;
-        Ok(newest.is_some_and(|(_, object)| object.nonce == attempt.nonce))
+        Ok(newest.is_some_and(|(_, object)| {
+            object.nonce == attempt.nonce && matches!(object.progress, Progress::Begun { .. })
+        }))
     }
 
     /// Completes an attempt: who comes next publishes this.
@@ -155,10 +183,42 @@ impl Attempts {
         appended.map(drop)
     }
 
+    /// Gives up an attempt, unless it is too late for that. Can be repeated.
+    pub(crate) async fn abandon(&self, attempt: &Attempt) -> Result<Fate, AttemptError> {
+        let progress = Progress::Begun {
+            slot: attempt.slot.clone(),
+        };
+        match self.append(attempt.number, attempt.nonce, progress).await {
+            Err(error) if !error.is_lost() => Err(error),
+            // A repeat finds its own object, whatever came after it; and who has lost may have lost
+            // to itself.
+            Ok(_) | Err(_) => self.fate(attempt).await,
+        }
+    }
+
     /// Says that an attempt has left nothing behind.
-    pub(crate) async fn undone(&self, attempt: &Attempt) -> Result<(), AttemptError> {
+    pub(crate) async fn undone(&self, abandoned: &Abandoned) -> Result<(), AttemptError> {
+        let Abandoned(attempt) = abandoned;
         let appended = self.append(attempt.number, attempt.nonce, Progress::Undone);
         appended.await.map(drop)
+    }
+
+    /// What the newest state says of an attempt.
+    async fn fate(&self, attempt: &Attempt) -> Result<Fate, AttemptError> {
+        let newest = self.read().await?;
+        let Some((number, object)) = newest.filter(|(_, object)| object.nonce == attempt.nonce)
+        else {
+            return Ok(Fate::Lost);
+        };
+        Ok(match object.progress {
+            Progress::Begun { slot } => Fate::Abandoned(Abandoned(Attempt {
+                number,
+                slot,
+                ..*attempt
+            })),
+            Progress::Completed(backup) => Fate::Completed(backup),
+            Progress::Undone => Fate::Undone,
+        })
     }
 
     async fn read(&self) -> Result<Option<(u64, Object)>, AttemptError> {

@@ -1,7 +1,10 @@
+use std::time::Duration;
+
 use palimpsest_types::BlockNumber;
 use palimpsest_wal::{BaseFacts, Change, RelationSizes};
 
 use super::*;
+use crate::core::wal_files::WalFiles;
 
 fn rel(rel: u32) -> RelTag {
     RelTag { rel, ..FIRST_REL }
@@ -75,4 +78,54 @@ fn who_has_less_than_the_manifest_is_sent_there() {
     assert!(beginning.get().is_none());
     beginning.learn(Lsn::new(100), interpreter(&[]));
     assert_eq!(beginning.get().unwrap().0, Lsn::new(100));
+}
+
+/// A history without WAL, of which one laggard at a time is decoded.
+fn history(directory: &std::path::Path, start: Lsn) -> LocalHistory {
+    let disk = Arc::new(palimpsest_disk::OsDisk);
+    let segment_size = SegmentSize::DEFAULT;
+    let files = WalFiles::open(disk, directory.to_owned(), segment_size, 1, start);
+    LocalHistory {
+        wal: files.unwrap().reader(),
+        segment_size,
+        beginning: Arc::new(Beginning::new(start, interpreter(&[]))),
+        places: Arc::new(Places::new(1)),
+        scope: TaskScope::default(),
+        timeline: Weak::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_laggard_that_takes_nothing_keeps_no_other_waiting() {
+    let files = tempfile::tempdir().unwrap();
+    let start = Lsn::new(1 << 24);
+    let history = history(files.path(), start);
+    let sleeper = history.begin(start).await.unwrap();
+    let (sleeper, portion) = history.next(sleeper, start, start).await.unwrap();
+    assert_eq!(portion, Portion::Decoded(Vec::new(), start));
+    // It is being sent something now, for as long as its patience lasts.
+    let served = async {
+        let other = history.begin(start).await.unwrap();
+        history.next(other, start, start).await.unwrap()
+    };
+    let served = tokio::time::timeout(Duration::from_secs(20), served).await;
+    served.expect("another waits for it");
+    assert_eq!(history.places.behind(), 1);
+    drop(sleeper);
+    assert_eq!(history.places.behind(), 0);
+}
+
+#[tokio::test]
+async fn laggards_take_turns_in_decoding() {
+    let files = tempfile::tempdir().unwrap();
+    let start = Lsn::new(1 << 24);
+    let history = history(files.path(), start);
+    let laggard = history.begin(start).await.unwrap();
+    let place = history.places.decode().await.unwrap();
+    let next = history.next(laggard, start, start);
+    tokio::pin!(next);
+    let soon = tokio::time::timeout(Duration::from_millis(50), &mut next);
+    assert!(soon.await.is_err(), "there was no place");
+    drop(place);
+    next.await.unwrap();
 }

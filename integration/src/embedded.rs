@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use palimpsest_api::{
@@ -17,7 +17,7 @@ use palimpsest_api::{
     page::{PageClient, PagesRequest, ReadAt},
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{BlockNumber, ByteCount, Lsn, RelTag};
+use palimpsest_types::{BlockNumber, ByteCount, ErrorKind, Lsn, RelTag};
 use tokio::sync::watch;
 
 use crate::oracle::PageSource;
@@ -44,6 +44,8 @@ pub struct ServedTimeline {
 
 /// Nothing that judges wait for takes longer, even on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Between looks at what tells of no change by itself.
+const LOOK: Duration = Duration::from_millis(50);
 /// Layers are small and many, so that a judge reads from memory, from files, and across both.
 const LAYER_SIZE: ByteCount = ByteCount::mib(4);
 const LAYER_AGE: Duration = Duration::from_secs(3);
@@ -206,10 +208,20 @@ impl Embedded {
         &self.cluster
     }
 
-    /// A timeline, read from the first page-serve.
+    /// A timeline, read from the first page-serve, once that has opened it.
     pub async fn served(&self, timeline: TimelineRef) -> Result<ServedTimeline> {
         let address = self.page_serve().await?;
-        self.served_by(&address, timeline).await
+        let served = self.served_by(&address, timeline).await?;
+        let opened = async {
+            while let Err(error) = served.client.readable(timeline).await {
+                ensure!(error.kind == ErrorKind::NotReady, "{error}");
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        let opened = tokio::time::timeout(PATIENCE, opened).await;
+        opened.context("page-serve does not open the timeline")??;
+        Ok(served)
     }
 
     /// A timeline, read from a page-serve.

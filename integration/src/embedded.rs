@@ -5,14 +5,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use palimpsest_api::{
     TimelineRef,
-    broker::{
-        BrokerClient, ClusterView, Role, TimelineState, TimelineStatus, TimelineView, watch_cluster,
-    },
+    broker::{BrokerClient, ClusterView, Role, TimelineStatus, TimelineView, watch_cluster},
     channel::connect_lazily,
     page::{PageClient, PagesRequest, ReadAt},
 };
@@ -20,7 +18,10 @@ use palimpsest_runtime::TaskScope;
 use palimpsest_types::{BlockNumber, ByteCount, ErrorKind, Lsn, RelTag};
 use tokio::sync::watch;
 
-use crate::oracle::PageSource;
+use crate::{
+    oracle::PageSource,
+    waiting::{LOOK, PATIENCE, is_readable, wait_for},
+};
 
 /// Where `make -C compute/redo` puts what it builds.
 pub const REDO_BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../compute/redo/build/15");
@@ -42,10 +43,6 @@ pub struct ServedTimeline {
     timeline: TimelineRef,
 }
 
-/// Nothing that judges wait for takes longer, even on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Between looks at what tells of no change by itself.
-const LOOK: Duration = Duration::from_millis(50);
 /// Layers are small and many, so that a judge reads from memory, from files, and across both.
 const LAYER_SIZE: ByteCount = ByteCount::mib(4);
 const LAYER_AGE: Duration = Duration::from_secs(3);
@@ -141,13 +138,7 @@ impl Embedded {
     /// Attaches a cluster and waits until it can be read.
     pub async fn attach(&mut self, name: &str, conninfo: &str) -> Result<TimelineRef> {
         let timeline = self.broker.attach_tenant(name, conninfo, None).await?;
-        self.wait_for(timeline, |view| {
-            let status = &view.status;
-            let readable =
-                status.oldest_readable > Lsn::ZERO && status.last_record >= status.oldest_readable;
-            status.state == TimelineState::Streaming && readable
-        })
-        .await?;
+        self.wait_for(timeline, is_readable).await?;
         Ok(timeline)
     }
 
@@ -166,29 +157,9 @@ impl Embedded {
     pub async fn wait_for(
         &self,
         timeline: TimelineRef,
-        mut arrived: impl FnMut(&TimelineView) -> bool,
+        arrived: impl FnMut(&TimelineView) -> bool,
     ) -> Result<TimelineView> {
-        let mut cluster = self.cluster.clone();
-        let waiting = async {
-            loop {
-                let view = cluster.borrow_and_update().timeline(timeline).cloned();
-                match view {
-                    Some(view) if arrived(&view) => return Ok(view),
-                    Some(view) if view.status.state == TimelineState::Stopped => {
-                        bail!("the timeline stopped: {}", view.status.reason)
-                    }
-                    Some(_) | None => cluster.changed().await?,
-                }
-            }
-        };
-        let outcome = tokio::time::timeout(PATIENCE, waiting).await;
-        let last = || {
-            format!(
-                "still waiting for {:?}",
-                self.cluster.borrow().timeline(timeline)
-            )
-        };
-        outcome.with_context(last)?
+        wait_for(self.cluster.clone(), timeline, arrived).await
     }
 
     /// How far a timeline was when its writer last said so.

@@ -8,13 +8,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Child,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use palimpsest_api::{
     TimelineRef,
-    broker::{BrokerClient, ClusterView, Role, TimelineState, TimelineView, watch_cluster},
+    broker::{BrokerClient, ClusterView, Role, TimelineView, watch_cluster},
     channel::connect_lazily,
     page::PageClient,
 };
@@ -26,7 +25,10 @@ use tokio::sync::watch;
 pub use history::{ManifestHistory, TakeOver};
 pub use launch::Layers;
 
-use crate::embedded::ServedTimeline;
+use crate::{
+    embedded::ServedTimeline,
+    waiting::{LOOK, PATIENCE, is_readable, wait_for},
+};
 use launch::Launch;
 
 /// Which process.
@@ -60,10 +62,6 @@ pub struct Processes {
     done: bool,
 }
 
-/// Nothing that judges wait for takes longer, even on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Between looks at what tells of no change by itself.
-const LOOK: Duration = Duration::from_millis(50);
 /// Lines of each log that a failed judge shows.
 const SHOWN: usize = 40;
 
@@ -281,13 +279,7 @@ impl Processes {
     /// # Errors
     /// If it stops, or it takes too long.
     pub async fn attached(&self, timeline: TimelineRef) -> Result<TimelineView> {
-        let readable = |view: &TimelineView| {
-            let status = &view.status;
-            status.state == TimelineState::Streaming
-                && status.oldest_readable > Lsn::ZERO
-                && status.last_record >= status.oldest_readable
-        };
-        self.wait_for(timeline, readable).await
+        self.wait_for(timeline, is_readable).await
     }
 
     /// Waits until a timeline is as `arrived` wants it.
@@ -297,26 +289,9 @@ impl Processes {
     pub async fn wait_for(
         &self,
         timeline: TimelineRef,
-        mut arrived: impl FnMut(&TimelineView) -> bool,
+        arrived: impl FnMut(&TimelineView) -> bool,
     ) -> Result<TimelineView> {
-        let mut cluster = self.cluster.clone();
-        let waiting = async {
-            loop {
-                let view = cluster.borrow_and_update().timeline(timeline).cloned();
-                match view {
-                    Some(view) if arrived(&view) => return Ok(view),
-                    Some(view) if view.status.state == TimelineState::Stopped => {
-                        bail!("the timeline stopped: {}", view.status.reason)
-                    }
-                    Some(_) | None => cluster.changed().await?,
-                }
-            }
-        };
-        let outcome = tokio::time::timeout(PATIENCE, waiting).await;
-        outcome.with_context(|| {
-            let view = self.cluster.borrow();
-            format!("still waiting for {:?}", view.timeline(timeline))
-        })?
+        wait_for(self.cluster.clone(), timeline, arrived).await
     }
 
     /// A timeline as page-serve serves it, once that has everything up to `lsn`.

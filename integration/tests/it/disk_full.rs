@@ -10,19 +10,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use object_store::local::LocalFileSystem;
 use palimpsest_api::{
     TimelineRef,
     broker::{TimelineState, TimelineStatus},
 };
 use palimpsest_disk::{Disk, DiskStep, FullDisk, OsDisk};
-use palimpsest_integration::{
-    embedded::Embedded,
-    faulty_store::{Fault, FaultyStore},
-    judge::Judge,
-    processes::Layers,
+use palimpsest_integration::{embedded::Embedded, judge::Judge, processes::Layers};
+use palimpsest_store::{
+    ObjectStore,
+    faulty::{Fault, FaultyStore},
 };
-use palimpsest_store::ObjectStore;
 use palimpsest_types::{ByteCount, Lsn};
 use palimpsest_wal_ingest::{Backing, Settings, run_on};
 use tokio::task::block_in_place;
@@ -35,7 +32,9 @@ const STORE: &str = "disk-full-store";
 /// A source that is told to stop must not wait for us.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// What any of the disks here has room for, in a number of statements.
-const STATEMENTS: usize = 60;
+const STATEMENTS: usize = 150;
+/// For whole segments, and what an attach brings.
+const ROOM_BESIDE: ByteCount = ByteCount::mib(48);
 /// Some MB of WAL.
 const FILL: &str =
     "INSERT INTO bulk SELECT repeat(md5(i::text), 20) FROM generate_series(1, 5000) i";
@@ -81,18 +80,19 @@ fn mount(options: &[&str], at: &Path) -> Result<()> {
 struct Scene {
     source: Source,
     services: Embedded,
-    store: Arc<FaultyStore>,
+    faulty: Arc<FaultyStore>,
+    store: ObjectStore,
 }
 
 impl Scene {
     async fn set(files: &Path) -> Result<Self> {
         let source = block_in_place(Source::start)?;
         let services = Embedded::start_without_wal_ingest(files).await?;
-        let inner = LocalFileSystem::new_with_prefix(services.store())?.with_fsync(true);
-        let store = Arc::new(FaultyStore::new(Arc::new(inner)));
+        let (faulty, store) = FaultyStore::in_directory(&services.store()).await?;
         Ok(Self {
             source,
             services,
+            faulty,
             store,
         })
     }
@@ -100,7 +100,7 @@ impl Scene {
     async fn attach(&mut self, disk: Arc<dyn Disk>, settings: Settings) -> Result<TimelineRef> {
         let backing = Backing {
             disk,
-            store: ObjectStore::with(Arc::clone(&self.store) as _).await?,
+            store: self.store.clone(),
         };
         run_on(backing, settings, self.services.scope()).await?;
         let conninfo = self.source.cluster.conninfo("postgres");
@@ -218,19 +218,24 @@ async fn full_disk(layers: Layers, judge: &mut Judge) -> Result<bool> {
         ..small_layers(&scene.services, &local)
     };
     let timeline = scene.attach(Arc::new(OsDisk), settings).await?;
+    let begun = scene.written()?;
 
-    scene.store.set(Fault::Refuse);
+    scene.faulty.set(Fault::Refuse);
     let status = scene.fill_up(timeline).await?;
     eprintln!("{NAME}: paused: {}", status.reason);
     scene.restart_source(judge)?;
-    // More room, with the store still away.
-    tmpfs.grow(ByteCount::mib(160))?;
+    // More room, with the store still away: for all that was written until it was seen to be paused,
+    // and for layers of it, which are no larger.
+    let written = ByteCount::new(scene.written()?.saturating_sub(begun));
+    let room = ByteCount::new(2 * written.get() + ROOM_BESIDE.get());
+    eprintln!("{NAME}: {room} for {written} of WAL");
+    tmpfs.grow(room)?;
     let middle = scene.arrives(timeline, false).await?;
     judge.pass(1);
 
     scene.fill_up(timeline).await?;
     // The store comes back, and layers make room.
-    scene.store.set(Fault::None);
+    scene.faulty.set(Fault::None);
     let end = scene.arrives(timeline, layers == Layers::Often).await?;
     judge.pass(1);
     scene.finish(timeline, &[middle, end], judge).await?;

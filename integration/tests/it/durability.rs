@@ -12,19 +12,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use object_store::local::LocalFileSystem;
 use palimpsest_api::{TimelineRef, broker::TimelineState};
 use palimpsest_disk::{LossyDisk, OsDisk, Survival};
 use palimpsest_integration::{
     cable::Cable,
     embedded::{Embedded, ServedTimeline},
-    faulty_store::{Fault, FaultyStore},
     judge::{Judge, JudgeSize, seed},
     oracle::{Oracle, PageSource as _, RecoveredTally, compare_at},
     recovered::{BaseBackup, Recovery},
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_store::ObjectStore;
+use palimpsest_store::{
+    ObjectStore,
+    faulty::{Fault, FaultyStore},
+};
 use palimpsest_testkit::{Cluster, ClusterOptions};
 use palimpsest_types::{ByteCount, Lsn};
 use palimpsest_wal_ingest::{Backing, Settings, run_on};
@@ -414,12 +415,9 @@ async fn store_faults() -> Result<()> {
     let mut source = block_in_place(Source::start)?;
     let files = tempfile::tempdir()?;
     let mut services = Embedded::start_without_wal_ingest(files.path()).await?;
-    let inner = LocalFileSystem::new_with_prefix(services.store())?.with_fsync(true);
-    let faulty = Arc::new(FaultyStore::new(Arc::new(inner)));
-    let backing = Backing {
-        disk: Arc::new(OsDisk),
-        store: ObjectStore::with(Arc::clone(&faulty) as _).await?,
-    };
+    let (faulty, store) = FaultyStore::in_directory(&services.store()).await?;
+    let disk = Arc::new(OsDisk);
+    let backing = Backing { disk, store };
     let settings = Settings {
         memory: ByteCount::mib(16),
         local_disk: ByteCount::mib(64),

@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use object_store::local::LocalFileSystem;
 use palimpsest_api::{
     TimelineRef,
     broker::{Role, TimelineState},
@@ -14,11 +13,10 @@ use palimpsest_api::{
 use palimpsest_disk::OsDisk;
 use palimpsest_integration::{
     embedded::{Embedded, ServedTimeline},
-    faulty_store::{Fault, FaultyStore},
     judge::Judge,
 };
 use palimpsest_layer::LogRecord;
-use palimpsest_store::ObjectStore;
+use palimpsest_store::faulty::{Fault, FaultyStore};
 use palimpsest_types::{ByteCount, ErrorKind, Lsn};
 use palimpsest_wal_ingest::{Backing, Settings};
 use tokio::{task::block_in_place, time::timeout};
@@ -44,12 +42,9 @@ async fn laggards() -> Result<()> {
     let mut source = block_in_place(Source::start)?;
     let files = tempfile::tempdir()?;
     let mut services = Embedded::start_without_wal_ingest(files.path()).await?;
-    let inner = LocalFileSystem::new_with_prefix(services.store())?.with_fsync(true);
-    let faulty = Arc::new(FaultyStore::new(Arc::new(inner)));
-    let backing = Backing {
-        disk: Arc::new(OsDisk),
-        store: ObjectStore::with(Arc::clone(&faulty) as _).await?,
-    };
+    let (faulty, store) = FaultyStore::in_directory(&services.store()).await?;
+    let disk = Arc::new(OsDisk);
+    let backing = Backing { disk, store };
     let settings = Settings {
         memory: MEMORY,
         local_disk: ByteCount::gib(1),

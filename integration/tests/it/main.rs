@@ -25,6 +25,7 @@ mod settings;
 mod slot;
 mod slru;
 mod source_crash;
+mod stored_bytes;
 mod support;
 mod tablespaces;
 mod telemetry;

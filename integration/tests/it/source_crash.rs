@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use bytes::Buf as _;
 use palimpsest_api::{
     TimelineRef,
@@ -23,7 +23,7 @@ use palimpsest_integration::{
     cable::Cable,
     embedded::Embedded,
     judge::{Judge, JudgeSize, seed},
-    oracle::{Oracle, RecoveredTally, boundaries, compare_at, read_wal},
+    oracle::{boundaries, read_wal},
     recovered::{BackupTap, BaseBackup, Recovery},
 };
 use palimpsest_testkit::{Cluster, ClusterOptions};
@@ -32,7 +32,7 @@ use palimpsest_wal::SegmentSize;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use tokio::{task::block_in_place, time::sleep};
 
-use crate::support::engine;
+use crate::support::compare_with_recovered;
 
 const NAME: &str = "source-crash";
 const SEGMENT_MIB: u32 = 2;
@@ -148,21 +148,12 @@ async fn judge_with(mut random: StdRng, size: JudgeSize, judge: &mut Judge) -> R
     let pg_wal = cluster.data_dir().join("pg_wal");
     let lsns = some_lsns(&pg_wal, &backup, &crashes, end, size, &mut random)?;
     let served = services.served(timeline).await?;
-    let engine = engine(options.data_checksums).await?;
-    let oracle = Oracle::new(engine.clone());
     let recovery = Recovery {
         base: &backup.data_dir(),
         archive: &pg_wal,
         options: &options,
     };
-    for lsn in lsns {
-        let reference = block_in_place(|| recovery.to(lsn));
-        let reference = reference.with_context(|| format!("recovering to {lsn}"))?;
-        let mut tally = RecoveredTally::default();
-        compare_at(&served, reference.files(), lsn, &oracle, judge, &mut tally).await?;
-        eprintln!("{NAME}: at {lsn}: {tally:?}");
-    }
-    engine.stop().await;
+    compare_with_recovered(NAME, &served, recovery, lsns, judge).await?;
     services.stop().await;
     Ok(())
 }

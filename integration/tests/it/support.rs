@@ -3,9 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use palimpsest_integration::{
+    judge::Judge,
+    oracle::{Oracle, PageSource, RecoveredTally, compare_at},
+    recovered::Recovery,
+};
 use palimpsest_redo_postgres::{Engine, EngineSettings, RunAs};
 use palimpsest_testkit::Cluster;
 use palimpsest_types::Lsn;
+use tokio::task::block_in_place;
 
 /// Where `make -C compute/redo` puts what it builds.
 const REDO_BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../compute/redo/build/15");
@@ -34,4 +40,25 @@ pub(crate) fn checkpoint(cluster: &Cluster) -> Result<Lsn> {
         .context("pg_controldata names no checkpoint")?
         .trim()
         .parse()?)
+}
+
+/// Compares every page at each of these LSNs with a PostgreSQL that is recovered to it.
+pub(crate) async fn compare_with_recovered<S: PageSource>(
+    name: &str,
+    source: &S,
+    recovery: Recovery<'_>,
+    lsns: impl IntoIterator<Item = Lsn>,
+    judge: &mut Judge,
+) -> Result<()> {
+    let engine = engine(recovery.options.data_checksums).await?;
+    let oracle = Oracle::new(engine.clone());
+    for lsn in lsns {
+        let reference = block_in_place(|| recovery.to(lsn));
+        let reference = reference.with_context(|| format!("recovering to {lsn}"))?;
+        let mut tally = RecoveredTally::default();
+        compare_at(source, reference.files(), lsn, &oracle, judge, &mut tally).await?;
+        eprintln!("{name}: at {lsn}: {tally:?}");
+    }
+    engine.stop().await;
+    Ok(())
 }

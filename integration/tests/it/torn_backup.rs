@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use palimpsest_integration::{
     embedded::Embedded,
     judge::{Judge, JudgeSize, seed},
-    oracle::{Oracle, RecoveredTally, boundaries, compare_at, read_wal, relation_of},
+    oracle::{boundaries, read_wal, relation_of},
     recovered::{BackupTap, BaseBackup, Recovery, Tears},
 };
 use palimpsest_testkit::{Cluster, ClusterOptions};
@@ -24,7 +24,7 @@ use palimpsest_wal::SegmentSize;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use tokio::task::block_in_place;
 
-use crate::support::engine;
+use crate::support::compare_with_recovered;
 
 const NAME: &str = "torn-backup";
 
@@ -136,21 +136,12 @@ async fn judge_cell(
     );
 
     let served = services.served(timeline).await?;
-    let engine = engine(options.data_checksums).await?;
-    let oracle = Oracle::new(engine.clone());
     let recovery = Recovery {
         base: &backup.data_dir(),
         archive: &pg_wal,
         options: &options,
     };
-    for lsn in lsns {
-        let reference = block_in_place(|| recovery.to(lsn));
-        let reference = reference.with_context(|| format!("recovering to {lsn}"))?;
-        let mut tally = RecoveredTally::default();
-        compare_at(&served, reference.files(), lsn, &oracle, judge, &mut tally).await?;
-        eprintln!("{NAME}: at {lsn}: {tally:?}");
-    }
-    engine.stop().await;
+    compare_with_recovered(NAME, &served, recovery, lsns, judge).await?;
     services.stop().await;
     Ok(())
 }

@@ -25,8 +25,6 @@ mod publisher;
 mod sequence;
 #[cfg(test)]
 mod test_layers;
-#[cfg(test)]
-mod test_store;
 mod timeline;
 mod validate;
 

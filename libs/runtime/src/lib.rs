@@ -1,6 +1,7 @@
 //! Owned background tasks.
 //!
-//! A [`TaskScope`] is the only way services start tasks: each has a name, all are told to stop by
+//! A [`TaskScope`] is the way services start tasks ([`finish`] is for one that ends with who waits for
+//! it): each has a name, all are told to stop by
 //! one token, and the scope waits for them. A task that panics takes its scope down, because what
 //! it was doing is not being done any more.
 

@@ -22,7 +22,8 @@ pub struct ConfigArgs {
 
 /// Adds the flags of these settings to a command.
 pub fn command<S: Settings>(command: Command, defaults: &S) -> Command {
-    let inventory = inventory(defaults);
+    // A program's own defaults can be written; without them a flag has its own help.
+    let inventory = inventory(defaults).unwrap_or_default();
     let described = |argument: Arg| {
         let setting = inventory
             .iter()

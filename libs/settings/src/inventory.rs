@@ -3,7 +3,7 @@
 use clap::{Arg, Command};
 use toml::Table;
 
-use crate::{Settings, environment::variable};
+use crate::{Problem, Settings, environment::variable};
 
 /// A setting and what there is to know about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +19,13 @@ pub struct Setting {
 }
 
 /// The settings in the order in which the struct has them.
-pub fn inventory<S: Settings>(defaults: &S) -> Vec<Setting> {
-    let values = table(defaults);
+///
+/// # Errors
+/// If a default can't be written as TOML.
+pub fn inventory<S: Settings>(defaults: &S) -> Result<Vec<Setting>, Problem> {
+    let values = table(defaults)?;
     let command = S::augment_args(Command::new("settings"));
-    command
+    let settings = command
         .get_arguments()
         .map(|argument| {
             let key = key(argument).to_owned();
@@ -37,7 +40,8 @@ pub fn inventory<S: Settings>(defaults: &S) -> Vec<Setting> {
                 key,
             }
         })
-        .collect()
+        .collect();
+    Ok(settings)
 }
 
 /// A setting's key: the long name of its flag.
@@ -48,6 +52,12 @@ pub(crate) fn key(argument: &Arg) -> &str {
 }
 
 /// Settings as TOML has them.
-pub(crate) fn table<S: Settings>(settings: &S) -> Table {
-    Table::try_from(settings).expect("settings are a struct of plain values")
+///
+/// # Errors
+/// If a path is not text, or a number is larger than TOML has.
+pub(crate) fn table<S: Settings>(settings: &S) -> Result<Table, Problem> {
+    Table::try_from(settings).map_err(|error| Problem::Unwritable {
+        whose: S::SERVICE.map_or("this program", |service| service.name()),
+        message: error.to_string(),
+    })
 }

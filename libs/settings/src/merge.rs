@@ -37,7 +37,7 @@ impl Source for Layer {
 /// # Errors
 /// All that is wrong: unknown settings, and values that are none.
 pub fn merge<S: Settings>(defaults: &S, sources: &Sources) -> Result<Effective<S>, Problems> {
-    let inventory = inventory(defaults);
+    let inventory = inventory(defaults)?;
     let mut problems = Vec::new();
     if S::SERVICE.is_none() {
         problems.extend(sources.strange_variables());
@@ -46,7 +46,7 @@ pub fn merge<S: Settings>(defaults: &S, sources: &Sources) -> Result<Effective<S
         .iter()
         .map(|setting| setting.key.as_str())
         .collect();
-    let mut builder = Config::builder().add_source(default_layer(defaults));
+    let mut builder = Config::builder().add_source(default_layer(defaults)?);
     for said in sources.settings(S::SERVICE, &keys) {
         let (known, unknown) =
             (said.into_iter()).partition(|(key, ..)| keys.contains(&key.as_str()));
@@ -66,7 +66,11 @@ pub fn merge<S: Settings>(defaults: &S, sources: &Sources) -> Result<Effective<S
         .map(|key| ((*key).to_owned(), origin(merged.get(*key))));
     let origins = origins.collect();
     match deserialize(merged) {
-        Ok(settings) if problems.is_empty() => Ok(Effective { settings, origins }),
+        Ok(settings) if problems.is_empty() => {
+            // Whoever asks what holds gets it as a file.
+            table(&settings)?;
+            Ok(Effective { settings, origins })
+        }
         Ok(_) => Err(Problems(problems)),
         Err(error) if problems.is_empty() => {
             Err(wrong("settings", Origin::Default.to_string(), error).into())
@@ -77,10 +81,10 @@ pub fn merge<S: Settings>(defaults: &S, sources: &Sources) -> Result<Effective<S
 
 type Said = (String, Origin, ValueKind);
 
-fn default_layer<S: Settings>(defaults: &S) -> Layer {
-    let values = table(defaults);
+fn default_layer<S: Settings>(defaults: &S) -> Result<Layer, Problem> {
+    let values = table(defaults)?;
     let said = (values.iter()).map(|(key, value)| (key.clone(), Origin::Default, kind(value)));
-    layer(said.collect())
+    Ok(layer(said.collect()))
 }
 
 fn layer(said: Vec<Said>) -> Layer {
@@ -144,7 +148,8 @@ fn reason(error: ConfigError) -> String {
 impl<S: Settings> Effective<S> {
     /// The settings as a file that would have the same effect, each with its origin.
     pub fn to_toml(&self) -> String {
-        let values = table(&self.settings);
+        // What was merged can be written.
+        let values = table(&self.settings).unwrap_or_default();
         let section = S::SERVICE.map(|service| format!("[{service}]\n"));
         let lines = self.origins.iter().filter_map(|(key, origin)| {
             let value = values.get(key)?;

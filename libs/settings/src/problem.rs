@@ -53,6 +53,16 @@ pub enum Problem {
         /// Where.
         origin: Origin,
     },
+    /// A value is of its type, but has no place in a file.
+    #[error(
+        "a setting of {whose} can't be written as TOML: {message}; paths must be UTF-8, numbers below 2^63"
+    )]
+    Unwritable {
+        /// Of which program.
+        whose: &'static str,
+        /// Why.
+        message: String,
+    },
     /// A value is not of the setting's type, or can't work.
     #[error("{origin}: {key}: {message}")]
     Value {

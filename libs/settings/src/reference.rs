@@ -7,7 +7,8 @@ pub fn reference<S: Settings>() -> String {
     let title = S::SERVICE.map_or_else(|| "Every process".to_owned(), |name| format!("`[{name}]`"));
     let mut text =
         format!("## {title}\n\n| setting | default | variable | what it is |\n|---|---|---|---|\n");
-    for setting in inventory(&S::defaults(PortBase::default())) {
+    let settings = inventory(&S::defaults(PortBase::default()));
+    for setting in settings.into_iter().flatten() {
         text.push_str(&format!(
             "| `{}` | `{}` | `{}` | {} |\n",
             setting.key, setting.default, setting.variable, setting.help

@@ -5,6 +5,8 @@
 //! writer only. [`ObjectStore::open`] proves that before anything relies on it.
 
 mod error;
+#[cfg(feature = "faulty")]
+pub mod faulty;
 mod metrics;
 mod object_store;
 

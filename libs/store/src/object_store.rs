@@ -78,14 +78,7 @@ impl ObjectStore {
     /// # Errors
     /// If the directory can't be used or create is not atomic there.
     pub async fn open(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.display().to_string();
-        make_private(directory).map_err(|source| StoreError::Directory {
-            path: path.clone(),
-            source,
-        })?;
-        let local = LocalFileSystem::new_with_prefix(directory)
-            .map_err(|source| StoreError::Store { path, source })?;
-        Self::with(Arc::new(local.with_fsync(true))).await
+        Self::with(Arc::new(local_files(directory)?)).await
     }
 
     /// Any store, probed for an atomic create.
@@ -237,6 +230,18 @@ impl ObjectStore {
         }
         Ok(())
     }
+}
+
+/// Objects as files below a directory, each fsynced before it has its name.
+pub(crate) fn local_files(directory: &Path) -> Result<LocalFileSystem, StoreError> {
+    let path = directory.display().to_string();
+    make_private(directory).map_err(|source| StoreError::Directory {
+        path: path.clone(),
+        source,
+    })?;
+    let local = LocalFileSystem::new_with_prefix(directory)
+        .map_err(|source| StoreError::Store { path, source })?;
+    Ok(local.with_fsync(true))
 }
 
 /// Makes the directory if it does not exist. Its parents are nothing special.

@@ -21,7 +21,8 @@ pub const TARGET: &str = "palimpsest::trace";
 const MAX_LENGTH: usize = 55;
 
 /// The `traceparent` of the current span, if that is part of a trace. While nobody exports traces
-/// this looks at one number and allocates nothing, so it may stand on a hot path.
+/// this allocates nothing and, unless the log shows DEBUG, looks at one number, so it may stand on a
+/// hot path.
 pub fn current() -> Option<String> {
     if LevelFilter::current() < LevelFilter::DEBUG {
         return None;

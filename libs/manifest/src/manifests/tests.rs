@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use palimpsest_store::faulty::FaultyStore;
 use palimpsest_types::{ByteCount, Lsn, SystemIdentifier, WriterEpoch};
 use tokio::task::JoinSet;
 
@@ -9,7 +10,6 @@ use crate::{
     layer_entry::LsnSpan,
     publisher::Publisher,
     test_layers::{delta, image},
-    test_store::FaultyStore,
     timeline::{Ancestor, CompactorEpoch, Pin, PinKind, SourceCluster},
     validate::InvalidManifestError,
 };
@@ -33,7 +33,7 @@ fn first() -> TimelineManifest {
 }
 
 async fn timeline() -> (Arc<FaultyStore>, ObjectStore, TimelineManifests) {
-    let (faulty, store) = FaultyStore::open().await;
+    let (faulty, store) = FaultyStore::in_memory().await.unwrap();
     let manifests = TimelineManifests::new(store.clone(), IDS.0, IDS.1);
     (faulty, store, manifests)
 }

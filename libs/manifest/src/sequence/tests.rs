@@ -1,9 +1,9 @@
 use std::time::Duration;
 
+use palimpsest_store::faulty::FaultyStore;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::test_store::FaultyStore;
 
 async fn local() -> (tempfile::TempDir, Sequence) {
     let directory = tempfile::tempdir().unwrap();
@@ -64,7 +64,7 @@ async fn a_writer_that_slept_until_its_number_was_deleted_has_lost() {
 
 #[tokio::test]
 async fn a_change_that_was_applied_but_not_acknowledged_is_not_lost() {
-    let (faulty, store) = FaultyStore::open().await;
+    let (faulty, store) = FaultyStore::in_memory().await.unwrap();
     let sequence = Sequence::new(store, StorePath::catalog());
     append_up_to(&sequence, 3).await;
     faulty.lose_answers(1);
@@ -82,9 +82,9 @@ async fn a_change_that_was_applied_but_not_acknowledged_is_not_lost() {
 
 #[tokio::test]
 async fn what_could_not_be_deleted_is_deleted_later() {
-    let (faulty, store) = FaultyStore::open().await;
+    let (faulty, store) = FaultyStore::in_memory().await.unwrap();
     let sequence = Sequence::new(store, StorePath::catalog());
-    faulty.fail_deletes(12);
+    faulty.refuse_deletes(12);
     append_up_to(&sequence, 20).await;
     assert_eq!(numbers(&sequence).await.first(), Some(&1));
     append_up_to(&sequence, 21).await;

@@ -141,7 +141,10 @@ impl<'a> Changes<'a> {
         let Some(end) = block.next() else {
             return Err(gap);
         };
-        let grown = self.grown.saturating_add(block.get() - before.get());
+        // Blocks of one fork may be named in any order; what it has grown over already counts once.
+        let reached = self.sizes.get(rel).unwrap_or_default().max(before);
+        let more = block.get().saturating_sub(reached.get());
+        let grown = self.grown.saturating_add(more);
         let is_large = grown > MAX_GAP_BLOCKS;
         if is_large && self.consistent {
             return Err(gap);

@@ -5,8 +5,9 @@
 //! that there is nothing to keep. Trying again begins by removing what an earlier try left. Whose
 //! turn it is, [`attempts`] decides.
 //!
-//! From the moment at which the slot may exist somebody looks after it: an attach waits for the
-//! store, or goes on undoing what it did, only with an eye on the source's disk.
+//! From the moment at which the slot may exist somebody looks after it: the backup is taken, the
+//! store waited for, and what was done undone, only with an eye on the source's disk. After a start
+//! that begins when the store or the source was reached once: only they know whose slot it is.
 
 mod attempts;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use self::{
 use super::{
     backup::BackupLayers,
     error::{IngestError, Remedy, Stop},
+    keeper::{self, Duty},
     source::{CheckError, SourceReport, connect, inspect},
     timeline::{BackOff, Timeline},
 };
@@ -119,7 +121,7 @@ async fn take_turn(timeline: &Timeline, attempts: &Attempts) -> Result<Turn, Ing
             }
             outcome => return outcome,
         }
-        back_off.wait().await;
+        timeline.guarding(back_off.wait()).await;
     }
 }
 
@@ -156,6 +158,7 @@ async fn try_turn(timeline: &Timeline, attempts: &Attempts) -> Result<Turn, Inge
 /// A source that can be attached, and on which nothing is ours yet.
 async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
     let (mut connection, report) = reach(timeline).await?;
+    refuse_second_attachment(timeline, report.system_identifier).await?;
     let exists = connection.read_replication_slot(&timeline.slot).await?;
     if exists.is_some() {
         let slot = timeline.slot.to_string();
@@ -164,11 +167,10 @@ async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
     Ok((connection, report))
 }
 
-/// A source that can be attached.
+/// A source that is as an attach needs it.
 async fn reach(timeline: &Timeline) -> Result<Source, IngestError> {
     let mut connection = connect(&timeline.assignment.source).await?;
     let report = inspect(&mut connection).await?;
-    refuse_second_attachment(timeline, report.system_identifier).await?;
     timeline.update(|status| status.warnings.clone_from(&report.warnings));
     Ok((connection, report))
 }
@@ -177,7 +179,13 @@ async fn reach(timeline: &Timeline) -> Result<Source, IngestError> {
 async fn reach_again(timeline: &Timeline) -> Result<Source, IngestError> {
     let mut back_off = BackOff::default();
     loop {
-        let error = match reach(timeline).await {
+        let reached = async {
+            let (connection, report) = reach(timeline).await?;
+            timeline.note_source(cluster(&report));
+            refuse_second_attachment(timeline, report.system_identifier).await?;
+            Ok::<_, IngestError>((connection, report))
+        };
+        let error = match reached.await {
             Err(error) if error.remedy() == Remedy::Retry => error.in_words(),
             outcome => {
                 timeline.update(|status| status.reason.clear());
@@ -186,7 +194,7 @@ async fn reach_again(timeline: &Timeline) -> Result<Source, IngestError> {
         };
         tracing::warn!(timeline = %timeline.id(), error, "can't go on with an interrupted attach; trying again");
         timeline.update(|status| status.reason = error);
-        back_off.wait().await;
+        timeline.guarding(back_off.wait()).await;
     }
 }
 
@@ -221,7 +229,12 @@ async fn complete(
     timeline.note_source(source);
     remove_files(timeline, &stale).await?;
     make_slot(timeline, attempts, ours, &mut connection).await?;
-    let backup = take_backup(timeline, connection, &report, ours).await?;
+    // However long it takes, it may not cost the source its disk. Cancel-safe: what is left of it is
+    // undone.
+    let backup = tokio::select! {
+        backup = take_backup(timeline, connection, &report, ours) => backup?,
+        stop = keeper::run(timeline, &source, Duty::Follow) => return Err(stop.into()),
+    };
     if backup.control.system_identifier != report.system_identifier {
         return Err(IngestError::Backup("it is of another cluster"));
     }
@@ -378,8 +391,7 @@ async fn publish(timeline: &Timeline, backup: BaseBackup) -> Result<(), IngestEr
             return Err(error);
         }
         tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't publish the first manifest; trying again");
-        timeline.look_after_slot().await;
-        back_off.wait().await;
+        timeline.guarding(back_off.wait()).await;
     }
 }
 

@@ -85,7 +85,8 @@ async fn write_or_upload(
     // Kept, so that a try whose answer was lost is repeated under the same name.
     let mut unwritten = None;
     loop {
-        let error = match write(timeline, files, piece).await {
+        let error = match layer_of(timeline, files, piece, |files, piece| files.write(piece)).await
+        {
             Ok(layer) => return Ok(Some(layer)),
             Err(error) => error,
         };
@@ -96,7 +97,7 @@ async fn write_or_upload(
         if error.is_full_disk() && in_turn {
             let layer = match unwritten.take() {
                 Some(layer) => layer,
-                None => keep(timeline, files, piece).await?,
+                None => layer_of(timeline, files, piece, LocalLayers::keep).await?,
             };
             let layers = unwritten.insert(layer);
             match upload(timeline, opened, files, std::slice::from_ref(layers)).await {
@@ -115,29 +116,17 @@ async fn write_or_upload(
     }
 }
 
-async fn keep(
+/// A layer of a piece, made by `make` on a thread that may block.
+async fn layer_of(
     timeline: &Timeline,
     files: &Arc<LocalLayers>,
     piece: &Arc<OpenLayer>,
+    make: fn(&LocalLayers, &Arc<OpenLayer>) -> Result<LocalLayer, IngestError>,
 ) -> Result<LocalLayer, IngestError> {
     let (files, piece) = (Arc::clone(files), Arc::clone(piece));
     let directory = files.directory().to_owned();
-    let kept = timeline.spawn_blocking(move || files.keep(&piece));
-    kept.await.map_err(|error| IngestError::LayerFile {
-        path: directory,
-        source: std::io::Error::other(error),
-    })?
-}
-
-async fn write(
-    timeline: &Timeline,
-    files: &Arc<LocalLayers>,
-    piece: &Arc<OpenLayer>,
-) -> Result<LocalLayer, IngestError> {
-    let (files, piece) = (Arc::clone(files), Arc::clone(piece));
-    let directory = files.directory().to_owned();
-    let written = timeline.spawn_blocking(move || files.write(&piece));
-    written.await.map_err(|error| IngestError::LayerFile {
+    let made = timeline.spawn_blocking(move || make(&files, &piece));
+    made.await.map_err(|error| IngestError::LayerFile {
         path: directory,
         source: std::io::Error::other(error),
     })?

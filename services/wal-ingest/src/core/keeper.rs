@@ -65,8 +65,11 @@ enum Plan {
 pub(super) fn duty_after(error: &IngestError) -> Option<Duty> {
     match error {
         IngestError::Stop(Stop::Superseded | Stop::SlotDropped { .. }) => None,
-        // In its place there may be another of its name, which keeps WAL as well.
-        IngestError::Stop(Stop::SlotLost { .. }) => Some(Duty::Guard),
+        // In its place there may be another of its name, which keeps WAL as well. And a source that was
+        // recovered in place has the slot still.
+        IngestError::Stop(
+            Stop::SlotLost { .. } | Stop::OtherTimeline { .. } | Stop::OtherCluster { .. },
+        ) => Some(Duty::Guard),
         _ => Some(Duty::Follow),
     }
 }
@@ -77,11 +80,17 @@ pub(super) async fn run(timeline: &Timeline, source: &SourceCluster, duty: Duty)
     let mut failures = 0;
     loop {
         let remote = known_remote(timeline, duty);
-        let error = match timeout(VISIT, visit(timeline, source, remote)).await {
+        // Boxed: its state is large, and there only while it lasts.
+        let visit = Box::pin(visit(timeline, source, (duty, remote)));
+        let error = match timeout(VISIT, visit).await {
             Ok(Ok(())) => {
                 (back_off, failures) = (BackOff::default(), 0);
                 wait(timeline, remote).await;
                 continue;
+            }
+            // Whoever answers there now, the slot may be back with the source.
+            Ok(Err(IngestError::Stop(stop @ Stop::OtherCluster { .. }))) if duty == Duty::Guard => {
+                stop.to_string()
             }
             Ok(Err(IngestError::Stop(stop))) => return stop,
             Ok(Err(error)) => error.in_words(),
@@ -94,16 +103,6 @@ pub(super) async fn run(timeline: &Timeline, source: &SourceCluster, duty: Duty)
             tracing::debug!(timeline = %timeline.id(), error, failures, "can't look after the slot");
         }
         back_off.wait().await;
-    }
-}
-
-/// One visit, for when nothing else looks after the slot; says if it was lost or dropped.
-pub(super) async fn look(timeline: &Timeline, source: &SourceCluster) -> Option<Stop> {
-    let remote = known_remote(timeline, Duty::Follow);
-    match timeout(VISIT, visit(timeline, source, remote)).await {
-        Ok(Err(IngestError::Stop(stop))) => Some(stop),
-        // The next look may be luckier.
-        Ok(Ok(()) | Err(_)) | Err(_) => None,
     }
 }
 
@@ -131,7 +130,7 @@ async fn wait(timeline: &Timeline, visited_at: Option<Lsn>) {
 async fn visit(
     timeline: &Timeline,
     source: &SourceCluster,
-    remote: Option<Lsn>,
+    (duty, remote): (Duty, Option<Lsn>),
 ) -> Result<(), IngestError> {
     let slot = &timeline.slot;
     // No commit shall wait for this connection, so its name is another than the stream's: by a
@@ -139,7 +138,7 @@ async fn visit(
     let name = format!("keeper_{slot}");
     let mut connection = connect_as(&timeline.assignment.source, &name).await?;
     let identity = connection.identify_system().await?;
-    expect_same(&identity, source)?;
+    expect_same(&identity, source, duty)?;
     let state = connection.read_replication_slot(slot).await?;
     let limit = timeline.shared.limits.slot_retention;
     match plan(state, identity.xlogpos, remote, limit) {
@@ -221,13 +220,14 @@ fn plan(slot: Option<SlotState>, end: Lsn, remote: Option<Lsn>, limit: ByteCount
     }
 }
 
-/// Another cluster's slot of this name is not ours to move or drop.
-fn expect_same(identity: &SystemIdentity, source: &SourceCluster) -> Result<(), Stop> {
+/// Another cluster's slot of this name is not ours to move or drop. On another timeline of the same
+/// cluster it is not to be moved, but keeps WAL as before.
+fn expect_same(identity: &SystemIdentity, source: &SourceCluster, duty: Duty) -> Result<(), Stop> {
     if identity.system_id != source.system_identifier {
         let (found, expected) = (identity.system_id.get(), source.system_identifier.get());
         return Err(Stop::OtherCluster { found, expected });
     }
-    if identity.timeline != source.pg_timeline {
+    if identity.timeline != source.pg_timeline && duty == Duty::Follow {
         let (found, expected) = (identity.timeline, source.pg_timeline);
         return Err(Stop::OtherTimeline { found, expected });
     }
@@ -262,6 +262,8 @@ async fn move_slot(
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_types::SystemIdentifier;
+
     use super::*;
 
     const LIMIT: ByteCount = ByteCount::new(1000);
@@ -295,8 +297,33 @@ mod tests {
         let lost = Stop::SlotLost { slot, from };
         assert_eq!(duty_after(&lost.into()), Some(Duty::Guard));
         assert_eq!(duty_after(&Stop::Superseded.into()), None);
+        let (found, expected) = (2, 1);
+        let promoted = Stop::OtherTimeline { found, expected };
+        assert_eq!(duty_after(&promoted.into()), Some(Duty::Guard));
         let other = IngestError::Backup("");
         assert_eq!(duty_after(&other), Some(Duty::Follow));
+    }
+
+    #[test]
+    fn p9_a_guarded_slot_is_ours_on_any_timeline_of_its_cluster() {
+        let system = |id| SystemIdentifier::new(id);
+        let source = SourceCluster {
+            system_identifier: system(7),
+            pg_version: 15,
+            pg_timeline: 1,
+            wal_segment_size: ByteCount::mib(16),
+            wal_log_hints: false,
+        };
+        let identity = |id, timeline| SystemIdentity {
+            system_id: system(id),
+            timeline,
+            xlogpos: Lsn::new(1),
+            dbname: None,
+        };
+        let same = |id, timeline, duty| expect_same(&identity(id, timeline), &source, duty).is_ok();
+        assert!(same(7, 1, Duty::Follow) && same(7, 1, Duty::Guard));
+        assert!(!same(7, 2, Duty::Follow) && same(7, 2, Duty::Guard));
+        assert!(!same(8, 1, Duty::Follow) && !same(8, 1, Duty::Guard));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     pin::pin,
     sync::{
-        Arc, OnceLock, PoisonError, RwLock,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -63,7 +63,7 @@ pub(super) struct Timeline {
     status: watch::Sender<TimelineStatus>,
     opened: RwLock<Option<Arc<Opened>>>,
     /// The cluster, once a slot there may be ours.
-    source: OnceLock<SourceCluster>,
+    source: StdMutex<Option<SourceCluster>>,
     superseded: AtomicBool,
 }
 
@@ -147,7 +147,7 @@ impl Timeline {
             scope,
             status,
             opened: RwLock::default(),
-            source: OnceLock::new(),
+            source: StdMutex::default(),
             superseded: AtomicBool::new(false),
         }
     }
@@ -205,7 +205,16 @@ impl Timeline {
 
     /// The slot at this cluster may be ours from now on.
     pub(super) fn note_source(&self, source: SourceCluster) {
-        self.source.get_or_init(|| source);
+        *self.lock_source() = Some(source);
+    }
+
+    /// No slot is ours there any more.
+    pub(super) fn forget_source(&self) {
+        *self.lock_source() = None;
+    }
+
+    fn lock_source(&self) -> MutexGuard<'_, Option<SourceCluster>> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn wal_directory(&self) -> PathBuf {
@@ -265,8 +274,11 @@ impl Timeline {
                 Err(error) if error.remedy() != Remedy::GiveUp => return End::Reopen(error),
                 Err(error) => return End::Stop(error),
             };
+            stream::run(self, resumed).await
+        };
+        let working = async {
             tokio::select! {
-                end = stream::run(self, resumed) => end,
+                end = working => end,
                 stop = keeper::run(self, &source, Duty::Follow) => End::Stop(stop.into()),
             }
         };
@@ -283,48 +295,60 @@ impl Timeline {
             opened.growth.freeze();
             tokio::select! {
                 Err(error) = &mut flushing => return End::Stop(error),
-                () = self.flushed() => {}
+                () = self.guarding(self.flushed()) => {}
             }
         }
         end
     }
 
-    /// Waits until the object store has all that was decoded. The source's slot is watched
-    /// meanwhile.
+    /// Waits until the object store has all that was decoded.
     async fn flushed(&self) {
         while self.status().remote_consistent < self.status().last_record {
-            self.look_after_slot().await;
             tokio::time::sleep(FLUSH_POLL).await;
         }
     }
 
     /// A timeline that has stopped still has a slot, which must not fill the source's disk.
     async fn guard_slot(&self, error: &IngestError) {
-        let Some(source) = self.source.get() else {
+        let Some(source) = *self.lock_source() else {
             return;
         };
         let mut duty = keeper::duty_after(error);
         while let Some(held) = duty {
-            let end = IngestError::from(keeper::run(self, source, held).await);
+            let end = IngestError::from(keeper::run(self, &source, held).await);
             let next = keeper::duty_after(&end);
             if (held, next) == (Duty::Guard, Some(Duty::Guard)) {
                 // It is gone, as was said already.
                 return;
             }
-            let reason = end.in_words();
-            tracing::error!(timeline = %self.id(), reason, "the slot of a stopped timeline");
-            self.update(|status| status.warnings.push(reason));
+            self.warn_of_slot(&end);
             duty = next.filter(|next| *next != held);
         }
     }
 
-    /// One look at the slot, while nothing else looks after it.
-    pub(super) async fn look_after_slot(&self) {
-        if let Some(source) = self.source.get()
-            && let Some(end) = keeper::look(self, source).await
-        {
-            tracing::debug!(timeline = %self.id(), reason = %end, "the slot");
+    /// Waits for something, and looks after the slot meanwhile, if there may be one.
+    pub(super) async fn guarding<T>(&self, waiting: impl Future<Output = T>) -> T {
+        let mut waiting = pin!(waiting);
+        let source = *self.lock_source();
+        if let Some(source) = source {
+            // Cancel-safe: `waiting` stays, and the next visit does what this one has not.
+            tokio::select! {
+                done = &mut waiting => return done,
+                stop = keeper::run(self, &source, Duty::Follow) => self.warn_of_slot(&stop.into()),
+            }
         }
+        waiting.await
+    }
+
+    /// The slot is not what it was, while something else goes on or has ended.
+    fn warn_of_slot(&self, end: &IngestError) {
+        let reason = end.in_words();
+        tracing::error!(timeline = %self.id(), reason, "the slot");
+        self.update(|status| {
+            if !status.warnings.contains(&reason) {
+                status.warnings.push(reason);
+            }
+        });
     }
 
     /// Whether this writer ended because another took over.
@@ -343,7 +367,8 @@ impl Timeline {
                 }
                 Ok(None) => {
                     self.update(|status| status.state = TimelineState::Attaching);
-                    attach::attach(self).await?;
+                    // Boxed: its state is large, and needed once in the timeline's life.
+                    Box::pin(attach::attach(self)).await?;
                     continue;
                 }
                 Err(error) => Err(error.into()),
@@ -351,8 +376,7 @@ impl Timeline {
             match outcome {
                 Err(error) if error.remedy() != Remedy::GiveUp => {
                     tracing::warn!(timeline = %self.id(), error = error.in_words(), "can't resume the timeline; trying again");
-                    self.look_after_slot().await;
-                    back_off.wait().await;
+                    self.guarding(back_off.wait()).await;
                 }
                 done => return done,
             }

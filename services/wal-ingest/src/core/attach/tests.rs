@@ -9,12 +9,13 @@ use std::{
 use bytes::Bytes;
 use palimpsest_api::broker::TimelineState;
 use palimpsest_manifest::{KeySpan, LayerKind};
+use palimpsest_store::faulty::FaultyStore;
 use palimpsest_types::Key;
 use tokio::time::timeout;
 
 use super::{attempts::Fate, *};
 use crate::core::{
-    fixtures::{FaultyStore, timeline, timeline_of},
+    fixtures::{timeline, timeline_of},
     node::Limits,
 };
 
@@ -23,7 +24,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 async fn new() -> (tempfile::TempDir, Arc<FaultyStore>, Timeline) {
     let files = tempfile::tempdir().unwrap();
-    let (faulty, store) = FaultyStore::open().await;
+    let (faulty, store) = FaultyStore::in_memory().await.unwrap();
     let timeline = timeline(store, files.path(), Limits::default());
     (files, faulty, timeline)
 }
@@ -96,7 +97,7 @@ async fn what_was_completed_is_published_once_the_store_is_there() {
 #[tokio::test(start_paused = true)]
 async fn p9_the_slot_is_looked_after_while_the_manifest_cannot_be_published() {
     let files = tempfile::tempdir().unwrap();
-    let (faulty, store) = FaultyStore::open().await;
+    let (faulty, store) = FaultyStore::in_memory().await.unwrap();
     let source = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = source.local_addr().unwrap().port();
     let timeline = timeline_of(port, store, files.path(), Limits::default());

@@ -22,7 +22,10 @@ pub(super) async fn give_up(
     loop {
         let failure = match undo(timeline, attempts, ours).await {
             Ok(Fate::Completed(backup)) => return Ok(backup),
-            Ok(Fate::Abandoned(_) | Fate::Undone) => return Err(error),
+            Ok(Fate::Abandoned(_) | Fate::Undone) => {
+                timeline.forget_source();
+                return Err(error);
+            }
             Ok(Fate::Lost) => return Err(Stop::Superseded.into()),
             Err(failure) => failure.in_words(),
         };
@@ -33,8 +36,7 @@ pub(super) async fn give_up(
             status.reason =
                 format!("{error}; undoing what was done fails, too: {failure}; trying again");
         });
-        timeline.look_after_slot().await;
-        back_off.wait().await;
+        timeline.guarding(back_off.wait()).await;
     }
 }
 

@@ -4,16 +4,13 @@ use palimpsest_disk::OsDisk;
 use palimpsest_layer::{LogRecord, OpenLayer};
 use palimpsest_manifest::{SourceCluster, TimelineManifest};
 use palimpsest_read::Tail;
+use palimpsest_store::faulty::FaultyStore;
 use palimpsest_types::{ByteCount, Fork, Key, RelTag, SystemIdentifier, WriterEpoch};
 use palimpsest_wal::{BaseFacts, Change, Interpreter, RelationSizes, SegmentSize, Value};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::core::{
-    fixtures::{FaultyStore, timeline},
-    growth::Growth,
-    node::Limits,
-};
+use crate::core::{fixtures::timeline, growth::Growth, node::Limits};
 
 const SEGMENT: ByteCount = ByteCount::mib(1);
 const START: Lsn = Lsn::new(SEGMENT.get());
@@ -28,7 +25,7 @@ struct Full {
 
 impl Full {
     async fn begin(directory: &Path) -> (Self, Resumed) {
-        let (_, store) = FaultyStore::open().await;
+        let (_, store) = FaultyStore::in_memory().await.unwrap();
         let limits = Limits {
             local_disk: ByteCount::kib(4),
             ..Limits::default()

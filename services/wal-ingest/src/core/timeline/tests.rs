@@ -1,15 +1,14 @@
 use std::sync::mpsc;
 
+use palimpsest_store::faulty::FaultyStore;
+
 use super::*;
-use crate::core::{
-    fixtures::{FaultyStore, timeline},
-    node::Limits,
-};
+use crate::core::{fixtures::timeline, node::Limits};
 
 #[tokio::test]
 async fn what_is_opened_again_waits_for_work_that_was_given_up() {
     let files = tempfile::tempdir().unwrap();
-    let (_, store) = FaultyStore::open().await;
+    let (_, store) = FaultyStore::in_memory().await.unwrap();
     let timeline = timeline(store, files.path(), Limits::default());
     let (go, gone) = mpsc::channel::<()>();
     // A flush that was dropped while it wrote a layer.

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
+use palimpsest_store::faulty::FaultyStore;
 use palimpsest_types::{ByteCount, SystemIdentifier, TenantId, TimelineId};
 
 use super::*;
-use crate::core::fixtures::FaultyStore;
 
 async fn faulty_attempts() -> (Arc<FaultyStore>, Attempts) {
-    let (faulty, store) = FaultyStore::open().await;
+    let (faulty, store) = FaultyStore::in_memory().await.unwrap();
     let tenant = TenantId::from_bytes([1; 16]);
     let path = StorePath::timeline(tenant, TimelineId::from_bytes([2; 16]));
     (faulty, Attempts::new(store, &path))

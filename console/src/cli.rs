@@ -75,7 +75,7 @@ pub enum Command {
     /// List timelines or show one in detail.
     #[command(subcommand)]
     Timeline(TimelineCommand),
-    /// List relations, or show the size of one, at an LSN.
+    /// List relations, or show the size of one or of a database, at an LSN.
     #[command(subcommand)]
     Rel(RelCommand),
     /// Show a page at an LSN, or what changed in it between two.

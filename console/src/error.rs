@@ -204,10 +204,7 @@ mod tests {
     fn an_error_says_what_where_and_what_to_do() {
         let error = CliError::Unreachable {
             endpoint: "127.0.0.1:7700".into(),
-            source: RemoteError {
-                kind: ErrorKind::NotReady,
-                message: "refused".into(),
-            },
+            source: RemoteError::new(ErrorKind::NotReady, "refused"),
         };
         let text = "the storage-broker at 127.0.0.1:7700 can't be reached: refused";
         assert_eq!(error.in_full(), text);

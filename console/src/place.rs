@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use palimpsest_store::StoreLocation;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
@@ -30,8 +31,8 @@ pub struct Announcement {
     pub pid: u32,
     /// Its storage-broker, as `host:port`.
     pub broker: String,
-    /// The directory that is the object store.
-    pub store: PathBuf,
+    /// Where the object store is.
+    pub store: StoreLocation,
 }
 
 /// The directory can't be used.
@@ -224,7 +225,7 @@ mod tests {
         Announcement {
             pid: 7,
             broker: "127.0.0.1:7700".into(),
-            store: "/data/store".into(),
+            store: Path::new("/data/store").into(),
         }
     }
 

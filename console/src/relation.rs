@@ -4,8 +4,8 @@ use palimpsest_api::{
     RemoteError, TimelineRef,
     page::{PageClient, TimelineAt},
 };
-use palimpsest_catalog::{RelationName, resolve};
-use palimpsest_types::{Lsn, RelTag};
+use palimpsest_catalog::{RelationName, resolve, resolve_database};
+use palimpsest_types::{Lsn, Oid, RelTag};
 
 use crate::error::CliError;
 
@@ -25,15 +25,40 @@ pub(crate) async fn locate(
         name: name.to_string(),
         source: Box::new(source),
     };
-    let lsn = match lsn {
-        Some(lsn) => lsn,
-        None => newest(client, timeline)
-            .await
-            .map_err(CliError::remote("asking for the newest LSN"))?,
-    };
+    let lsn = lsn_or_newest(client, timeline, lsn).await?;
     let source = TimelineAt::new(client, timeline, lsn);
     let rel = resolve(&source, qualified).await.map_err(unresolved)?;
     Ok((rel, Some(lsn)))
+}
+
+/// The object id of a database by its name, and the LSN at which it was looked up.
+pub(crate) async fn locate_database(
+    client: &PageClient,
+    timeline: TimelineRef,
+    name: &str,
+    lsn: Option<Lsn>,
+) -> Result<(Oid, Lsn), CliError> {
+    let lsn = lsn_or_newest(client, timeline, lsn).await?;
+    let source = TimelineAt::new(client, timeline, lsn);
+    let unresolved = |source| CliError::Unresolved {
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
+    let oid = resolve_database(&source, name).await;
+    Ok((oid.map_err(unresolved)?, lsn))
+}
+
+async fn lsn_or_newest(
+    client: &PageClient,
+    timeline: TimelineRef,
+    lsn: Option<Lsn>,
+) -> Result<Lsn, CliError> {
+    match lsn {
+        Some(lsn) => Ok(lsn),
+        None => newest(client, timeline)
+            .await
+            .map_err(CliError::remote("asking for the newest LSN")),
+    }
 }
 
 async fn newest(client: &PageClient, timeline: TimelineRef) -> Result<Lsn, RemoteError> {

@@ -11,6 +11,7 @@ use std::{
 
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_settings::{Effective, PortBase, Problems, Service, Settings, Sources, merge};
+use palimpsest_store::StoreLocation;
 use palimpsest_types::ErrorKind;
 
 use crate::place::{Announcement, Place};
@@ -24,6 +25,8 @@ pub struct StackSettings {
     pub pg_bin: Option<PathBuf>,
     /// Directory of what `compute/redo` built, if it is not the usual one.
     pub redo_build: Option<PathBuf>,
+    /// The object store of all services, if it is not a directory beside the rest.
+    pub store: Option<StoreLocation>,
     /// What else the services are told.
     pub sources: Sources,
 }
@@ -41,7 +44,7 @@ pub struct ServiceSettings {
 #[derive(Debug)]
 pub struct Stack {
     services: Vec<Member>,
-    store: PathBuf,
+    store: StoreLocation,
 }
 
 /// One of them.
@@ -239,7 +242,7 @@ impl StackSettings {
     pub fn services(&self, dir: &Path) -> Result<ServiceSettings, Problems> {
         let store = dir.join("store");
         let storage_broker = palimpsest_storage_broker::Settings {
-            store: store.clone(),
+            store: store.clone().into(),
             ..palimpsest_storage_broker::Settings::defaults(self.port_base)
         };
         let redo_worker = palimpsest_redo_worker::Settings {
@@ -248,32 +251,38 @@ impl StackSettings {
             ..palimpsest_redo_worker::Settings::defaults(self.port_base)
         };
         let page_serve = palimpsest_page_serve::Settings {
-            store: store.clone(),
+            store: store.clone().into(),
             ..palimpsest_page_serve::Settings::defaults(self.port_base)
         };
         let wal_ingest = palimpsest_wal_ingest::Settings {
-            store,
+            store: store.into(),
             data: dir.join("wal-ingest"),
             ..palimpsest_wal_ingest::Settings::defaults(self.port_base)
         };
-        let plain = self.sources.clone().with_flags(Vec::new());
-        let redo = plain.clone().with_flags(self.redo_flags());
+        let storing = self.sources.clone().with_flags(self.store_flags());
+        let redo = self.sources.clone().with_flags(self.redo_flags());
         let mut problems = Vec::new();
-        let storage_broker = noting(&mut problems, merge(&storage_broker, &plain));
+        let storage_broker = noting(&mut problems, merge(&storage_broker, &storing));
         let redo_worker = noting(&mut problems, merge(&redo_worker, &redo));
-        let page_serve = noting(&mut problems, merge(&page_serve, &plain));
-        let wal_ingest = noting(&mut problems, merge(&wal_ingest, &plain));
+        let page_serve = noting(&mut problems, merge(&page_serve, &storing));
+        let wal_ingest = noting(&mut problems, merge(&wal_ingest, &storing));
         match (storage_broker, redo_worker, page_serve, wal_ingest) {
             (Some(storage_broker), Some(redo_worker), Some(page_serve), Some(wal_ingest)) => {
-                Ok(ServiceSettings {
+                let services = ServiceSettings {
                     storage_broker,
                     redo_worker,
                     page_serve,
                     wal_ingest,
-                })
+                };
+                services.with_one_store()
             }
             _ => Err(Problems(problems)),
         }
+    }
+
+    fn store_flags(&self) -> Vec<(String, String)> {
+        let flag = |store: &StoreLocation| ("store".to_owned(), store.to_string());
+        self.store.iter().map(flag).collect()
     }
 
     fn redo_flags(&self) -> Vec<(String, String)> {
@@ -287,6 +296,26 @@ impl StackSettings {
 }
 
 impl ServiceSettings {
+    /// Fails unless all have the same object store: what one writes the others read.
+    fn with_one_store(self) -> Result<Self, Problems> {
+        let store = self.store();
+        let differs = |found: &StoreLocation| {
+            let message = format!(
+                "{found} is not the store of the storage-broker, which is {store}; they share one: name it by --store, or in each section"
+            );
+            (found != store).then_some(message)
+        };
+        let page_serve = differs(&self.page_serve.settings.store)
+            .map(|message| self.page_serve.problem("store", message));
+        let wal_ingest = differs(&self.wal_ingest.settings.store)
+            .map(|message| self.wal_ingest.problem("store", message));
+        let problems: Vec<_> = page_serve.into_iter().chain(wal_ingest).collect();
+        match problems.is_empty() {
+            true => Ok(self),
+            false => Err(Problems(problems)),
+        }
+    }
+
     /// Directory of PostgreSQL's programs.
     pub fn pg_bin(&self) -> &Path {
         &self.redo_worker.settings.pg_bin
@@ -297,8 +326,8 @@ impl ServiceSettings {
         &self.redo_worker.settings.redo_build
     }
 
-    /// Directory of the object store.
-    pub fn store(&self) -> &Path {
+    /// The object store.
+    pub fn store(&self) -> &StoreLocation {
         &self.storage_broker.settings.store
     }
 
@@ -387,6 +416,31 @@ mod tests {
         ] {
             assert!(printed.contains(line), "{line} in {printed}");
         }
+    }
+
+    #[test]
+    fn a_store_for_all_beats_each_ones_own_and_there_is_one_only() {
+        let text = "[page-serve]\nstore = 's3://other'\n";
+        let mut settings = StackSettings {
+            sources: Sources {
+                file: Some(TomlFile::parse("p.toml", text).unwrap()),
+                ..Sources::default()
+            },
+            ..StackSettings::default()
+        };
+        let here = Path::new("/here");
+        let Problems(problems) = settings.services(here).unwrap_err();
+        let told: Vec<_> = problems.iter().map(|problem| problem.in_full()).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        for words in ["p.toml:2", "s3://other", "/here/store"] {
+            assert!(told[0].contains(words), "{words} in {told:?}");
+        }
+        settings.store = Some("s3://one/below".parse().unwrap());
+        let services = settings.services(here).unwrap();
+        assert_eq!(services.store().to_string(), "s3://one/below");
+        let printed = services.to_toml();
+        let line = "store = \"s3://one/below\" # --store";
+        assert_eq!(printed.matches(line).count(), 3, "{printed}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 
 use palimpsest_service_kit::ProcessSettings;
 use palimpsest_settings::{Effective, Problems, Sources, merge};
+use palimpsest_store::StoreLocation;
 
 use crate::stack::{ServiceSettings, StackSettings};
 
@@ -28,6 +29,7 @@ pub(crate) struct Flags<'a> {
     pub(crate) process: Vec<(String, String)>,
     pub(crate) pg_bin: Option<PathBuf>,
     pub(crate) redo_build: Option<PathBuf>,
+    pub(crate) store: Option<StoreLocation>,
 }
 
 impl Told {
@@ -43,6 +45,7 @@ impl Told {
             port_base: process.settings.port_base,
             pg_bin: flags.pg_bin,
             redo_build: flags.redo_build,
+            store: flags.store,
             sources,
         };
         let services = stack.services(data)?;

@@ -103,7 +103,7 @@ impl Embedded {
         let settings = palimpsest_page_serve::Settings {
             listen: "127.0.0.1:0".to_owned(),
             broker: self.broker_address.clone(),
-            store: self.directory.join("store"),
+            store: self.store().into(),
             lsn_patience: LSN_PATIENCE,
             ..palimpsest_page_serve::Settings::default()
         };
@@ -122,7 +122,7 @@ impl Embedded {
         palimpsest_wal_ingest::Settings {
             listen: "127.0.0.1:0".to_owned(),
             broker: self.broker_address.clone(),
-            store: self.store(),
+            store: self.store().into(),
             data: self.directory.join("wal-ingest"),
             layer_size: LAYER_SIZE,
             layer_age: LAYER_AGE,
@@ -221,7 +221,7 @@ impl Embedded {
 pub async fn start_broker(directory: &Path, listen: &str, scope: &TaskScope) -> Result<String> {
     let settings = palimpsest_storage_broker::Settings {
         listen: listen.to_owned(),
-        store: directory.join("store"),
+        store: directory.join("store").into(),
         ..palimpsest_storage_broker::Settings::default()
     };
     Ok(palimpsest_storage_broker::run(settings, scope)
@@ -249,7 +249,7 @@ impl ServedTimeline {
     ) -> Vec<Result<Bytes>> {
         let at = ReadAt {
             lsn: Some(lsn),
-            not_modified_since: None,
+            ..ReadAt::default()
         };
         let count = blocks.len();
         let request = PagesRequest {
@@ -269,7 +269,7 @@ impl PageSource for ServedTimeline {
     async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>> {
         let at = ReadAt {
             lsn: Some(lsn),
-            not_modified_since: None,
+            ..ReadAt::default()
         };
         Ok(self.client.relations(self.timeline, at).await?.1)
     }

@@ -18,6 +18,7 @@ use palimpsest_api::{
     page::PageClient,
 };
 use palimpsest_runtime::TaskScope;
+use palimpsest_testkit::BucketServer;
 use palimpsest_types::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
@@ -125,6 +126,28 @@ impl Processes {
         for (name, value) in variables {
             launch.set_variable(name, value);
         }
+        Self::launch_all(launch).await
+    }
+
+    /// The same with the object store in a bucket.
+    ///
+    /// # Errors
+    /// If a program can't be executed or has ended at once.
+    pub async fn launch_on(
+        bucket: &BucketServer,
+        program: &Path,
+        directory: &Path,
+        layers: Layers,
+    ) -> Result<Self> {
+        let mut launch = Launch::new(program, directory, layers)?;
+        launch.set_bucket(&bucket.url("store"));
+        for (name, value) in bucket.variables() {
+            launch.set_variable(name, &value);
+        }
+        Self::launch_all(launch).await
+    }
+
+    async fn launch_all(launch: Launch) -> Result<Self> {
         let scope = TaskScope::default();
         let cluster = watch_cluster(&launch.address(Process::StorageBroker), &scope)?;
         let mut processes = Self {

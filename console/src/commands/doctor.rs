@@ -18,7 +18,7 @@ use std::{
 use clap::Args;
 use palimpsest_redo_postgres::{EngineSettings, RunAs, Walls, probe};
 use palimpsest_settings::{PortBase, SIDE_PORT_OFFSET};
-use palimpsest_store::ObjectStore;
+use palimpsest_store::{ObjectStore, StoreLocation};
 use palimpsest_types::ByteCount;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -43,6 +43,9 @@ pub struct DoctorArgs {
     /// Where the redo library is that `make redo` built.
     #[arg(long, env = "PALIMPSEST_REDO_BUILD", value_name = "DIR")]
     pub redo_build: Option<PathBuf>,
+    /// The object store that `pal up` is to have.
+    #[arg(long, value_name = "PLACE")]
+    pub store: Option<StoreLocation>,
     /// The port base that `pal up` is to have.
     #[arg(long)]
     pub port_base: Option<PortBase>,
@@ -111,6 +114,7 @@ impl DoctorArgs {
             process: port_base.into_iter().collect(),
             pg_bin: self.pg_bin.clone(),
             redo_build: self.redo_build.clone(),
+            store: self.store.clone(),
         }
     }
 }
@@ -172,12 +176,17 @@ async fn files(common: &Common, settings: &ServiceSettings) -> Vec<Check> {
         verdict::free_disk(local, available(local)),
     ];
     // Looking must not make a store where there is none.
-    let probed = match store.is_dir() {
+    let is_there = store.directory().is_none_or(Path::is_dir);
+    let probed = match is_there {
         true => Some(ObjectStore::open(&store).await.map(drop).map_err(in_words)),
         false => None,
     };
     checks.push(verdict::store(&store, probed));
-    checks.push(verdict::same_disk(device(local).zip(device(&store))));
+    let disks = |directory| device(local).zip(device(directory));
+    checks.push(match store.directory() {
+        Some(directory) => verdict::same_disk(disks(directory)),
+        None => verdict::no_disk(),
+    });
     checks
 }
 

@@ -75,7 +75,7 @@ mod tests {
         let announcement = Announcement {
             pid: child.id(),
             broker: "127.0.0.1:7700".into(),
-            store: "/data/store".into(),
+            store: Path::new("/data/store").into(),
         };
         (child, announcement)
     }

@@ -1,9 +1,12 @@
 //! `pal rel`.
 
 use clap::Subcommand;
-use palimpsest_api::page::{ReadAt, RelationSize};
+use palimpsest_api::{
+    TimelineRef,
+    page::{PageClient, ReadAt, RelationSize},
+};
 use palimpsest_catalog::RelationName;
-use palimpsest_types::{ByteCount, Fork, Lsn, PAGE_SIZE, RelTag};
+use palimpsest_types::{ByteCount, Fork, Lsn, Oid, PAGE_SIZE, RelTag};
 use serde::Serialize;
 
 use crate::{
@@ -11,7 +14,7 @@ use crate::{
     client::{Client, find},
     error::CliError,
     output::{Column, Output},
-    relation::locate,
+    relation::{locate, locate_database},
 };
 
 /// Commands about relations.
@@ -36,6 +39,27 @@ pub enum RelCommand {
         #[arg(long)]
         lsn: Option<Lsn>,
     },
+    /// Show the size of a database: all its relation forks together. PostgreSQL's own
+    /// `pg_database_size` also counts what is in no WAL, above all unlogged and temporary relations.
+    Database {
+        /// TENANT or TENANT/TIMELINE.
+        name: String,
+        /// Its name, as of the LSN.
+        database: String,
+        /// As of this LSN; the newest without it.
+        #[arg(long)]
+        lsn: Option<Lsn>,
+    },
+}
+
+/// A database and what it has.
+#[derive(Debug, Serialize)]
+struct Database {
+    database: String,
+    oid: Oid,
+    lsn: Lsn,
+    blocks: u64,
+    bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +79,13 @@ struct Relation {
 const COLUMNS: [Column; 4] = [
     Column::Left("RELATION"),
     Column::Left("FORK"),
+    Column::Right("BLOCKS"),
+    Column::Right("SIZE"),
+];
+
+const DATABASE_COLUMNS: [Column; 4] = [
+    Column::Left("DATABASE"),
+    Column::Right("OID"),
     Column::Right("BLOCKS"),
     Column::Right("SIZE"),
 ];
@@ -90,14 +121,48 @@ pub(crate) async fn run(
             let blocks = blocks.ok_or(CliError::NoRelation { rel, lsn })?;
             list(lsn, vec![Relation::new(rel, blocks.get())], output)
         }
+        RelCommand::Database {
+            name,
+            database,
+            lsn,
+        } => {
+            let timeline = find(&view, &name)?.timeline;
+            let pages = client.pages(&view).await?;
+            show_database(&pages, timeline, database, lsn, output).await
+        }
     }
+}
+
+async fn show_database(
+    pages: &PageClient,
+    timeline: TimelineRef,
+    database: String,
+    lsn: Option<Lsn>,
+    output: Output,
+) -> Result<(), CliError> {
+    let (oid, lsn) = locate_database(pages, timeline, &database, lsn).await?;
+    let size = pages.database_size(timeline, at(Some(lsn)), oid).await;
+    let size = size.map_err(CliError::remote(format!("the size of database {database}")))?;
+    let blocks = size.blocks.unwrap_or_default();
+    let shown = Database {
+        database,
+        oid,
+        lsn,
+        blocks,
+        bytes: blocks * PAGE_SIZE as u64,
+    };
+    if output.is_json() {
+        return output.json(&shown);
+    }
+    output.table(&DATABASE_COLUMNS, vec![shown.cells()])?;
+    output.line(format!("at {lsn}"))
 }
 
 /// What a page-serve is asked for.
 pub(crate) fn at(lsn: Option<Lsn>) -> ReadAt {
     ReadAt {
         lsn,
-        not_modified_since: None,
+        ..ReadAt::default()
     }
 }
 
@@ -107,6 +172,17 @@ fn list(lsn: Lsn, relations: Vec<Relation>, output: Output) -> Result<(), CliErr
     }
     output.table(&COLUMNS, relations.iter().map(Relation::cells).collect())?;
     output.line(format!("at {lsn}"))
+}
+
+impl Database {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.database.clone(),
+            self.oid.to_string(),
+            self.blocks.to_string(),
+            ByteCount::new(self.bytes).to_string(),
+        ]
+    }
 }
 
 impl Relation {

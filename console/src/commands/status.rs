@@ -1,5 +1,6 @@
 //! `pal status`.
 
+use palimpsest_store::StoreLocation;
 use serde::Serialize;
 
 use crate::{
@@ -53,14 +54,16 @@ pub(crate) async fn run(common: &Common, output: Output) -> Result<(), CliError>
     output.line(format!("object store: {}", status.object_store))
 }
 
-/// In this version a store is always a directory, which protects against no lost disk.
+/// Whether more than one disk has to be lost, as far as that is known here.
 fn object_store(client: &Client) -> String {
-    match client.local() {
-        Some(local) => format!(
+    match client.local().map(|local| &local.store) {
+        Some(StoreLocation::Directory(path)) => format!(
             "{}, a directory of this machine: it is lost with its disk",
-            local.store.display()
+            path.display()
         ),
-        None => "a directory of the machine that the services run on: it is lost with its disk"
-            .to_owned(),
+        Some(StoreLocation::Bucket(bucket)) => {
+            format!("{bucket}, a bucket: it does not depend on this machine's disks")
+        }
+        None => "not known here: the setting `store` of the services says which".to_owned(),
     }
 }

@@ -8,6 +8,7 @@ use palimpsest_service_kit::{
     telemetry::{self, LogFormat},
 };
 use palimpsest_settings::{ConfigArgs, PortBase};
+use palimpsest_store::StoreLocation;
 
 use crate::{
     cli::Common,
@@ -31,6 +32,11 @@ pub struct UpArgs {
     /// Where the redo library is that `make redo` built.
     #[arg(long, env = "PALIMPSEST_REDO_BUILD", value_name = "DIR")]
     pub redo_build: Option<PathBuf>,
+    /// The object store of all services: a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or
+    /// az://CONTAINER/PREFIX. Who asks is said by the provider's variables, as AWS_ACCESS_KEY_ID;
+    /// `store` below the data directory unless told.
+    #[arg(long, value_name = "PLACE")]
+    pub store: Option<StoreLocation>,
     /// How events are written to standard error; pretty unless told.
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -50,6 +56,7 @@ pub(crate) async fn run(
         process: arguments.process_flags(),
         pg_bin: arguments.pg_bin.clone(),
         redo_build: arguments.redo_build.clone(),
+        store: arguments.store.clone(),
     };
     // Everything that can be wrong is found before the data directory is touched.
     let settings = match Told::gather(&common.data, flags) {
@@ -103,6 +110,7 @@ fn tell(stack: &Stack, place: &Place, output: Output) -> Result<(), CliError> {
         .map(|(name, address)| format!("{address} ({name})"))
         .collect();
     output.line(format!("metrics and probes: {}", metrics.join(", ")))?;
+    output.line(format!("object store: {}", stack.announcement().store))?;
     output.line("try, in another terminal:")?;
     output.line("  pal attach mine --source 'host=localhost user=postgres'")?;
     output.line("  pal status")?;

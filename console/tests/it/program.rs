@@ -306,6 +306,10 @@ fn an_attachment_lives_and_ends_as_a_person_wants() {
     assert!(!bytes.windows(5).any(|part| part == b"after"));
     place.works(&[&["rel", "size"], &notes[..]].concat());
     assert!(place.works(&["rel", "list", "mine"]).contains("1663/"));
+    let database = ["rel", "database", "mine", "postgres"];
+    assert!(place.works(&database).contains("MiB"));
+    let missing = ["rel", "database", "mine", "nowhere"];
+    place.fails(&missing, FAILED, &["there is no database \"nowhere\""]);
     let shown = place.works(&["timeline", "show", "mine"]);
     assert!(shown.contains("streaming"), "{shown}");
     let status = place.json(&["status"]);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -23,6 +24,8 @@ pub(super) struct Launch {
     layers: Layers,
     ports: BTreeMap<Process, u16>,
     variables: Vec<(String, String)>,
+    /// The object store, if it is not the directory beside the rest.
+    bucket: Option<String>,
 }
 
 /// When changes become layers.
@@ -59,6 +62,7 @@ impl Launch {
             layers,
             ports: BTreeMap::new(),
             variables: Vec::new(),
+            bucket: None,
         };
         for process in Process::ALL {
             launch.relocate(process)?;
@@ -69,6 +73,11 @@ impl Launch {
     /// Has all processes started with a variable in their environment, too.
     pub(super) fn set_variable(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Has all processes started with an object store elsewhere.
+    pub(super) fn set_bucket(&mut self, url: &str) {
+        self.bucket = Some(url.to_owned());
     }
 
     /// Gives a process a port that it did not have before. It stays its own through restarts, so
@@ -95,6 +104,14 @@ impl Launch {
 
     pub(super) fn store(&self) -> PathBuf {
         self.directory.join("store")
+    }
+
+    /// Where the object store is, as processes are told.
+    fn store_argument(&self) -> OsString {
+        match &self.bucket {
+            Some(url) => url.into(),
+            None => self.store().into(),
+        }
     }
 
     /// Its local directory.
@@ -138,7 +155,7 @@ impl Launch {
         }
         match process {
             Process::StorageBroker => {
-                command.arg("--store").arg(self.store());
+                command.arg("--store").arg(self.store_argument());
             }
             Process::RedoWorker | Process::SecondRedoWorker => {
                 let bin = palimpsest_testkit::cluster::pg_bin();
@@ -146,11 +163,11 @@ impl Launch {
                 command.args(["--redo-build", REDO_BUILD]);
             }
             Process::PageServe | Process::SecondPageServe => {
-                command.arg("--store").arg(self.store());
+                command.arg("--store").arg(self.store_argument());
                 command.args(["--lsn-patience", LSN_PATIENCE]);
             }
             Process::WalIngest | Process::SecondWalIngest => {
-                command.arg("--store").arg(self.store());
+                command.arg("--store").arg(self.store_argument());
                 command.arg("--data").arg(self.data(process));
                 let (size, age) = self.layers.limits();
                 command.args(["--layer-size", size]);

@@ -85,7 +85,7 @@ impl FaultyStore {
     pub async fn in_directory(
         directory: &FilePath,
     ) -> std::result::Result<(Arc<Self>, ObjectStore), StoreError> {
-        let files = crate::object_store::local_files(directory)?;
+        let files = crate::directory::open(directory)?;
         let faulty = Arc::new(Self::new(Arc::new(files)));
         let store = ObjectStore::with(Arc::clone(&faulty) as _).await?;
         Ok((faulty, store))

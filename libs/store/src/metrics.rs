@@ -9,7 +9,7 @@ use crate::error::StoreError;
 /// Counts of one store. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct StoreMetrics {
-    operations: Arc<[Operations; 5]>,
+    operations: Arc<[Operations; 6]>,
     read: Counter,
     written: Counter,
 }
@@ -18,6 +18,7 @@ pub struct StoreMetrics {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Operation {
     Create,
+    Look,
     Get,
     GetRange,
     List,
@@ -63,8 +64,9 @@ impl StoreMetrics {
 }
 
 impl Operation {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Create,
+        Self::Look,
         Self::Get,
         Self::GetRange,
         Self::List,
@@ -74,6 +76,7 @@ impl Operation {
     const fn name(self) -> &'static str {
         match self {
             Self::Create => "create",
+            Self::Look => "look",
             Self::Get => "get",
             Self::GetRange => "get-range",
             Self::List => "list",
@@ -83,7 +86,7 @@ impl Operation {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-fn samples(operations: &[Operations; 5]) -> Vec<Sample> {
+fn samples(operations: &[Operations; 6]) -> Vec<Sample> {
     let help = "Operations of the object store that ended";
     let mut done = Sample::counter("store_operations", None, help);
     let help = "Operations of the object store that failed; those that matter are repeated";

@@ -1,84 +1,66 @@
-use std::{
-    fs::{self, DirBuilder},
-    io,
-    ops::Range,
-    os::unix::fs::DirBuilderExt as _,
-    path::Path,
-    sync::Arc,
-};
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::{TryStreamExt as _, future::join_all};
+use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use object_store::{
-    ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, local::LocalFileSystem,
-    path::Path as RawPath,
+    ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, path::Path as RawPath,
 };
-use palimpsest_types::{TenantId, TimelineId};
+use tokio::time::timeout;
 
 use crate::{
+    bucket::{self, Variables, patience},
+    directory,
     error::StoreError,
+    location::{Bucket, StoreLocation},
     metrics::{Operation, StoreMetrics},
+    path::StorePath,
 };
-
-/// A name in the store.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StorePath(RawPath);
 
 /// The store. Clones share it.
 #[derive(Debug, Clone)]
 pub struct ObjectStore {
     inner: Arc<dyn object_store::ObjectStore>,
+    /// Where it is, if it has to be waited for and may keep silent.
+    bucket: Option<Arc<Bucket>>,
     metrics: StoreMetrics,
 }
 
 /// Writers that race in the start-up probe.
 const PROBE_WRITERS: usize = 8;
-/// Only the owner may look in: the catalog holds passwords, and pages hold everything else.
-const STORE_MODE: u32 = 0o700;
-
-impl StorePath {
-    /// What the storage-broker keeps.
-    pub fn catalog() -> Self {
-        Self(RawPath::from_iter(["catalog"]))
-    }
-
-    /// Everything of a tenant.
-    pub fn tenant(tenant: TenantId) -> Self {
-        Self(RawPath::from_iter(["tenants", &tenant.to_string()]))
-    }
-
-    /// Everything of a timeline.
-    pub fn timeline(tenant: TenantId, timeline: TimelineId) -> Self {
-        Self::tenant(tenant)
-            .child("timelines")
-            .child(&timeline.to_string())
-    }
-
-    /// A name below this one; separators in `name` are escaped.
-    pub fn child(&self, name: &str) -> Self {
-        Self(self.0.clone().join(name))
-    }
-
-    /// The part after the last separator.
-    pub fn file_name(&self) -> Option<&str> {
-        self.0.filename()
-    }
-}
-
-impl std::fmt::Display for StorePath {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+/// Deletes under way when much goes.
+const DELETES: usize = 16;
 
 impl ObjectStore {
-    /// A store in a local directory that fsyncs files and directories; probed for an atomic create.
-    /// A missing directory is made, for its owner only; one that exists keeps its permissions.
+    /// The store at a place, probed for an atomic create. How a bucket is reached, and who asks, is
+    /// said by the variables of this process.
     ///
     /// # Errors
-    /// If the directory can't be used or create is not atomic there.
-    pub async fn open(directory: &Path) -> Result<Self, StoreError> {
-        Self::with(Arc::new(local_files(directory)?)).await
+    /// If it can't be reached or used, or create is not atomic there.
+    pub async fn open(location: impl Into<StoreLocation>) -> Result<Self, StoreError> {
+        Self::open_with(location, &Variables::of_process()).await
+    }
+
+    /// As [`ObjectStore::open`], with the variables of another environment.
+    ///
+    /// In a local directory files and directories are fsynced. A missing directory is made, for its
+    /// owner only; one that exists keeps its permissions.
+    ///
+    /// # Errors
+    /// If it can't be reached or used, or create is not atomic there.
+    pub async fn open_with(
+        location: impl Into<StoreLocation>,
+        variables: &Variables,
+    ) -> Result<Self, StoreError> {
+        match location.into() {
+            StoreLocation::Directory(directory) => {
+                Self::with(Arc::new(directory::open(&directory)?)).await
+            }
+            StoreLocation::Bucket(bucket) => {
+                let inner = bucket::open(&bucket, variables);
+                let inner = inner.map_err(|error| StoreError::environment(&bucket, &error))?;
+                Self::probed(inner, Some(Arc::new(bucket))).await
+            }
+        }
     }
 
     /// Any store, probed for an atomic create.
@@ -86,8 +68,19 @@ impl ObjectStore {
     /// # Errors
     /// If it can't be reached or create is not atomic there.
     pub async fn with(inner: Arc<dyn object_store::ObjectStore>) -> Result<Self, StoreError> {
+        Self::probed(inner, None).await
+    }
+
+    async fn probed(
+        inner: Arc<dyn object_store::ObjectStore>,
+        bucket: Option<Arc<Bucket>>,
+    ) -> Result<Self, StoreError> {
         let metrics = StoreMetrics::default();
-        let store = Self { inner, metrics };
+        let store = Self {
+            inner,
+            bucket,
+            metrics,
+        };
         store.probe().await?;
         Ok(store)
     }
@@ -101,6 +94,8 @@ impl ObjectStore {
     async fn probe(&self) -> Result<(), StoreError> {
         let name = format!("{:032x}", rand::random::<u128>());
         let path = StorePath(RawPath::from_iter(["probe", &name]));
+        // Alone, so that a store that can't be reached is not told by all of them.
+        self.list(&path).await?;
         let writers = (0..PROBE_WRITERS).map(|writer| {
             let body = Bytes::from(writer.to_string());
             self.create(&path, body)
@@ -113,11 +108,42 @@ impl ObjectStore {
                 Err(error) => return Err(error),
             }
         }
+        if winners == 0 {
+            // The winner's answer was lost, and its repeat lost against itself.
+            self.get(&path).await?;
+        }
         self.delete(&path).await?;
-        if winners == 1 {
-            Ok(())
-        } else {
-            Err(StoreError::NotAtomic)
+        match winners {
+            0 | 1 => Ok(()),
+            _ => Err(StoreError::NotAtomic { store: self.name() }),
+        }
+    }
+
+    fn name(&self) -> String {
+        match &self.bucket {
+            Some(bucket) => bucket.to_string(),
+            None => self.inner.to_string(),
+        }
+    }
+
+    /// The answer to what is asked about `path`, if it comes in the time that a bucket has for so
+    /// many bytes. A system that does not answer for its files stands still itself.
+    async fn answer<T>(
+        &self,
+        path: &RawPath,
+        bytes: u64,
+        asked: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, StoreError> {
+        let Some(bucket) = &self.bucket else {
+            return asked
+                .await
+                .map_err(|source| StoreError::of_files(path, source));
+        };
+        let limit = patience(bytes);
+        match timeout(limit, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(StoreError::of_bucket(bucket, path, &error)),
+            Err(_) => Err(StoreError::silence(bucket, path, limit)),
         }
     }
 
@@ -125,15 +151,16 @@ impl ObjectStore {
     ///
     /// # Errors
     /// [`StoreError::AlreadyExists`] if another was first, or if an earlier try of ours that seemed
-    /// to fail had in fact succeeded: read it to know.
+    /// to fail had in fact succeeded: read it to know. Tries are also made out of sight, by the
+    /// client of a bucket. S3 rarely says it, too, of an object that is not there: if it was deleted
+    /// at the same time.
     pub async fn create(&self, path: &StorePath, body: Bytes) -> Result<(), StoreError> {
         let options = PutOptions::from(PutMode::Create);
         let size = body.len();
         let put = self
             .inner
             .put_opts(&path.0, PutPayload::from_bytes(body), options);
-        let put = put.await.map(drop);
-        let put = put.map_err(|source| StoreError::from_store(&path.0, source));
+        let put = self.answer(&path.0, size as u64, put).await.map(drop);
         self.metrics.ended(Operation::Create, &put);
         if put.is_ok() {
             self.metrics.written(size);
@@ -148,9 +175,17 @@ impl ObjectStore {
     /// If the store fails.
     pub async fn put_once(&self, path: &StorePath, body: Bytes) -> Result<(), StoreError> {
         match self.create(path, body).await {
-            Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            // Seen, before anybody relies on it.
+            Err(StoreError::AlreadyExists { .. }) => self.look(path).await,
             outcome => outcome,
         }
+    }
+
+    /// Fails unless the object exists.
+    async fn look(&self, path: &StorePath) -> Result<(), StoreError> {
+        let found = self.answer(&path.0, 0, self.inner.head(&path.0)).await;
+        self.metrics.ended(Operation::Look, &found);
+        found.map(drop)
     }
 
     /// The whole object.
@@ -158,8 +193,12 @@ impl ObjectStore {
     /// # Errors
     /// If it does not exist or the store fails.
     pub async fn get(&self, path: &StorePath) -> Result<Bytes, StoreError> {
-        let read = async { self.inner.get(&path.0).await?.bytes().await };
-        self.note_read(Operation::Get, path, read.await)
+        let read = async {
+            let found = self.answer(&path.0, 0, self.inner.get(&path.0)).await?;
+            let size = found.meta.size;
+            self.answer(&path.0, size, found.bytes()).await
+        };
+        self.note_read(Operation::Get, read.await)
     }
 
     /// Some bytes of an object.
@@ -171,17 +210,17 @@ impl ObjectStore {
         path: &StorePath,
         range: Range<u64>,
     ) -> Result<Bytes, StoreError> {
-        let read = self.inner.get_range(&path.0, range).await;
-        self.note_read(Operation::GetRange, path, read)
+        let size = range.end.saturating_sub(range.start);
+        let read = self.inner.get_range(&path.0, range);
+        let read = self.answer(&path.0, size, read).await;
+        self.note_read(Operation::GetRange, read)
     }
 
     fn note_read(
         &self,
         operation: Operation,
-        path: &StorePath,
-        read: object_store::Result<Bytes>,
+        read: Result<Bytes, StoreError>,
     ) -> Result<Bytes, StoreError> {
-        let read = read.map_err(|source| StoreError::from_store(&path.0, source));
         self.metrics.ended(operation, &read);
         if let Ok(bytes) = &read {
             self.metrics.read(bytes.len());
@@ -194,17 +233,19 @@ impl ObjectStore {
     /// # Errors
     /// If the store fails.
     pub async fn list(&self, below: &StorePath) -> Result<Vec<StorePath>, StoreError> {
-        let objects: Result<Vec<_>, _> = self
-            .inner
-            .list(Some(&below.0))
-            .try_collect()
-            .await
-            .map_err(|source| StoreError::from_store(&below.0, source));
-        self.metrics.ended(Operation::List, &objects);
-        Ok(objects?
-            .into_iter()
-            .map(|object| StorePath(object.location))
-            .collect())
+        let listed = self.list_all(below).await;
+        self.metrics.ended(Operation::List, &listed);
+        listed
+    }
+
+    async fn list_all(&self, below: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+        let mut listing = self.inner.list(Some(&below.0));
+        let mut objects = Vec::new();
+        // Each portion has its time: a listing may be long.
+        while let Some(object) = self.answer(&below.0, 0, listing.try_next()).await? {
+            objects.push(StorePath(object.location));
+        }
+        Ok(objects)
     }
 
     /// Removes an object; one that does not exist is removed already.
@@ -212,9 +253,10 @@ impl ObjectStore {
     /// # Errors
     /// If the store fails.
     pub async fn delete(&self, path: &StorePath) -> Result<(), StoreError> {
-        let deleted = match self.inner.delete(&path.0).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(source) => Err(StoreError::from_store(&path.0, source)),
+        let deleted = self.inner.delete(&path.0);
+        let deleted = match self.answer(&path.0, 0, deleted).await {
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            outcome => outcome,
         };
         self.metrics.ended(Operation::Delete, &deleted);
         deleted
@@ -225,94 +267,14 @@ impl ObjectStore {
     /// # Errors
     /// If the store fails; some objects may be gone then, and a repeat removes the rest.
     pub async fn delete_below(&self, path: &StorePath) -> Result<(), StoreError> {
-        for object in self.list(path).await? {
-            self.delete(&object).await?;
-        }
-        Ok(())
-    }
-}
-
-/// Objects as files below a directory, each fsynced before it has its name.
-pub(crate) fn local_files(directory: &Path) -> Result<LocalFileSystem, StoreError> {
-    let path = directory.display().to_string();
-    make_private(directory).map_err(|source| StoreError::Directory {
-        path: path.clone(),
-        source,
-    })?;
-    let local = LocalFileSystem::new_with_prefix(directory)
-        .map_err(|source| StoreError::Store { path, source })?;
-    Ok(local.with_fsync(true))
-}
-
-/// Makes the directory if it does not exist. Its parents are nothing special.
-fn make_private(directory: &Path) -> io::Result<()> {
-    if let Some(parent) = directory.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match DirBuilder::new().mode(STORE_MODE).create(directory) {
-        Err(_) if directory.is_dir() => Ok(()),
-        outcome => outcome,
+        let objects = stream::iter(self.list(path).await?);
+        objects
+            .map(|object| async move { self.delete(&object).await })
+            .buffer_unordered(DELETES)
+            .try_collect()
+            .await
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    async fn store() -> (tempfile::TempDir, ObjectStore) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = ObjectStore::open(directory.path()).await.unwrap();
-        (directory, store)
-    }
-
-    #[tokio::test]
-    async fn a_new_directory_is_private_and_an_old_one_stays_as_it_is() {
-        let directory = tempfile::tempdir().unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        let new = directory.path().join("parent/store");
-        ObjectStore::open(&new).await.unwrap();
-        assert_eq!(mode(&new), 0o700);
-
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o750)).unwrap();
-        ObjectStore::open(&new).await.unwrap();
-        assert_eq!(mode(&new), 0o750);
-
-        let file = directory.path().join("file");
-        fs::write(&file, "").unwrap();
-        let refused = ObjectStore::open(&file).await;
-        assert!(matches!(refused, Err(StoreError::Directory { .. })));
-    }
-
-    #[tokio::test]
-    async fn an_object_is_created_once() {
-        let (_directory, store) = store().await;
-        let path = StorePath::catalog().child("1");
-        store
-            .create(&path, Bytes::from_static(b"first"))
-            .await
-            .unwrap();
-        let second = store.create(&path, Bytes::from_static(b"second")).await;
-        assert!(matches!(second, Err(StoreError::AlreadyExists { .. })));
-        assert_eq!(store.get(&path).await.unwrap(), "first");
-        assert_eq!(store.get_range(&path, 1..3).await.unwrap(), "ir");
-    }
-
-    #[tokio::test]
-    async fn what_is_deleted_is_gone_and_stays_gone() {
-        let (_directory, store) = store().await;
-        let path = StorePath::catalog();
-        for name in ["1", "2"] {
-            store.create(&path.child(name), Bytes::new()).await.unwrap();
-        }
-        assert_eq!(store.list(&path).await.unwrap().len(), 2);
-        store.delete_below(&path).await.unwrap();
-        store.delete(&path.child("1")).await.unwrap();
-        assert!(store.list(&path).await.unwrap().is_empty());
-        assert!(matches!(
-            store.get(&path.child("1")).await,
-            Err(StoreError::NotFound { .. })
-        ));
-    }
-}
+mod tests;

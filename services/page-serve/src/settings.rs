@@ -1,6 +1,7 @@
-use std::{path::PathBuf, time::Duration};
+use std::{path::Path, time::Duration};
 
 use palimpsest_settings::{PortBase, Service, duration};
+use palimpsest_store::StoreLocation;
 use palimpsest_types::ByteCount;
 use serde::{Deserialize, Serialize};
 
@@ -14,18 +15,21 @@ pub struct Settings {
     /// Where the storage-broker is, as host:port
     #[arg(long)]
     pub broker: String,
-    /// Directory of the object store
+    /// The object store: a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX
     #[arg(long)]
-    pub store: PathBuf,
+    pub store: StoreLocation,
     /// Memory for pages that were made, of all timelines
     #[arg(long)]
     pub page_cache: ByteCount,
     /// Memory for blocks of layers, of all timelines
     #[arg(long)]
     pub block_cache: ByteCount,
-    /// Memory for the changes of each timeline that no layer has yet
+    /// Memory for changes that no layer has yet, of all timelines
     #[arg(long)]
     pub tail_memory: ByteCount,
+    /// Memory for answers that are being made or wait for their clients, of all of them
+    #[arg(long)]
+    pub answer_memory: ByteCount,
     /// How long a request waits for its LSN to arrive
     #[arg(long, value_parser = duration::parse)]
     #[serde(with = "duration")]
@@ -39,11 +43,12 @@ impl palimpsest_settings::Settings for Settings {
         Self {
             listen: ports.address(Service::PageServe),
             broker: ports.address(Service::StorageBroker),
-            store: "data/store".into(),
+            store: Path::new("data/store").into(),
             page_cache: ByteCount::mib(256),
             block_cache: ByteCount::mib(256),
             // As much as wal-ingest's, which counts the same changes.
             tail_memory: ByteCount::gib(1),
+            answer_memory: ByteCount::mib(256),
             lsn_patience: Duration::from_secs(10),
         }
     }

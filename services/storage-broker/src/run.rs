@@ -1,10 +1,4 @@
-use std::{
-    fs::DirBuilder,
-    io,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
-};
+use std::net::SocketAddr;
 
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{BindError, Failure, GrpcServer, Readiness, Services};
@@ -32,25 +26,13 @@ pub enum StartError {
     /// It can't listen.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The store's directory can't be made.
-    #[error("can't make the directory {} for the object store", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The store can't be used.
-    #[error(transparent)]
+    /// The object store can't be used.
+    #[error("the object store can't be used")]
     Store(#[from] StoreError),
     /// The catalog can't be read.
     #[error(transparent)]
     Catalog(#[from] CatalogStoreError),
 }
-
-/// Only the owner may look in: the catalog holds passwords.
-const STORE_MODE: u32 = 0o700;
 
 /// Starts a storage-broker in `scope`; it ends with the scope's token.
 ///
@@ -59,7 +41,6 @@ const STORE_MODE: u32 = 0o700;
 pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
     let server = GrpcServer::bind(&settings.listen).await?;
     let (address, side) = (server.address(), server.side_address());
-    make_private(&settings.store)?;
     let store = ObjectStore::open(&settings.store).await?;
     let mut metrics = registry(Service::StorageBroker.name());
     store.metrics().register(&mut metrics);
@@ -71,20 +52,8 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
         .with(AdminApi::new(broker).into_server());
     // The catalog has been read, so there is nothing to wait for.
     server.start(services, &Readiness::new(true), scope);
-    tracing::info!(%address, %side, store = %settings.store.display(), "storage-broker is up");
+    tracing::info!(%address, %side, store = %settings.store, "storage-broker is up");
     Ok(Running { address, side })
-}
-
-/// Makes the directory if it does not exist; one that does keeps its permissions.
-fn make_private(directory: &Path) -> Result<(), StartError> {
-    let made = DirBuilder::new()
-        .recursive(true)
-        .mode(STORE_MODE)
-        .create(directory);
-    made.map_err(|source| StartError::Directory {
-        path: directory.to_owned(),
-        source,
-    })
 }
 
 impl Running {
@@ -104,7 +73,6 @@ impl StartError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Bind(error) => error.kind(),
-            Self::Directory { .. } => ErrorKind::Invalid,
             Self::Store(error) => error.kind(),
             Self::Catalog(error) => error.kind(),
         }

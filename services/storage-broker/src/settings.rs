@@ -1,6 +1,7 @@
-use std::path::PathBuf;
+use std::path::Path;
 
 use palimpsest_settings::{PortBase, Service};
+use palimpsest_store::StoreLocation;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Timing;
@@ -12,10 +13,11 @@ pub struct Settings {
     /// Where to listen, as host:port; port 0 is any free one
     #[arg(long)]
     pub listen: String,
-    /// Directory of the object store; made for the owner's eyes only, because the catalog in it
-    /// holds connection strings with their passwords
+    /// The object store: a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or
+    /// az://CONTAINER/PREFIX. For the owner's eyes only, as a new directory is made: the catalog in
+    /// it holds connection strings with their passwords
     #[arg(long)]
-    pub store: PathBuf,
+    pub store: StoreLocation,
     /// Leases of members; the same everywhere, so no option.
     #[arg(skip)]
     #[serde(skip)]
@@ -28,7 +30,7 @@ impl palimpsest_settings::Settings for Settings {
     fn defaults(ports: PortBase) -> Self {
         Self {
             listen: ports.address(Service::StorageBroker),
-            store: "data/store".into(),
+            store: Path::new("data/store").into(),
             timing: Timing::default(),
         }
     }

@@ -1,6 +1,10 @@
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use palimpsest_settings::{PortBase, Service, duration};
+use palimpsest_store::StoreLocation;
 use palimpsest_types::ByteCount;
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +18,9 @@ pub struct Settings {
     /// Where the storage-broker is, as host:port
     #[arg(long)]
     pub broker: String,
-    /// Directory of the object store
+    /// The object store: a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX
     #[arg(long)]
-    pub store: PathBuf,
+    pub store: StoreLocation,
     /// Directory of the WAL that this node keeps
     #[arg(long)]
     pub data: PathBuf,
@@ -52,7 +56,7 @@ impl palimpsest_settings::Settings for Settings {
         Self {
             listen: ports.address(Service::WalIngest),
             broker: ports.address(Service::StorageBroker),
-            store: "data/store".into(),
+            store: Path::new("data/store").into(),
             data: "data/wal-ingest".into(),
             memory: ByteCount::gib(1),
             local_disk: ByteCount::gib(20),

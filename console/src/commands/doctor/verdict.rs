@@ -9,6 +9,7 @@ use std::{
 use palimpsest_api::broker::{ClusterView, Member, Role, TimelineState};
 use palimpsest_redo_postgres::{Wall, Walls};
 use palimpsest_settings::{Problem, Problems};
+use palimpsest_store::StoreLocation;
 use palimpsest_types::ByteCount;
 use serde::Serialize;
 
@@ -185,18 +186,30 @@ pub(super) fn free_disk(data: &Path, free: Option<ByteCount>) -> Check {
 }
 
 /// `None`: it does not exist yet.
-pub(super) fn store(store: &Path, probed: Option<Result<(), String>>) -> Check {
+pub(super) fn store(store: &StoreLocation, probed: Option<Result<(), String>>) -> Check {
     let what = "object store";
-    let place = store.display();
-    match probed {
-        None => Check::ok(what, format!("{place} is not there yet; `pal up` makes it")),
-        Some(Ok(())) => Check::ok(what, format!("{place} creates an object once only")),
-        Some(Err(error)) => Check::fail(
+    match (probed, store) {
+        (None, _) => Check::ok(what, format!("{store} is not there yet; `pal up` makes it")),
+        (Some(Ok(())), _) => Check::ok(what, format!("{store} creates an object once only")),
+        (Some(Err(error)), StoreLocation::Directory(_)) => Check::fail(
             what,
-            format!("{place}: {error}"),
+            format!("{store}: {error}"),
             "put it on a file system that we may write, and that makes hard links",
         ),
+        (Some(Err(error)), StoreLocation::Bucket(bucket)) => Check::fail(
+            what,
+            error,
+            format!(
+                "it is reached as the {}… variables of this command's environment say; `pal up` needs the same",
+                bucket.provider().variables()
+            ),
+        ),
     }
+}
+
+/// A store that is no directory.
+pub(super) fn no_disk() -> Check {
+    Check::ok("the store's disk", "none of this machine's")
 }
 
 /// The devices of the data directory and of the store.
@@ -407,11 +420,20 @@ mod tests {
 
     #[test]
     fn a_store_that_is_not_there_yet_is_nothing_to_do_about() {
-        let path = Path::new("/store");
-        assert_eq!(level(&store(path, None)), Level::Ok);
-        assert_eq!(level(&store(path, Some(Ok(())))), Level::Ok);
-        let refused = store(path, Some(Err("read-only".to_owned())));
+        let place = StoreLocation::from(Path::new("/store"));
+        assert_eq!(level(&store(&place, None)), Level::Ok);
+        assert_eq!(level(&store(&place, Some(Ok(())))), Level::Ok);
+        let refused = store(&place, Some(Err("read-only".to_owned())));
         assert_eq!(level(&refused), Level::Fail);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_bucket_is_said_with_its_variables() {
+        let place: StoreLocation = "gs://bucket/prefix".parse().unwrap();
+        let refused = store(&place, Some(Err("no such bucket".to_owned())));
+        assert_eq!(level(&refused), Level::Fail);
+        assert!(refused.remedy.unwrap().contains("GOOGLE_"));
+        assert_eq!(level(&no_disk()), Level::Ok);
     }
 
     #[test]

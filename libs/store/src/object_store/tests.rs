@@ -1,0 +1,58 @@
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use super::*;
+
+async fn store() -> (tempfile::TempDir, ObjectStore) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = ObjectStore::open(directory.path()).await.unwrap();
+    (directory, store)
+}
+
+#[tokio::test]
+async fn a_new_directory_is_private_and_an_old_one_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let new = directory.path().join("parent/store");
+    ObjectStore::open(&new).await.unwrap();
+    assert_eq!(mode(&new), 0o700);
+
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o750)).unwrap();
+    ObjectStore::open(&new).await.unwrap();
+    assert_eq!(mode(&new), 0o750);
+
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    let refused = ObjectStore::open(&file).await;
+    assert!(matches!(refused, Err(StoreError::Directory { .. })));
+}
+
+#[tokio::test]
+async fn an_object_is_created_once() {
+    let (_directory, store) = store().await;
+    let path = StorePath::catalog().child("1");
+    store
+        .create(&path, Bytes::from_static(b"first"))
+        .await
+        .unwrap();
+    let second = store.create(&path, Bytes::from_static(b"second")).await;
+    assert!(matches!(second, Err(StoreError::AlreadyExists { .. })));
+    assert_eq!(store.get(&path).await.unwrap(), "first");
+    assert_eq!(store.get_range(&path, 1..3).await.unwrap(), "ir");
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_gone_and_stays_gone() {
+    let (_directory, store) = store().await;
+    let path = StorePath::catalog();
+    for name in ["1", "2"] {
+        store.create(&path.child(name), Bytes::new()).await.unwrap();
+    }
+    assert_eq!(store.list(&path).await.unwrap().len(), 2);
+    store.delete_below(&path).await.unwrap();
+    store.delete(&path.child("1")).await.unwrap();
+    assert!(store.list(&path).await.unwrap().is_empty());
+    assert!(matches!(
+        store.get(&path.child("1")).await,
+        Err(StoreError::NotFound { .. })
+    ));
+}

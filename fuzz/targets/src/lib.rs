@@ -18,7 +18,7 @@ pub use catalog::catalog;
 pub use layers::{delta_layer, image_layer};
 pub use manifest::manifest;
 pub use messages::{feed, get_pages, redo_answers};
-pub use postgres::{backup_label, control_file, tar};
+pub use postgres::{backup_label, control_file, replication_origins, tar};
 pub use protocol::{base_backup, commands, replication};
 pub use texts::{conninfo, names};
 pub use wal::{page_images, slru_pages, wal_pages, wal_records};
@@ -27,7 +27,7 @@ pub use wal::{page_images, slru_pages, wal_pages, wal_records};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets by the names of their programs and of their directories in `corpus`.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     ("backup_label", backup_label),
     ("base_backup", base_backup),
     ("catalog", catalog),
@@ -43,6 +43,7 @@ pub const TARGETS: [Target; 19] = [
     ("page_images", page_images),
     ("redo_answers", redo_answers),
     ("replication", replication),
+    ("replication_origins", replication_origins),
     ("slru_pages", slru_pages),
     ("tar", tar),
     ("wal_pages", wal_pages),

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use palimpsest_codec::crc32c;
-use palimpsest_postgres::{BackupLabel, ControlFile, TarDecoder, TarEvent, TimelineHistory};
+use palimpsest_postgres::{
+    BackupLabel, ControlFile, ReplicationOrigins, TarDecoder, TarEvent, TimelineHistory,
+};
 
 /// Bytes of a control file before its checksum.
 const CONTROL_CHECKED: usize = 288;
@@ -17,6 +19,18 @@ pub fn control_file(data: &[u8]) {
     }
     if let Ok(control) = ControlFile::parse(&bytes.into()) {
         assert!(control.wal_segment_size.is_power_of_two());
+    }
+}
+
+/// The list of replication origins, with a checksum that fits after it.
+pub fn replication_origins(data: &[u8]) {
+    const MAGIC: u32 = 0x1257_DADE;
+    let mut bytes = MAGIC.to_le_bytes().to_vec();
+    bytes.extend(data);
+    let crc = crc32c(&bytes);
+    bytes.extend(crc.to_le_bytes());
+    if let Ok(origins) = ReplicationOrigins::parse(&bytes.into()) {
+        assert!(origins.iter().count() <= data.len() / 16);
     }
 }
 

@@ -4,8 +4,9 @@ use bytes::{Buf as _, Bytes};
 use palimpsest_redo::slru_page;
 use palimpsest_types::{Key, Lsn, PAGE_SIZE};
 use palimpsest_wal::{
-    BaseFacts, DecodedRecord, Interpreter, PagePatches, RawRecord, RecordReader, RelationSizes,
-    SegmentSize, TransactionEnd, Value, WAL_PAGE_SIZE, restore_image, transaction_end,
+    BaseFacts, ControlData, DecodedRecord, Interpreter, NextMultiXact, PagePatches, RawRecord,
+    RecordReader, RelationSizes, SegmentSize, TransactionEnd, Value, WAL_PAGE_SIZE, restore_image,
+    transaction_end,
 };
 
 /// Length of a record's header.
@@ -124,8 +125,20 @@ pub fn slru_pages(data: &[u8]) {
     }
 }
 
+/// After a base of which all numbers are known.
 fn interpreter() -> Interpreter {
-    Interpreter::new(RelationSizes::default(), BaseFacts::consistent())
+    let mut interpreter = Interpreter::new(RelationSizes::default(), BaseFacts::consistent());
+    let numbers = [
+        (Key::ControlData, ControlData::LEN),
+        (Key::NextMultiXact, NextMultiXact::LEN),
+    ];
+    for (key, len) in numbers {
+        let zeros = Value::File(vec![0; len].into());
+        interpreter
+            .note(key, &zeros)
+            .expect("it has the length that it says");
+    }
+    interpreter
 }
 
 /// What a record changes may be an error, but where it is not, every value must be one of its key.

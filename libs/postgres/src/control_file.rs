@@ -141,6 +141,9 @@ const VERSION: u32 = 1300;
 const CHECKED: usize = 288;
 
 impl ControlFile {
+    /// Bytes that say something; the rest of the file is zeros.
+    pub const LEN: usize = CHECKED + 4;
+
     /// Reads a control file. Bytes after the checksum do not matter.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! SCRAM-SHA-256 with and without channel binding; TLS by `sslmode`) and gives typed commands:
 //! identify the system, slots, timeline history. [`Connection::base_backup`] reads a copy of the
 //! cluster, [`Connection::start_physical_replication`] its WAL. The formats that come along are
-//! parsed here too: tar archives, `pg_control`, `backup_label`. WAL itself is bytes to this crate.
+//! parsed here too: tar archives, `pg_control`, `backup_label`, progress of origins. WAL itself is bytes to this crate.
 //!
 //! The server is not trusted: messages, rows and files have limits that are judged before memory
 //! is taken, and nothing it sends makes this crate panic. Nothing reads the environment.
@@ -24,6 +24,7 @@ pub mod fuzz;
 mod keep_alive;
 mod quote;
 mod replication;
+mod replication_origins;
 mod row;
 mod server_error;
 mod slot_name;
@@ -42,6 +43,7 @@ pub use conninfo::{ConnInfo, ConnInfoError, Endpoint, Host, Password, SslMode};
 pub use control_file::{CheckPoint, ControlFile, ControlFileError};
 pub use error::ClientError;
 pub use replication::{PgTimestamp, ReplicationEvent, ReplicationStream, StandbyStatus};
+pub use replication_origins::{ReplicationOrigins, ReplicationOriginsError};
 pub use server_error::ServerError;
 pub use slot_name::{InvalidSlotNameError, SlotName};
 pub use tar::{TarDecoder, TarError, TarEvent};

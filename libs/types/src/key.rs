@@ -34,6 +34,16 @@ pub enum Key {
         /// The database.
         db: Oid,
     },
+    /// The control file (`pg_control`) that the base came with; it has no later versions.
+    ControlFile,
+    /// What a control file must say of the cluster as a whole, as far as the log changes it.
+    ControlData,
+    /// The next multixact and where its members begin, which change more often than the rest.
+    NextMultiXact,
+    /// The latest time at which a transaction has ended so far.
+    CommitTime,
+    /// How far a replication origin has been replayed; a tombstone when it is dropped.
+    Origin(u16),
 }
 
 /// A kind of simple-LRU storage. Numbers are stored in files and stay.
@@ -69,6 +79,11 @@ const KIND_TWO_PHASE: u8 = 5;
 const KIND_SLRU_SEGMENT: u8 = 6;
 const KIND_PARAMETERS: u8 = 7;
 const KIND_DATABASE: u8 = 8;
+const KIND_CONTROL_FILE: u8 = 9;
+const KIND_CONTROL_DATA: u8 = 10;
+const KIND_NEXT_MULTIXACT: u8 = 11;
+const KIND_COMMIT_TIME: u8 = 12;
+const KIND_ORIGIN: u8 = 13;
 
 impl Key {
     /// Length of an encoded key in bytes.
@@ -99,6 +114,11 @@ impl Key {
             Self::SlruSegment(kind, number) => (KIND_SLRU_SEGMENT, kind as u32, number, 0, 0, 0),
             Self::Parameters => (KIND_PARAMETERS, 0, 0, 0, 0, 0),
             Self::Database { spc, db } => (KIND_DATABASE, spc, db, 0, 0, 0),
+            Self::ControlFile => (KIND_CONTROL_FILE, 0, 0, 0, 0, 0),
+            Self::ControlData => (KIND_CONTROL_DATA, 0, 0, 0, 0, 0),
+            Self::NextMultiXact => (KIND_NEXT_MULTIXACT, 0, 0, 0, 0, 0),
+            Self::CommitTime => (KIND_COMMIT_TIME, 0, 0, 0, 0, 0),
+            Self::Origin(id) => (KIND_ORIGIN, u32::from(id), 0, 0, 0, 0),
         };
         let mut bytes = [0; Self::LEN];
         bytes[0] = kind;
@@ -113,7 +133,7 @@ impl Key {
     /// The key that [`Key::to_bytes`] wrote.
     ///
     /// # Errors
-    /// If the kind, fork or SLRU number is unknown.
+    /// If the kind, fork or SLRU number is unknown, or there is no such replication origin.
     pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Result<Self, InvalidKeyError> {
         let [
             kind,
@@ -159,6 +179,11 @@ impl Key {
             KIND_SLRU_SEGMENT => Ok(Self::SlruSegment(slru()?, b)),
             KIND_PARAMETERS => Ok(Self::Parameters),
             KIND_DATABASE => Ok(Self::Database { spc: a, db: b }),
+            KIND_CONTROL_FILE => Ok(Self::ControlFile),
+            KIND_CONTROL_DATA => Ok(Self::ControlData),
+            KIND_NEXT_MULTIXACT => Ok(Self::NextMultiXact),
+            KIND_COMMIT_TIME => Ok(Self::CommitTime),
+            KIND_ORIGIN => u16::try_from(a).map(Self::Origin).map_err(|_| invalid),
             _ => Err(invalid),
         }
     }
@@ -177,6 +202,11 @@ impl fmt::Display for Key {
             }
             Self::Parameters => write!(f, "settings of the source"),
             Self::Database { spc, db } => write!(f, "files of database {spc}/{db}"),
+            Self::ControlFile => write!(f, "control file of the base"),
+            Self::ControlData => write!(f, "control data"),
+            Self::NextMultiXact => write!(f, "next multixact"),
+            Self::CommitTime => write!(f, "latest commit time"),
+            Self::Origin(id) => write!(f, "progress of replication origin {id}"),
         }
     }
 }
@@ -238,6 +268,11 @@ mod tests {
                 .prop_map(|(k, s)| Key::SlruSegment(SlruKind::from_number(k).unwrap(), s)),
             Just(Key::Parameters),
             (any::<u32>(), any::<u32>()).prop_map(|(spc, db)| Key::Database { spc, db }),
+            Just(Key::ControlFile),
+            Just(Key::ControlData),
+            Just(Key::NextMultiXact),
+            Just(Key::CommitTime),
+            any::<u16>().prop_map(Key::Origin),
         ]
     }
 

@@ -9,6 +9,7 @@ mod error_kind;
 mod ids;
 mod key;
 mod lsn;
+mod reason;
 mod rel;
 
 pub use byte_count::{ByteCount, ParseByteCountError};
@@ -17,6 +18,7 @@ pub use error_kind::ErrorKind;
 pub use ids::{NodeId, ParseIdError, SystemIdentifier, TenantId, TimelineId};
 pub use key::{InvalidKeyError, Key, KeyRange, SlruKind};
 pub use lsn::{Lsn, ParseLsnError};
+pub use reason::{Fault, Reason};
 pub use rel::{BlockNumber, Fork, InvalidForkError, Oid, ParseRelTagError, RelTag};
 
 /// Size of a PostgreSQL page (`BLCKSZ`); clusters built with another size are refused at attach.

@@ -16,6 +16,24 @@ pub enum TransactionEnd {
     Aborted,
 }
 
+/// Ids below stand for no transaction that could end.
+pub(crate) const FIRST_NORMAL_XID: Xid = 3;
+
+/// Whether a transaction is older than another, as ids that wrap around go
+/// (`TransactionIdPrecedes`). The few special ones are older than all others.
+pub(crate) const fn precedes(a: Xid, b: Xid) -> bool {
+    match a < FIRST_NORMAL_XID || b < FIRST_NORMAL_XID {
+        true => a < b,
+        false => (a.wrapping_sub(b) as i32) < 0,
+    }
+}
+
+/// The newest of some transactions, if there is one.
+pub(crate) fn newest(xids: &[Xid]) -> Option<Xid> {
+    let later = |a, b| if precedes(a, b) { b } else { a };
+    xids.iter().copied().reduce(later)
+}
+
 /// Transactions whose status one page holds.
 pub const XIDS_PER_CLOG_PAGE: u32 = PAGE_SIZE as u32 * XIDS_PER_BYTE;
 

@@ -1,5 +1,7 @@
+use std::ops::Range;
+
 use palimpsest_codec::TruncatedError;
-use palimpsest_types::{BlockNumber, InvalidForkError, Key, Lsn, RelTag, SlruKind};
+use palimpsest_types::{BlockNumber, ByteCount, InvalidForkError, Key, Lsn, Oid, RelTag};
 
 use crate::{
     change::{Change, Value},
@@ -12,13 +14,18 @@ use crate::{
 };
 
 mod changes;
+mod cluster;
 mod databases;
 mod files;
+mod gaps;
 mod maps;
 mod slru;
 mod torn;
 
 use changes::Changes;
+use cluster::ClusterState;
+use databases::MAX_FORKS;
+use gaps::GapAllowance;
 pub use maps::truncate_visibility_map_page;
 use torn::TornForks;
 
@@ -27,12 +34,15 @@ use torn::TornForks;
 /// Records come in log order, each once. The state is the size of every relation fork, from which
 /// it knows that a record extends one: pages between the old end and the new page come into being
 /// as zeros, as redo makes them (`XLogReadBufferExtended`). The same goes for the segments of SLRU
-/// areas; and of settings, it knows those on which the meaning of records depends.
+/// areas; and of settings, it knows those on which the meaning of records depends. Of the cluster as
+/// a whole it knows what a record may say less of than is so.
 #[derive(Debug, Clone)]
 pub struct Interpreter {
     sizes: RelationSizes,
     segments: SlruSegments,
     torn: TornForks,
+    cluster: ClusterState,
+    gaps: GapAllowance,
     base: BaseFacts,
 }
 
@@ -100,6 +110,16 @@ pub enum Reason {
         /// What it is from here on.
         on: bool,
     },
+    /// A database's new relation map is not what PostgreSQL writes.
+    #[error("the new relation map of database {db} in tablespace {spc} is damaged: {why}")]
+    RelationMap {
+        /// Its tablespace.
+        spc: Oid,
+        /// The database.
+        db: Oid,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A database is dropped from more tablespaces than one record may say.
     #[error("a database is dropped from {count} tablespaces at once, more than {limit}")]
     TooManyTablespaces {
@@ -108,7 +128,7 @@ pub enum Reason {
         /// The limit.
         limit: usize,
     },
-    /// A relation grows by more than a record can make it.
+    /// A relation grows by more than a record can make it, or several within little WAL.
     #[error("{rel} would grow from {from} blocks to block {to} at once; attach again")]
     Gap {
         /// The relation fork.
@@ -126,11 +146,12 @@ pub enum Reason {
         /// The block.
         block: BlockNumber,
     },
-    /// A copied database brings in more than are kept track of.
-    #[error(
-        "there are more than {0} relation forks after a database was copied; attach again without some"
-    )]
+    /// There are more relation forks than are kept track of.
+    #[error("there are more than {0} relation forks; drop some at the source and attach again")]
     TooManyForks(usize),
+    /// A record is about more pages outside relations that do not exist than one can be.
+    #[error("more than {0} pages outside relations would begin at once; attach again")]
+    TooManySlruPages(u32),
     /// Redo of a page could depend on the order of two references to it.
     #[error("{rel} block {block} is named twice")]
     NamedTwice {
@@ -144,12 +165,23 @@ pub enum Reason {
 const WAL_LEVEL_REPLICA: u32 = 1;
 
 impl Interpreter {
+    /// Keys of the cluster as a whole, each with one newest version to be noted or none. There is one
+    /// more for each replication origin: [`Interpreter::origins`].
+    pub const CLUSTER_KEYS: [Key; 3] = [Key::ControlData, Key::NextMultiXact, Key::CommitTime];
+
+    /// Keys of replication origins. The last number is that of none.
+    pub const fn origins() -> Range<Key> {
+        Key::Origin(0)..Key::Origin(u16::MAX)
+    }
+
     /// An interpreter for the records after the point at which the relations had these sizes.
     pub fn new(sizes: RelationSizes, base: BaseFacts) -> Self {
         Self {
             sizes,
             segments: SlruSegments::default(),
             torn: TornForks::default(),
+            cluster: ClusterState::default(),
+            gaps: GapAllowance::default(),
             base,
         }
     }
@@ -164,7 +196,7 @@ impl Interpreter {
     /// database, which is more than its own key.
     ///
     /// # Errors
-    /// If these are no settings.
+    /// If a file is cut short.
     pub fn note(&mut self, key: Key, value: &Value) -> Result<(), TruncatedError> {
         match (key, value) {
             (Key::RelSize(rel), Value::RelSize(blocks)) => self.sizes.set(rel, *blocks),
@@ -179,7 +211,7 @@ impl Interpreter {
                 let settings = v15::Parameters::decode(content)?;
                 self.base.track_commit_timestamp = settings.track_commit_timestamp;
             }
-            _ => {}
+            _ => self.cluster.note(key, value)?,
         }
         Ok(())
     }
@@ -187,6 +219,12 @@ impl Interpreter {
     /// Sizes of all relation forks after the last record.
     pub fn sizes(&self) -> &RelationSizes {
         &self.sizes
+    }
+
+    /// Memory that it takes, about: it grows with the number of relation forks, of which there are
+    /// [at most 16 million](Reason::TooManyForks).
+    pub fn size(&self) -> ByteCount {
+        self.sizes.size()
     }
 
     /// The changes that `record` makes, each key at most once.
@@ -213,22 +251,31 @@ impl Interpreter {
         let rmid = record.header.rmid;
         let rmgr =
             ResourceManager::from_number(rmid).ok_or(Reason::UnknownResourceManager(rmid))?;
+        if !v15::is_known(rmgr, &record.header) {
+            return Err(Reason::UnknownRecord(record.header.rmgr_info()));
+        }
         let consistent = raw.end_lsn > self.base.consistent_from;
         if consistent {
             self.torn.expect_none()?;
         }
+        self.gaps.refill(raw.end_lsn);
         let sizes = (&mut self.sizes, &mut self.segments);
-        let mut changes = Changes::new(sizes, &mut self.torn, consistent);
+        let gaps = (&mut self.torn, &mut self.gaps);
+        let mut changes = Changes::new(sizes, gaps, &mut self.cluster, consistent);
+        changes.cluster.note_xid(record.header.xid);
         match rmgr {
             ResourceManager::Xlog => {
-                if let Some(after) = v15::parameters_after(&record)? {
-                    self.base.check_parameters(&after)?;
-                    self.base.track_commit_timestamp = after.track_commit_timestamp;
-                    changes.parameters(after);
+                if let Some(event) = v15::log_event(&record, raw.start_lsn)? {
+                    if let v15::LogEvent::Parameters(after) = &event {
+                        self.base.check_parameters(after)?;
+                        self.base.track_commit_timestamp = after.track_commit_timestamp;
+                    }
+                    changes.log_event(event);
                 }
             }
             ResourceManager::Transaction => {
-                changes.transaction(&record, self.base.track_commit_timestamp)?;
+                let track = self.base.track_commit_timestamp;
+                changes.transaction(&record, raw.start_lsn, track)?;
             }
             ResourceManager::Storage => changes.storage(&record)?,
             ResourceManager::Database => changes.database(&record)?,
@@ -237,16 +284,25 @@ impl Interpreter {
                 changes.visibility_cleared(&record, rmgr, raw)?;
             }
             ResourceManager::Clog => {
-                changes.slru(v15::page_action(SlruKind::Clog, &record)?)?;
+                changes.slru(v15::clog_action(&record)?)?;
             }
             ResourceManager::CommitTs => {
-                changes.slru(v15::page_action(SlruKind::CommitTs, &record)?)?;
+                changes.slru(v15::commit_ts_action(&record)?)?;
             }
             ResourceManager::MultiXact => changes.slru(v15::multixact_action(&record)?)?,
-            // Nothing beyond the pages they refer to. What tablespaces and origins hold is not kept
-            // yet; nothing reads it.
+            ResourceManager::Standby => {
+                if let Some(running) = v15::running_transactions(&record)? {
+                    changes.cluster.running(running);
+                }
+            }
+            ResourceManager::ReplicationOrigin => {
+                if let Some(event) = v15::origin_event(&record)? {
+                    changes.cluster.origin(event);
+                }
+            }
+            // Nothing beyond the pages they refer to. What tablespaces hold is not kept yet; nothing
+            // reads it.
             ResourceManager::Tablespace
-            | ResourceManager::Standby
             | ResourceManager::Btree
             | ResourceManager::Hash
             | ResourceManager::Gin
@@ -254,7 +310,6 @@ impl Interpreter {
             | ResourceManager::Sequence
             | ResourceManager::SpGist
             | ResourceManager::Brin
-            | ResourceManager::ReplicationOrigin
             | ResourceManager::Generic
             | ResourceManager::LogicalMessage => {}
         }
@@ -265,7 +320,11 @@ impl Interpreter {
         for block in record.blocks.iter().filter(|block| !skipped(block)) {
             changes.block(block, &record, raw)?;
         }
-        Ok(changes.finish())
+        let changes = changes.finish();
+        match self.sizes.len() > MAX_FORKS {
+            true => Err(Reason::TooManyForks(MAX_FORKS)),
+            false => Ok(changes),
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 mod change;
 mod clog;
 mod commit_ts;
+mod control;
 mod image;
 mod interpret;
 mod multixact;
@@ -31,13 +32,14 @@ pub use clog::{
     TransactionEnd, XIDS_PER_CLOG_PAGE, Xid, clog_page_of, set_transaction_end, transaction_end,
 };
 pub use commit_ts::{CommitTimestamp, XIDS_PER_COMMIT_TS_PAGE};
+pub use control::{CommitTime, ControlData, NextMultiXact, OriginProgress};
 pub use image::{BlockImage, ImageError, restore_image};
 pub use interpret::{BaseFacts, InterpretError, Interpreter, Reason, truncate_visibility_map_page};
 pub use multixact::{
     MEMBERS_PER_PAGE, MemberPlace, MultiXactId, MultiXactMember, OFFSETS_PER_PAGE, member_place,
     next_multixact, offset_place,
 };
-pub use page::{PageHeader, PageHeaderError};
+pub use page::{LogIdentity, PageHeader, PageHeaderError};
 pub use patches::{InvalidPatchesError, PagePatches};
 pub use reader::{RecordReader, WalError};
 pub use record::{BlockRef, DecodeError, DecodedRecord, RawRecord, RecordHeader};

@@ -1,4 +1,4 @@
-use palimpsest_types::Lsn;
+use palimpsest_types::{Lsn, SystemIdentifier};
 
 use crate::{
     segment::{SegmentSize, WAL_PAGE_SIZE},
@@ -20,6 +20,18 @@ pub struct PageHeader {
     pub continuation: Option<u32>,
     /// The record begun on the page before was never finished; a new one begins here.
     pub overwrites_continuation: bool,
+    /// The cluster that wrote the page, if the long form says it.
+    pub system_identifier: Option<SystemIdentifier>,
+}
+
+/// Whose log it is: pages of another are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// The cluster.
+    pub system_identifier: SystemIdentifier,
+    /// The PostgreSQL timeline that is followed. Its log may begin with pages that an older one
+    /// wrote, and has none of a newer one.
+    pub timeline: u32,
 }
 
 /// A WAL page header is not what must stand at this LSN.
@@ -49,6 +61,30 @@ pub enum PageHeaderError {
         segment: u32,
         /// Page size in the header.
         page: u32,
+    },
+    /// Another cluster wrote the page.
+    #[error("the page is of the cluster with system identifier {found}, expected {expected}")]
+    Cluster {
+        /// What the page says.
+        found: SystemIdentifier,
+        /// The cluster that is followed.
+        expected: SystemIdentifier,
+    },
+    /// A timeline wrote the page that is not followed.
+    #[error("the page is of PostgreSQL timeline {found}, newer than {expected}, which is followed")]
+    NewerTimeline {
+        /// What the page says.
+        found: u32,
+        /// The timeline that is followed.
+        expected: u32,
+    },
+    /// Timelines only rise in a log.
+    #[error("the page is of PostgreSQL timeline {found}, after one of {before}")]
+    OlderTimeline {
+        /// What the page says.
+        found: u32,
+        /// What a page before it said.
+        before: u32,
     },
 }
 
@@ -106,9 +142,12 @@ impl PageHeader {
                 found: Lsn::new(address),
             });
         }
+        let mut system_identifier = None;
         if long {
-            // 4 bytes of padding and the system identifier, which attach has compared already.
-            let (segment, rest) = split_u32(rest.get(12..).unwrap_or_default());
+            // 4 bytes of padding come first.
+            let (cluster, rest) = split_u64(rest.get(4..).unwrap_or_default());
+            system_identifier = Some(SystemIdentifier::new(cluster));
+            let (segment, rest) = split_u32(rest);
             let (page, _) = split_u32(rest);
             if u64::from(segment) != segment_size.bytes() || u64::from(page) != WAL_PAGE_SIZE {
                 return Err(PageHeaderError::Sizes { segment, page });
@@ -118,7 +157,33 @@ impl PageHeader {
             timeline: u32::from_le_bytes([t0, t1, t2, t3]),
             continuation: (info & FIRST_IS_CONTRECORD != 0).then_some(remaining),
             overwrites_continuation: info & FIRST_IS_OVERWRITE_CONTRECORD != 0,
+            system_identifier,
         })
+    }
+
+    /// Whether the page can follow those before it, the newest of which was of timeline `before`
+    /// (`XLogReaderValidatePageHeader`).
+    pub(crate) fn check_origin(
+        &self,
+        before: u32,
+        identity: Option<LogIdentity>,
+    ) -> Result<(), PageHeaderError> {
+        let found = self.timeline;
+        if found < before {
+            return Err(PageHeaderError::OlderTimeline { found, before });
+        }
+        let Some(identity) = identity else {
+            return Ok(());
+        };
+        if found > identity.timeline {
+            let expected = identity.timeline;
+            return Err(PageHeaderError::NewerTimeline { found, expected });
+        }
+        let expected = identity.system_identifier;
+        match self.system_identifier {
+            Some(found) if found != expected => Err(PageHeaderError::Cluster { found, expected }),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

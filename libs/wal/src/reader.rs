@@ -5,7 +5,7 @@ use palimpsest_codec::crc32c_append;
 use palimpsest_types::Lsn;
 
 use crate::{
-    page::{PageHeader, PageHeaderError},
+    page::{LogIdentity, PageHeader, PageHeaderError},
     record::{RawRecord, RecordHeader},
     segment::{SegmentSize, WAL_PAGE_SIZE},
     v15,
@@ -31,7 +31,10 @@ pub struct RecordReader {
     partial: Option<Partial>,
     /// Start of the newest whole record.
     previous: Option<Lsn>,
+    /// Of the newest page; 0 before the first.
     timeline: u32,
+    /// Whose log it must be, if that is known.
+    identity: Option<LogIdentity>,
 }
 
 /// Why a stream can't be taken apart further. The reader stays at the offending place.
@@ -156,6 +159,16 @@ impl RecordReader {
             partial: None,
             previous: None,
             timeline: 0,
+            identity: None,
+        }
+    }
+
+    /// The same, which refuses pages of another cluster, or of a timeline that is not followed.
+    #[must_use]
+    pub fn of(self, identity: LogIdentity) -> Self {
+        Self {
+            identity: Some(identity),
+            ..self
         }
     }
 
@@ -163,6 +176,7 @@ impl RecordReader {
     pub fn begin_again(&mut self, end: Lsn) {
         *self = Self {
             previous: self.previous,
+            identity: self.identity,
             ..Self::new(end, self.segment_size)
         };
     }
@@ -238,8 +252,11 @@ impl RecordReader {
         }
         let mut bytes = [0; PageHeader::MAX_LEN];
         self.input.peek(&mut bytes);
-        let header = PageHeader::parse(&bytes, at, self.segment_size)
-            .map_err(|source| WalError::Page { at, source })?;
+        let bad = |source| WalError::Page { at, source };
+        let header = PageHeader::parse(&bytes, at, self.segment_size).map_err(bad)?;
+        header
+            .check_origin(self.timeline, self.identity)
+            .map_err(bad)?;
         if header.overwrites_continuation {
             self.partial = None;
         }

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use palimpsest_types::{BlockNumber, Fork, Oid, RelTag};
+use palimpsest_types::{BlockNumber, ByteCount, Fork, Oid, RelTag};
 
 /// Sizes of all relation forks of a timeline at its newest LSN: what ingest must know to see that
 /// a record extends a relation.
@@ -8,6 +8,9 @@ use palimpsest_types::{BlockNumber, Fork, Oid, RelTag};
 pub struct RelationSizes {
     sizes: BTreeMap<RelTag, BlockNumber>,
 }
+
+/// A fork and its size, in a node of the tree that is two thirds full.
+const FORK_SIZE: u64 = (size_of::<RelTag>() + size_of::<BlockNumber>()) as u64 * 3 / 2;
 
 impl RelationSizes {
     /// The size of a fork; `None` if it does not exist.
@@ -51,6 +54,11 @@ impl RelationSizes {
     /// Whether no fork exists.
     pub fn is_empty(&self) -> bool {
         self.sizes.is_empty()
+    }
+
+    /// Memory that they take, about.
+    pub fn size(&self) -> ByteCount {
+        ByteCount::new(self.sizes.len() as u64 * FORK_SIZE)
     }
 
     fn of_database(&self, database: (Oid, Oid)) -> Vec<(RelTag, BlockNumber)> {

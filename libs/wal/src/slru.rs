@@ -7,7 +7,7 @@ use palimpsest_types::SlruKind;
 
 use crate::{
     change::Value,
-    clog::{XIDS_PER_CLOG_PAGE, set_transaction_end},
+    clog::{FIRST_NORMAL_XID, XIDS_PER_CLOG_PAGE, set_transaction_end},
     commit_ts::XIDS_PER_COMMIT_TS_PAGE,
     multixact::OFFSETS_PER_PAGE,
 };
@@ -109,9 +109,6 @@ fn precedes(kind: SlruKind, page: u32, other: u32) -> bool {
     };
     is_before(mine, theirs) && is_before(mine, theirs.wrapping_add(per_page - 1))
 }
-
-/// Ids below stand for no transaction that could end.
-const FIRST_NORMAL_XID: u32 = 3;
 
 #[cfg(test)]
 mod tests {

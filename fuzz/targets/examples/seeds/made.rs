@@ -116,6 +116,7 @@ fn get_pages() -> Vec<u8> {
         read_lsn: Some(page::ReadLsn {
             request_lsn: 0x016B_3748,
             not_modified_since_lsn: 1,
+            timeout_ms: 1500,
         }),
         rel: Some(palimpsest_api::rel_tag_to_wire(REL)),
         block_numbers: vec![0, 1, 300],

@@ -4,7 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use palimpsest_types::{BlockNumber, Fork, Key, RelTag, SlruKind};
 
-use super::{Reason, maps::HEAP_BLOCKS_PER_VM_PAGE, torn::TornForks};
+use super::{
+    Reason,
+    cluster::{ClusterState, Numbers},
+    gaps::{GapAllowance, MAX_GAP_BLOCKS},
+    maps::HEAP_BLOCKS_PER_VM_PAGE,
+    torn::TornForks,
+};
 use crate::{
     change::{Change, Value},
     image::restore_image,
@@ -15,25 +21,23 @@ use crate::{
     v15,
 };
 
-/// A record that makes its forks grow by more (4 GiB) is refused rather than believed.
-///
-/// Every page of a gap becomes a change, and all of a record's changes are held at once: here some
-/// 200 MB, and 15 MB in one message of the feed. PostgreSQL leaves gaps where it makes room for
-/// many pages and logs only the last: a hash index that doubles does so in four steps, each this
-/// large when the index has 16 GiB.
-pub(super) const MAX_GAP_BLOCKS: u32 = 1 << 19;
-
 /// What one record changes, while it is being found out.
 pub(super) struct Changes<'a> {
     pub(super) sizes: &'a mut RelationSizes,
     pub(super) segments: &'a mut SlruSegments,
     pub(super) torn: &'a mut TornForks,
+    gaps: &'a mut GapAllowance,
+    pub(super) cluster: &'a mut ClusterState,
+    /// The cluster before this record.
+    before: Numbers,
     /// The base's pages are consistent with each other from before this record on.
     consistent: bool,
     /// Blocks that the record's forks have grown over, together.
     grown: u32,
     /// Forks whose size the record changes, with the size before it.
     resized: BTreeMap<RelTag, Option<BlockNumber>>,
+    /// Pages outside relations that begin with the record.
+    pub(super) new_slru_pages: u32,
     /// Segments of SLRU areas whose length the record changes.
     pub(super) resized_segments: BTreeSet<(SlruKind, u32)>,
     list: Vec<Change>,
@@ -42,16 +46,22 @@ pub(super) struct Changes<'a> {
 impl<'a> Changes<'a> {
     pub(super) fn new(
         (sizes, segments): (&'a mut RelationSizes, &'a mut SlruSegments),
-        torn: &'a mut TornForks,
+        (torn, gaps): (&'a mut TornForks, &'a mut GapAllowance),
+        cluster: &'a mut ClusterState,
         consistent: bool,
     ) -> Self {
+        let before = cluster.numbers();
         Self {
             sizes,
             segments,
             torn,
+            gaps,
+            cluster,
+            before,
             consistent,
             grown: 0,
             resized: BTreeMap::new(),
+            new_slru_pages: 0,
             resized_segments: BTreeSet::new(),
             list: Vec::new(),
         }
@@ -75,6 +85,7 @@ impl<'a> Changes<'a> {
             );
         }
         self.finish_slru_segments();
+        self.list.extend(self.cluster.changes_since(self.before));
         debug_assert!(
             self.keys().collect::<BTreeSet<_>>().len() == self.list.len(),
             "a record makes one version of a key at most: {:?}",
@@ -145,12 +156,13 @@ impl<'a> Changes<'a> {
         let reached = self.sizes.get(rel).unwrap_or_default().max(before);
         let more = block.get().saturating_sub(reached.get());
         let grown = self.grown.saturating_add(more);
-        let is_large = grown > MAX_GAP_BLOCKS;
+        let is_large = grown > MAX_GAP_BLOCKS || !self.gaps.has(more);
         if is_large && self.consistent {
             return Err(gap);
         }
         if !is_large {
             self.grown = grown;
+            self.gaps.take(more);
         }
         if self.sizes.get(rel).is_none_or(|size| size < end) {
             self.resize(rel, end);

@@ -1,7 +1,7 @@
 //! Records about files as a whole: what transactions drop, prepared transactions, storage, relation
 //! maps, settings.
 
-use palimpsest_types::{BlockNumber, Fork, Key, RelTag};
+use palimpsest_types::{BlockNumber, Fork, Key, Lsn, RelTag};
 
 use super::{
     Reason,
@@ -17,16 +17,20 @@ impl Changes<'_> {
     pub(super) fn transaction(
         &mut self,
         record: &DecodedRecord,
+        start: Lsn,
         track_commit_timestamp: bool,
     ) -> Result<(), Reason> {
-        if let Some((xid, file)) = v15::prepared_transaction(record)? {
-            self.push(Key::TwoPhase(xid), Value::File(file));
+        if let Some(prepared) = v15::prepared_transaction(record)? {
+            self.cluster.prepared(&prepared);
+            self.push(Key::TwoPhase(prepared.xid), Value::File(prepared.file));
         }
         let Some(ended) = v15::ended_transaction(record)? else {
             return Ok(());
         };
+        self.cluster.ended(&ended, start);
         self.transactions_ended(ended.end, &ended.xids)?;
         if track_commit_timestamp && ended.end == TransactionEnd::Committed {
+            self.cluster.commit_ts(&ended.xids);
             self.committed_at(&ended.xids, ended.at)?;
         }
         if let Some(xid) = ended.prepared {
@@ -88,9 +92,23 @@ impl Changes<'_> {
         }
     }
 
+    /// One of the log's own records.
+    pub(super) fn log_event(&mut self, event: v15::LogEvent) {
+        match event {
+            v15::LogEvent::Checkpoint(said) => self.cluster.checkpoint(&said),
+            v15::LogEvent::NextOid(oid) => self.cluster.next_oid(oid),
+            v15::LogEvent::Parameters(after) => self.parameters(after),
+            v15::LogEvent::FullPageWrites(on) => self.cluster.full_page_writes(on),
+            v15::LogEvent::EndOfRecovery { timeline, previous } => {
+                self.cluster.timeline(timeline, previous);
+            }
+        }
+    }
+
     /// Settings from here on. PostgreSQL makes the first page of `pg_commit_ts` at once when that is
     /// turned on; here it comes with the first transaction on it.
-    pub(super) fn parameters(&mut self, after: v15::Parameters) {
+    fn parameters(&mut self, after: v15::Parameters) {
+        self.cluster.keep_commit_ts(after.track_commit_timestamp);
         if !after.track_commit_timestamp {
             self.drop_commit_timestamps();
         }

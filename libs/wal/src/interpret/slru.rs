@@ -14,13 +14,35 @@ use crate::{
     v15::SlruAction,
 };
 
+/// Pages outside relations that may begin with one record.
+///
+/// PostgreSQL begins them one by one, each by a record of its own, but for the first of `pg_commit_ts`
+/// and, before the base is consistent, what a file lacked when it was read: a segment at most. A page
+/// that begins with an entry is an image, and a record has room for the ids of a million pages.
+const MAX_NEW_SLRU_PAGES: u32 = 2 * SlruKind::PAGES_PER_SEGMENT;
+
 impl Changes<'_> {
     pub(super) fn slru(&mut self, action: SlruAction) -> Result<(), Reason> {
         match action {
-            SlruAction::ZeroPage(kind, page) => self.zero_slru_page(kind, page),
-            SlruAction::Truncate(kind, cutoff) => self.truncate_slru(kind, cutoff),
-            SlruAction::CreateMultiXact(multixact) => self.create_multixact(&multixact)?,
-            SlruAction::TruncateMultiXacts { oldest, members } => {
+            SlruAction::ZeroPage(kind, page) => self.zero_slru_page(kind, page)?,
+            SlruAction::TruncateClog { cutoff, oldest, db } => {
+                self.cluster.oldest_xid(oldest, db);
+                self.truncate_slru(SlruKind::Clog, cutoff);
+            }
+            SlruAction::TruncateCommitTs { cutoff, oldest } => {
+                self.cluster.oldest_commit_ts(oldest);
+                self.truncate_slru(SlruKind::CommitTs, cutoff);
+            }
+            SlruAction::CreateMultiXact(multixact) => {
+                self.cluster.multixact(&multixact);
+                self.create_multixact(&multixact)?;
+            }
+            SlruAction::TruncateMultiXacts {
+                oldest,
+                db,
+                members,
+            } => {
+                self.cluster.oldest_multi(oldest, db);
                 self.truncate_multixacts(oldest, members);
             }
         }
@@ -73,17 +95,18 @@ impl Changes<'_> {
     /// A page of offsets may have got its first entry before this record, in the log of minor
     /// versions that write the record with that entry's multixact: then it stays. It is there,
     /// too, when the base was taken after this record, and then has what follows.
-    fn zero_slru_page(&mut self, kind: SlruKind, page: u32) {
-        let is_new = self.extend_slru_to(kind, page);
+    fn zero_slru_page(&mut self, kind: SlruKind, page: u32) -> Result<(), Reason> {
+        let is_new = self.extend_slru_to(kind, page)?;
         if is_new || kind != SlruKind::MultiXactOffsets {
             self.push(Key::SlruBlock(kind, page), Value::ZeroPage);
         }
+        Ok(())
     }
 
     /// Replay reads a page that is not there as zeros, and then writes it. Older versions of that
     /// page are of entries long gone.
     fn change_slru_page(&mut self, kind: SlruKind, page: u32, value: Value) -> Result<(), Reason> {
-        let value = match self.extend_slru_to(kind, page) {
+        let value = match self.extend_slru_to(kind, page)? {
             false => value,
             true => {
                 let mut image = vec![0; PAGE_SIZE];
@@ -97,18 +120,22 @@ impl Changes<'_> {
 
     /// Makes a page exist, and those before it in the segment, as in the segment's file; true if it
     /// did not. A record changes the pages of a segment in rising order.
-    fn extend_slru_to(&mut self, kind: SlruKind, page: u32) -> bool {
+    fn extend_slru_to(&mut self, kind: SlruKind, page: u32) -> Result<bool, Reason> {
         let segment = segment_of(page);
         let before = self.segments.get(kind, segment);
         let index = page % SlruKind::PAGES_PER_SEGMENT;
         if index < before {
-            return false;
+            return Ok(false);
+        }
+        self.new_slru_pages += index - before + 1;
+        if self.new_slru_pages > MAX_NEW_SLRU_PAGES {
+            return Err(Reason::TooManySlruPages(MAX_NEW_SLRU_PAGES));
         }
         for number in (page - index + before)..page {
             self.push(Key::SlruBlock(kind, number), Value::ZeroPage);
         }
         self.resize_slru_segment(kind, segment, index + 1);
-        true
+        Ok(true)
     }
 
     fn truncate_slru(&mut self, kind: SlruKind, cutoff: u32) {
@@ -163,4 +190,4 @@ impl Changes<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

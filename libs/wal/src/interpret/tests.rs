@@ -2,8 +2,9 @@ use bytes::Bytes;
 use palimpsest_types::{Fork, Key, PAGE_SIZE};
 use proptest::prelude::*;
 
+use super::slru::tests::{numbers, record as slru_record};
 use super::{
-    changes::MAX_GAP_BLOCKS,
+    gaps::MAX_GAP_BLOCKS,
     maps::{SLOTS_PER_FSM_PAGE, free_space_map_len},
     *,
 };
@@ -88,7 +89,7 @@ fn image_of_gist_page() -> Vec<u8> {
 }
 
 fn record(references: &[(u8, u32, u8)]) -> RawRecord {
-    record_of(ResourceManager::Gin, 0, 64, references)
+    record_of(ResourceManager::Gin, 0x20, 64, references)
 }
 
 fn interpreter(blocks: u32, consistent_from: u64) -> Interpreter {
@@ -200,6 +201,48 @@ fn a_relation_does_not_grow_without_bound() {
     }
     let changes = interpreter(3, 0).interpret(&record(&[(0, far - 1, IMAGE)]));
     assert_eq!(changes.unwrap().len(), MAX_GAP_BLOCKS as usize + 2);
+}
+
+#[test]
+fn little_wal_does_not_leave_gaps_without_end() {
+    let mut interpreter = interpreter(1, 0);
+    let mut gaps = (1..).map(|nth: u32| {
+        let end_lsn = 64 * u64::from(nth);
+        record_of(
+            ResourceManager::Xlog,
+            0xB0,
+            end_lsn,
+            &[(0, nth << 18, IMAGE)],
+        )
+    });
+    let zeros: usize = gaps
+        .by_ref()
+        .map_while(|record| interpreter.interpret(&record).ok())
+        .take(1 << 20)
+        .map(|changes| changes.len())
+        .sum();
+    assert!((1 << 19..1 << 21).contains(&zeros), "{zeros}");
+    // With as much log as it makes, growing goes on.
+    let refused = gaps.next().unwrap();
+    let later = RawRecord {
+        end_lsn: Lsn::new(1 << 30),
+        ..refused
+    };
+    assert!(interpreter.interpret(&later).is_ok());
+}
+
+#[test]
+fn forks_are_not_created_without_end() {
+    let mut interpreter = interpreter(1, 0);
+    let mut created = (0..=MAX_FORKS as u32).map(|rel| {
+        let data = numbers(&[REL.spc, REL.db, rel, 0]);
+        let created = slru_record(ResourceManager::Storage, 0x10, 0, &data);
+        interpreter.interpret(&created).map(drop)
+    });
+    let error = created.find_map(Result::err).unwrap();
+    assert!(matches!(error.reason, Reason::TooManyForks(_)), "{error}");
+    drop(created);
+    assert!(interpreter.size().get() >= MAX_FORKS as u64 * 20);
 }
 
 #[test]

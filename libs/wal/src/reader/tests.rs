@@ -1,10 +1,13 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use palimpsest_codec::crc32c;
-use palimpsest_types::Lsn;
+use palimpsest_types::{Lsn, SystemIdentifier};
 use proptest::prelude::*;
 
 use super::*;
 use crate::rmgr::ResourceManager;
+
+const TIMELINE: u32 = 7;
+const CLUSTER: SystemIdentifier = SystemIdentifier::new(42);
 
 /// Writes WAL as PostgreSQL lays it out, so that the reader can be shown to invert it.
 struct Writer {
@@ -13,6 +16,8 @@ struct Writer {
     size: SegmentSize,
     /// Start of the newest whole record.
     previous: Lsn,
+    /// Of the pages that come.
+    timeline: u32,
 }
 
 impl Writer {
@@ -23,6 +28,7 @@ impl Writer {
             bytes: BytesMut::new(),
             size,
             previous: Lsn::ZERO,
+            timeline: TIMELINE,
         }
     }
 
@@ -36,12 +42,12 @@ impl Writer {
         let info = u16::from(remaining.is_some()) | u16::from(long) << 1 | extra;
         self.bytes.put_u16_le(v15::PAGE_MAGIC);
         self.bytes.put_u16_le(info);
-        self.bytes.put_u32_le(7);
+        self.bytes.put_u32_le(self.timeline);
         self.bytes.put_u64_le(at.get());
         self.bytes.put_u32_le(remaining.unwrap_or(0));
         self.bytes.put_u32_le(0);
         if long {
-            self.bytes.put_u64_le(42);
+            self.bytes.put_u64_le(CLUSTER.get());
             self.bytes.put_u32_le(self.size.bytes() as u32);
             self.bytes.put_u32_le(WAL_PAGE_SIZE as u32);
         }
@@ -279,4 +285,73 @@ fn what_came_last_is_known_when_the_rest_is_read_again() {
     reader.push(end, bytes.slice(rest..)).unwrap();
     assert_eq!(reader.next_record().unwrap().unwrap().start_lsn, second);
     assert!(reader.previous.is_some_and(|previous| previous == second));
+}
+
+/// Records over several segments, of which those from the second on are of this timeline.
+fn switching_to(timeline: u32) -> Writer {
+    let mut writer = Writer::new(Lsn::new(1 << 20));
+    writer.record(&[1; 1000], 0x40, usize::MAX);
+    writer.pad_to(Lsn::new(2 << 20));
+    writer.timeline = timeline;
+    writer.record(&[2; 20_000], 0, usize::MAX);
+    writer
+}
+
+fn read_as(writer: &Writer, identity: Option<LogIdentity>) -> Result<usize, PageHeaderError> {
+    let mut reader = RecordReader::new(writer.start, writer.size);
+    reader.identity = identity;
+    let bytes = writer.bytes.clone().freeze();
+    reader.push(writer.start, bytes).unwrap();
+    let mut records = 0;
+    loop {
+        match reader.next_record() {
+            Ok(Some(_)) => records += 1,
+            Ok(None) => return Ok(records),
+            Err(WalError::Page { source, .. }) => return Err(source),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn timelines_rise_up_to_the_one_that_is_followed() {
+    let followed = |timeline| {
+        let system_identifier = CLUSTER;
+        Some(LogIdentity {
+            system_identifier,
+            timeline,
+        })
+    };
+    let promoted = switching_to(TIMELINE + 2);
+    for identity in [None, followed(TIMELINE + 2), followed(TIMELINE + 3)] {
+        assert_eq!(read_as(&promoted, identity), Ok(2), "{identity:?}");
+    }
+    let newer = read_as(&promoted, followed(TIMELINE + 1));
+    let (found, expected) = (TIMELINE + 2, TIMELINE + 1);
+    assert_eq!(
+        newer,
+        Err(PageHeaderError::NewerTimeline { found, expected })
+    );
+    let (found, before) = (TIMELINE - 1, TIMELINE);
+    let falling = switching_to(found);
+    let older = PageHeaderError::OlderTimeline { found, before };
+    for identity in [None, followed(TIMELINE)] {
+        assert_eq!(read_as(&falling, identity), Err(older.clone()));
+    }
+}
+
+#[test]
+fn the_log_of_another_cluster_is_refused_also_when_it_is_read_again() {
+    let writer = switching_to(TIMELINE);
+    let expected = SystemIdentifier::new(43);
+    let identity = LogIdentity {
+        system_identifier: expected,
+        timeline: TIMELINE,
+    };
+    let found = CLUSTER;
+    let refused = PageHeaderError::Cluster { found, expected };
+    assert_eq!(read_as(&writer, Some(identity)), Err(refused));
+    let mut reader = RecordReader::new(writer.start, writer.size).of(identity);
+    reader.begin_again(writer.start);
+    assert_eq!(reader.identity, Some(identity));
 }

@@ -3,22 +3,30 @@
 //! Nothing outside this module knows that the source is a 15. Another major version is another
 //! module with the same functions.
 
+mod cluster;
 mod gist;
 mod heap;
+mod known;
 mod slru;
 mod storage;
 mod xact;
 mod xlog;
 
+pub(crate) use cluster::{
+    Checkpoint, LogEvent, OriginEvent, RunningTransactions, log_event, origin_event,
+    running_transactions,
+};
 pub(crate) use heap::visibility_cleared;
-pub(crate) use slru::{SlruAction, multixact_action, page_action};
+pub(crate) use known::is_known;
+pub(crate) use slru::{SlruAction, clog_action, commit_ts_action, multixact_action};
 pub(crate) use storage::{
     DatabaseCopy, Truncation, created_fork, database_copied, database_dropped, relation_map,
     truncation,
 };
-pub(crate) use xact::{ended_transaction, prepared_transaction};
+pub(crate) use xact::{
+    EndedTransaction, PreparedTransaction, ended_transaction, prepared_transaction,
+};
 pub use xlog::Parameters;
-pub(crate) use xlog::parameters_after;
 
 use bytes::Bytes;
 use palimpsest_types::Lsn;

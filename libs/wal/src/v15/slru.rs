@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use palimpsest_codec::{Cursor, TruncatedError};
-use palimpsest_types::SlruKind;
+use palimpsest_types::{Oid, SlruKind};
 
 use crate::{
+    clog::Xid,
     interpret::Reason,
     multixact::{MultiXactId, MultiXactMember, NewMultiXact},
     record::DecodedRecord,
@@ -18,14 +19,28 @@ use crate::{
 pub(crate) enum SlruAction {
     /// A page begins, all zeros.
     ZeroPage(SlruKind, u32),
-    /// Segments wholly before this page are not needed any more.
-    Truncate(SlruKind, u32),
+    /// Segments of `pg_xact` wholly before this page are not needed any more.
+    TruncateClog {
+        cutoff: u32,
+        /// Older transactions are frozen everywhere.
+        oldest: Xid,
+        /// The database that holds it.
+        db: Oid,
+    },
+    /// Segments of `pg_commit_ts` wholly before this page are not needed any more.
+    TruncateCommitTs {
+        cutoff: u32,
+        /// Times of older transactions are not to be asked for.
+        oldest: Xid,
+    },
     /// A multixact comes into being.
     CreateMultiXact(NewMultiXact),
     /// Old multixacts and their members are not needed any more.
     TruncateMultiXacts {
         /// The oldest multixact that stays.
         oldest: MultiXactId,
+        /// The database that holds it.
+        db: Oid,
         /// Offsets of the members that go; the range may wrap around.
         members: Range<u32>,
     },
@@ -39,12 +54,31 @@ const MULTIXACT_ZERO_MEM_PAGE: u8 = 0x10;
 const MULTIXACT_CREATE_ID: u8 = 0x20;
 const MULTIXACT_TRUNCATE_ID: u8 = 0x30;
 
-/// What a record of `pg_xact` or `pg_commit_ts`, which have the same two, does.
-pub(crate) fn page_action(kind: SlruKind, record: &DecodedRecord) -> Result<SlruAction, Reason> {
-    let page = || Cursor::new(record.main_data.clone()).u32("page number");
+/// What a record of `pg_xact` does.
+pub(crate) fn clog_action(record: &DecodedRecord) -> Result<SlruAction, Reason> {
+    let mut cursor = Cursor::new(record.main_data.clone());
+    let page = cursor.u32("page number")?;
     match record.header.rmgr_info() {
-        ZEROPAGE => Ok(SlruAction::ZeroPage(kind, page()?)),
-        TRUNCATE => Ok(SlruAction::Truncate(kind, page()?)),
+        ZEROPAGE => Ok(SlruAction::ZeroPage(SlruKind::Clog, page)),
+        TRUNCATE => Ok(SlruAction::TruncateClog {
+            cutoff: page,
+            oldest: cursor.u32("oldest transaction")?,
+            db: cursor.u32("its database")?,
+        }),
+        unknown => Err(Reason::UnknownRecord(unknown)),
+    }
+}
+
+/// What a record of `pg_commit_ts` does.
+pub(crate) fn commit_ts_action(record: &DecodedRecord) -> Result<SlruAction, Reason> {
+    let mut cursor = Cursor::new(record.main_data.clone());
+    let page = cursor.u32("page number")?;
+    match record.header.rmgr_info() {
+        ZEROPAGE => Ok(SlruAction::ZeroPage(SlruKind::CommitTs, page)),
+        TRUNCATE => Ok(SlruAction::TruncateCommitTs {
+            cutoff: page,
+            oldest: cursor.u32("oldest transaction")?,
+        }),
         unknown => Err(Reason::UnknownRecord(unknown)),
     }
 }
@@ -85,12 +119,14 @@ fn new_multixact(main_data: &Bytes) -> Result<NewMultiXact, TruncatedError> {
 /// `xl_multixact_truncate`.
 fn multixact_truncation(main_data: &Bytes) -> Result<SlruAction, TruncatedError> {
     let mut cursor = Cursor::new(main_data.clone());
-    cursor.skip(8, "database and oldest multixact before")?;
+    let db = cursor.u32("database of the oldest multixact")?;
+    cursor.skip(4, "oldest multixact before")?;
     let oldest = cursor.u32("oldest multixact")?;
     let start = cursor.u32("first member to go")?;
     let end = cursor.u32("first member to stay")?;
     Ok(SlruAction::TruncateMultiXacts {
         oldest,
+        db,
         members: start..end,
     })
 }

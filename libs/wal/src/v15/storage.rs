@@ -2,7 +2,7 @@
 //! (`storage_xlog.h`, `dbcommands_xlog.h`, `relmapper.h`).
 
 use bytes::Bytes;
-use palimpsest_codec::{Cursor, TruncatedError};
+use palimpsest_codec::{Cursor, TruncatedError, crc32c};
 use palimpsest_types::{BlockNumber, Fork, Oid, RelTag};
 
 use crate::interpret::Reason;
@@ -26,6 +26,13 @@ pub(crate) struct DatabaseCopy {
     pub(crate) from: (Oid, Oid),
     pub(crate) to: (Oid, Oid),
 }
+
+/// `RELMAPPER_FILEMAGIC`.
+const RELATION_MAP_MAGIC: u32 = 0x0059_2717;
+const MAX_MAPPINGS: u32 = 62;
+/// Bytes before the checksum.
+const RELATION_MAP_CRC: usize = 8 + 8 * MAX_MAPPINGS as usize;
+const RELATION_MAP_LEN: usize = RELATION_MAP_CRC + 4 + 4;
 
 const TRUNCATE_HEAP: u32 = 0x1;
 const TRUNCATE_VM: u32 = 0x2;
@@ -79,12 +86,37 @@ pub(crate) fn database_dropped(main_data: &Bytes) -> Result<(Oid, Vec<Oid>), Tru
 }
 
 /// `XLOG_RELMAP_UPDATE`: database, tablespace and the file's new content.
-pub(crate) fn relation_map(main_data: &Bytes) -> Result<(Oid, Oid, Bytes), TruncatedError> {
+pub(crate) fn relation_map(main_data: &Bytes) -> Result<(Oid, Oid, Bytes), Reason> {
     let mut cursor = Cursor::new(main_data.clone());
     let db = cursor.u32("database")?;
     let spc = cursor.u32("tablespace")?;
     let len = cursor.u32("file length")? as usize;
-    Ok((spc, db, cursor.bytes(len, "relation map file")?))
+    let content = cursor.bytes(len, "relation map file")?;
+    match check_relation_map(&content) {
+        None => Ok((spc, db, content)),
+        Some(why) => Err(Reason::RelationMap { spc, db, why }),
+    }
+}
+
+/// What is wrong with a relation map file, as `read_relmap_file` would find (`RelMapFile`: magic,
+/// number of mappings, mappings, checksum, padding).
+fn check_relation_map(content: &Bytes) -> Option<&'static str> {
+    if content.len() != RELATION_MAP_LEN {
+        return Some("it has another length");
+    }
+    let mut numbers = Cursor::new(content.clone());
+    let mut number = |what| numbers.u32(what).unwrap_or_default();
+    if number("magic") != RELATION_MAP_MAGIC {
+        return Some("it begins with another magic");
+    }
+    if number("number of mappings") > MAX_MAPPINGS {
+        return Some("it claims too many mappings");
+    }
+    let (covered, stored) = content.split_at_checked(RELATION_MAP_CRC)?;
+    match stored.first_chunk().map(|crc| u32::from_le_bytes(*crc)) == Some(crc32c(covered)) {
+        true => None,
+        false => Some("its checksum is wrong"),
+    }
 }
 
 /// `RelFileNode`, as the main fork.
@@ -98,4 +130,40 @@ pub(super) fn rel_file_node(cursor: &mut Cursor) -> Result<RelTag, TruncatedErro
         rel,
         fork: Fork::Main,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(mappings: u32) -> Vec<u8> {
+        let mut bytes = vec![0; RELATION_MAP_LEN];
+        bytes[..4].copy_from_slice(&RELATION_MAP_MAGIC.to_le_bytes());
+        bytes[4..8].copy_from_slice(&mappings.to_le_bytes());
+        bytes[8..12].copy_from_slice(&1259_u32.to_le_bytes());
+        let crc = crc32c(&bytes[..RELATION_MAP_CRC]);
+        bytes[RELATION_MAP_CRC..RELATION_MAP_CRC + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    fn update(map: &[u8]) -> Result<(Oid, Oid, Bytes), Reason> {
+        let header = [5, 1663, map.len() as u32].map(u32::to_le_bytes).concat();
+        relation_map(&[&header, map].concat().into())
+    }
+
+    #[test]
+    fn a_relation_map_is_checked_as_its_file_would_be() {
+        let whole = map(MAX_MAPPINGS);
+        let (spc, db, content) = update(&whole).unwrap();
+        assert_eq!((spc, db, &content[..]), (1663, 5, &whole[..]));
+        for bit in 0..(RELATION_MAP_CRC + 4) * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let error = update(&damaged).unwrap_err();
+            assert!(matches!(error, Reason::RelationMap { .. }), "bit {bit}");
+        }
+        for other in [map(MAX_MAPPINGS + 1), whole[..511].to_vec(), Vec::new()] {
+            assert!(update(&other).is_err());
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use palimpsest_codec::{Cursor, TruncatedError, crc32c};
-use palimpsest_types::RelTag;
+use palimpsest_types::{Lsn, RelTag};
 
 use super::storage::rel_file_node;
 use crate::{
@@ -19,12 +19,31 @@ pub(crate) struct EndedTransaction {
     pub(crate) end: TransactionEnd,
     /// The transaction and its subtransactions.
     pub(crate) xids: Vec<Xid>,
+    /// When it did, by the clock of this cluster.
+    pub(crate) time: i64,
     /// When it did, as `pg_commit_ts` would keep it.
     pub(crate) at: CommitTimestamp,
+    /// What it came from ended there at its origin.
+    pub(crate) origin_lsn: Option<Lsn>,
     /// It was prepared before, under this id; what was kept of it is not needed any more.
     pub(crate) prepared: Option<Xid>,
     /// Relations whose files go away with it: dropped ones at commit, created ones at abort.
     pub(crate) dropped: Vec<RelTag>,
+}
+
+/// A transaction is prepared, to be ended by another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PreparedTransaction {
+    /// Which, and the number of its file.
+    pub(crate) xid: Xid,
+    pub(crate) subxids: Vec<Xid>,
+    /// What it came from; 0 is this cluster itself.
+    pub(crate) origin: u16,
+    /// Where it stands at its origin.
+    pub(crate) origin_lsn: Lsn,
+    /// What a checkpoint writes to `pg_twophase` for it (`RecreateTwoPhaseFile`): the record has it
+    /// but for the checksum at its end.
+    pub(crate) file: Bytes,
 }
 
 const OP_MASK: u8 = 0x70;
@@ -49,8 +68,16 @@ const STATS_ITEM_LEN: usize = 12;
 /// `SharedInvalidationMessage`.
 const INVALIDATION_LEN: usize = 16;
 
-/// The transaction's id in `TwoPhaseFileHeader`, after magic and length.
+/// In `TwoPhaseFileHeader`, after magic and length.
 const PREPARED_XID_OFFSET: usize = 8;
+/// Between the transaction's id and the number of its subtransactions.
+const BEFORE_SUBXACTS: usize = 28 - 12;
+/// Between that and the length of the global name.
+const BEFORE_GID_LEN: usize = 54 - 32;
+/// The time at the origin, after the position there, ends the header.
+const ORIGIN_TIME_LEN: usize = 8;
+/// The parts of the file begin at multiples of it (`MAXALIGN`).
+const ALIGNMENT: usize = 8;
 
 /// The transaction that a record ends, if it is of a kind that ends one.
 pub(crate) fn ended_transaction(
@@ -64,10 +91,12 @@ pub(crate) fn ended_transaction(
     let mut ended = EndedTransaction {
         end,
         xids: Vec::new(),
+        time: 0,
         at: CommitTimestamp {
             time: 0,
             origin: record.origin,
         },
+        origin_lsn: None,
         prepared: None,
         dropped: Vec::new(),
     };
@@ -87,7 +116,8 @@ fn parse(
     ended: &mut EndedTransaction,
 ) -> Result<(), TruncatedError> {
     let mut cursor = Cursor::new(main_data.clone());
-    ended.at.time = time(&mut cursor)?;
+    ended.time = time(&mut cursor)?;
+    ended.at.time = ended.time;
     if !has_info {
         return Ok(());
     }
@@ -120,7 +150,7 @@ fn parse(
         }
     }
     if info & HAS_ORIGIN != 0 {
-        cursor.skip(8, "position at the origin")?;
+        ended.origin_lsn = Some(Lsn::new(cursor.u64("position at the origin")?));
         // What another cluster committed is kept with the time at which it did there.
         ended.at.time = time(&mut cursor)?;
     }
@@ -146,22 +176,38 @@ fn skip_list(
     cursor.skip(count.saturating_mul(item_len), what)
 }
 
-/// The transaction that a record prepares, if it does, and the file of `pg_twophase` that a checkpoint
-/// writes for it (`RecreateTwoPhaseFile`): the record has it but for the checksum at its end.
+/// The transaction that a record prepares, if it does.
 pub(crate) fn prepared_transaction(
     record: &DecodedRecord,
-) -> Result<Option<(Xid, Bytes)>, TruncatedError> {
+) -> Result<Option<PreparedTransaction>, TruncatedError> {
     if record.header.info & OP_MASK != PREPARE {
         return Ok(None);
     }
     let state = &record.main_data;
+    let header = "header of a prepared transaction";
     let mut cursor = Cursor::new(state.clone());
-    cursor.skip(PREPARED_XID_OFFSET, "header of a prepared transaction")?;
+    cursor.skip(PREPARED_XID_OFFSET, header)?;
     let xid = cursor.u32("prepared transaction")?;
+    cursor.skip(BEFORE_SUBXACTS, header)?;
+    let subxacts = cursor.u32("subtransaction count")?;
+    cursor.skip(BEFORE_GID_LEN, header)?;
+    let gid_len = usize::from(cursor.u16("length of its global name")?);
+    let origin_lsn = Lsn::new(cursor.u64("position at the origin")?);
+    cursor.skip(ORIGIN_TIME_LEN, header)?;
+    cursor.skip(gid_len.next_multiple_of(ALIGNMENT), "its global name")?;
+    let subxids = (0..subxacts)
+        .map(|_| cursor.u32("subtransaction"))
+        .collect::<Result<_, _>>()?;
     let mut file = BytesMut::with_capacity(state.len() + 4);
     file.put_slice(state);
     file.put_u32_le(crc32c(state));
-    Ok(Some((xid, file.freeze())))
+    Ok(Some(PreparedTransaction {
+        xid,
+        subxids,
+        origin: record.origin,
+        origin_lsn,
+        file: file.freeze(),
+    }))
 }
 
 #[cfg(test)]
@@ -220,6 +266,7 @@ mod tests {
         data.extend(words(&[700]));
         data.extend(b"name\0");
         data.extend(words(&[1, 2, 77, 0]));
+        data[..8].copy_from_slice(&66_u64.to_le_bytes());
         let ended = ended_transaction(&record(999, ABORT_PREPARED | HAS_INFO, data));
         let ended = ended.unwrap().unwrap();
         let rel = RelTag {
@@ -229,7 +276,11 @@ mod tests {
             fork: Fork::Main,
         };
         assert_eq!(ended.end, TransactionEnd::Aborted);
-        assert_eq!((ended.prepared, ended.at.time), (Some(700), 77));
+        assert_eq!(
+            (ended.prepared, ended.time, ended.at.time),
+            (Some(700), 66, 77)
+        );
+        assert_eq!(ended.origin_lsn, Some(Lsn::new(0x2_0000_0001)));
         assert_eq!(
             (ended.xids, ended.dropped),
             (vec![701, 702, 700], vec![rel])
@@ -238,15 +289,21 @@ mod tests {
 
     #[test]
     fn a_prepared_transaction_is_kept_as_its_file_with_a_checksum() {
-        let state = words(&[0x57F9_4534, 20, 700, 5]);
-        let (xid, file) = prepared_transaction(&record(700, PREPARE, state.clone()))
-            .unwrap()
-            .unwrap();
-        assert_eq!(xid, 700);
+        // 72 bytes of header, of which the gid's length is in the upper half of a word.
+        let mut state = words(&[0x57F9_4534, 93, 700, 5, 1, 0, 10, 2, 0, 0, 0, 0, 0]);
+        state.extend(words(&[3 << 16, 0x1234, 1, 0, 0]));
+        state.extend(b"id\0\0\0\0\0\0");
+        state.extend(words(&[701, 703]));
+        state.extend(b"locks");
+        let prepared = prepared_transaction(&record(700, PREPARE, state.clone()));
+        let prepared = prepared.unwrap().unwrap();
+        assert_eq!((prepared.xid, prepared.subxids), (700, vec![701, 703]));
+        assert_eq!(prepared.origin_lsn, Lsn::new(0x1_0000_1234));
         let crc = crc32c(&state).to_le_bytes();
-        assert_eq!(file, [state, crc.to_vec()].concat());
+        assert_eq!(prepared.file, [state.clone(), crc.to_vec()].concat());
         assert_eq!(prepared_transaction(&record(700, COMMIT, vec![])), Ok(None));
-        assert!(prepared_transaction(&record(700, PREPARE, vec![1; 11])).is_err());
+        let cut = state[..87].to_vec();
+        assert!(prepared_transaction(&record(700, PREPARE, cut)).is_err());
     }
 
     proptest! {

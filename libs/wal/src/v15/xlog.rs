@@ -1,9 +1,7 @@
-//! The log's own records (`xlog_internal.h`, `pg_control.h`).
+//! Settings as the log has them (`xlog_internal.h`).
 
 use bytes::Bytes;
 use palimpsest_codec::{Cursor, TruncatedError};
-
-use crate::record::DecodedRecord;
 
 /// Settings of the source that its log depends on, as `xl_parameter_change` has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +23,6 @@ pub struct Parameters {
     /// `track_commit_timestamp`.
     pub track_commit_timestamp: bool,
 }
-
-const PARAMETER_CHANGE: u8 = 0x60;
 
 impl Parameters {
     /// Bytes of the encoded form, which is that of the log: six numbers, two flags, padding.
@@ -71,16 +67,6 @@ impl Parameters {
             track_commit_timestamp: cursor.u8("track_commit_timestamp")? != 0,
         })
     }
-}
-
-/// The settings from a parameter change on.
-pub(crate) fn parameters_after(
-    record: &DecodedRecord,
-) -> Result<Option<Parameters>, TruncatedError> {
-    if record.header.rmgr_info() != PARAMETER_CHANGE {
-        return Ok(None);
-    }
-    Parameters::decode(&record.main_data).map(Some)
 }
 
 #[cfg(test)]

@@ -7,8 +7,13 @@ use crate::{
     TransactionEnd, offset_place, transaction_end, v15::Parameters,
 };
 
-/// A record with this main data, which ends at `end_lsn`.
-fn record(rmgr: ResourceManager, info: u8, xid: Xid, main_data: &[u8]) -> RawRecord {
+/// A record with this main data.
+pub(in crate::interpret) fn record(
+    rmgr: ResourceManager,
+    info: u8,
+    xid: Xid,
+    main_data: &[u8],
+) -> RawRecord {
     const LONG_DATA: u8 = 254;
     let mut bytes = vec![0; 24];
     bytes.push(LONG_DATA);
@@ -26,7 +31,7 @@ fn record(rmgr: ResourceManager, info: u8, xid: Xid, main_data: &[u8]) -> RawRec
     }
 }
 
-fn numbers(numbers: &[u32]) -> Vec<u8> {
+pub(in crate::interpret) fn numbers(numbers: &[u32]) -> Vec<u8> {
     let bytes = numbers.iter().map(|number| number.to_le_bytes());
     bytes.collect::<Vec<_>>().concat()
 }
@@ -51,8 +56,10 @@ fn multixact(interpreter: &mut Interpreter, info: u8, data: &[u32]) -> Vec<Chang
     interpreter.interpret(&record).unwrap()
 }
 
+/// All but what the first end of a transaction says of time.
 fn keys(changes: &[Change]) -> Vec<Key> {
-    changes.iter().map(|change| change.key).collect()
+    let keys = changes.iter().map(|change| change.key);
+    keys.filter(|key| *key != Key::CommitTime).collect()
 }
 
 fn offsets(page: u32) -> Key {
@@ -209,14 +216,16 @@ fn parameters(track_commit_timestamp: bool) -> RawRecord {
 #[test]
 fn a_prepared_transaction_is_a_file_until_it_ends() {
     let mut interpreter = interpreter();
-    let state = numbers(&[0x57F9_4534, 20, 700, 5]);
+    // No subtransactions, a name of no length.
+    let mut state = numbers(&[0x57F9_4534, 72, 700, 5]);
+    state.resize(72, 0);
     let prepare = record(ResourceManager::Transaction, 0x10, 700, &state);
     let changes = interpreter.interpret(&prepare).unwrap();
     assert_eq!(keys(&changes), [Key::TwoPhase(700)]);
     let Value::File(file) = &changes[0].value else {
         panic!("{changes:?}");
     };
-    assert_eq!(file.slice(..16), Bytes::from(state));
+    assert_eq!(file.slice(..72), Bytes::from(state));
 
     // A time, flags, the transaction.
     let rollback = numbers(&[0, 0, 1 << 4, 700]);
@@ -225,4 +234,25 @@ fn a_prepared_transaction_is_a_file_until_it_ends() {
     let status = Key::SlruBlock(SlruKind::Clog, 0);
     assert_eq!(keys(&changes), [status, Key::TwoPhase(700)]);
     assert_eq!(changes[1].value, Value::Dropped);
+}
+
+#[test]
+fn a_commit_does_not_begin_pages_without_end() {
+    // A subtransaction on each page of many, none of which is there.
+    let commit = |pages: u32| {
+        let mut data = numbers(&[0, 0, 1 << 1, pages]);
+        let first = 64 * 32;
+        data.extend(numbers(&Vec::from_iter(
+            (0..pages).map(|it| (first + it) << 15 | 5),
+        )));
+        record(ResourceManager::Transaction, 0x80, 700, &data)
+    };
+    let base = BaseFacts::consistent();
+    let interpreter = Interpreter::new(RelationSizes::default(), base);
+    let few = interpreter.clone().interpret(&commit(63)).unwrap();
+    let images = few.iter().filter(|it| matches!(it.value, Value::Image(_)));
+    assert_eq!(images.count(), 64);
+    let error = interpreter.clone().interpret(&commit(64)).unwrap_err();
+    let expected = Reason::TooManySlruPages(MAX_NEW_SLRU_PAGES);
+    assert_eq!(error.reason.to_string(), expected.to_string());
 }

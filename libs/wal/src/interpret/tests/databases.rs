@@ -57,7 +57,7 @@ fn a_copy_is_one_change_and_has_the_sizes_of_its_source() {
     assert_eq!(blocks_of(&interpreter, COPY), Some(3));
     assert_eq!(blocks_of(&interpreter, of_old_files), None);
     // From here on each grows for itself.
-    let grown = record_of(ResourceManager::Gin, 0, 72, &[(0, 3, WILL_INIT)]);
+    let grown = record_of(ResourceManager::Gin, 0x20, 72, &[(0, 3, WILL_INIT)]);
     interpreter.interpret(&grown).unwrap();
     assert_eq!(blocks_of(&interpreter, REL), Some(4));
     assert_eq!(blocks_of(&interpreter, COPY), Some(3));

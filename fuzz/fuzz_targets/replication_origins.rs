@@ -1,0 +1,3 @@
+#![no_main]
+
+palimpsest_fuzz::target!(replication_origins);

@@ -1,0 +1,26 @@
+//! The cluster as a whole where a timeline is taken over.
+
+use palimpsest_read::{Layers, ReadError, Versions as _};
+use palimpsest_types::Lsn;
+use palimpsest_wal::Interpreter;
+
+/// Tells the interpreter how the cluster as a whole is at an LSN. What the layers do not say stays
+/// unknown: timelines that were attached before that was kept do not have it.
+pub(super) async fn note_cluster(
+    interpreter: &mut Interpreter,
+    layers: &Layers,
+    lsn: Lsn,
+) -> Result<(), ReadError> {
+    let mut known = Vec::new();
+    for key in Interpreter::CLUSTER_KEYS {
+        let newest = layers.newest(key, Lsn::ZERO..=lsn).await?;
+        known.extend(newest.map(|(_, value)| (key, value)));
+    }
+    let origins = layers.newest_in(Interpreter::origins(), lsn).await?;
+    known.extend(origins.into_iter().map(|(key, (_, value))| (key, value)));
+    for (key, value) in known {
+        let noted = interpreter.note(key, &value);
+        noted.map_err(|_| ReadError::WrongValue(key))?;
+    }
+    Ok(())
+}

@@ -13,10 +13,16 @@
 //! the end because the order in which a base backup sends pages is not the order of keys. A value
 //! shorter than a page whose key is a page is lz4-compressed.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use palimpsest_codec::{Cursor, TruncatedError, crc32c};
 use palimpsest_types::{BlockNumber, InvalidKeyError, Key, KeyRange, Lsn, PAGE_SIZE};
 use palimpsest_wal::Value;
+
+mod pieces;
+
+pub use pieces::{IndexPiece, IndexPieces};
 
 /// Makes the bytes of an image layer. Keys may come in any order, each once.
 #[derive(Debug)]
@@ -233,28 +239,9 @@ impl ImageLayerIndex {
         if bytes.len() as u64 != footer.index_len {
             return Err(ImageLayerError::Malformed("index"));
         }
-        let mut cursor = Cursor::new(bytes.clone());
-        let mut entries: Vec<Entry> = Vec::with_capacity(bytes.len() / ENTRY_LEN as usize);
-        while cursor.remaining() > 0 {
-            let key = Key::from_bytes(&cursor.array("key")?)?;
-            let offset = cursor.u64("offset")?;
-            let len = cursor.u32("length")?;
-            let crc = cursor.u32("checksum")?;
-            let in_order = entries.last().is_none_or(|before| before.key < key);
-            let inside = offset
-                .checked_add(u64::from(len))
-                .is_some_and(|e| e <= footer.index_offset);
-            if !in_order || !inside {
-                return Err(ImageLayerError::Malformed("index"));
-            }
-            entries.push(Entry {
-                key,
-                value: ValueRef { offset, len, crc },
-            });
-        }
         Ok(Self {
             lsn: footer.lsn,
-            entries,
+            entries: decode_entries(footer, bytes)?,
         })
     }
 
@@ -288,6 +275,11 @@ impl ImageLayerIndex {
 }
 
 impl ValueRef {
+    /// Where it stands in the file.
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset + u64::from(self.len)
+    }
+
     /// The value in `stored`, the bytes that this refers to.
     ///
     /// # Errors
@@ -309,11 +301,42 @@ impl ValueRef {
                 let blocks = Cursor::new(stored).u32("relation size")?;
                 Ok(Value::RelSize(BlockNumber::new(blocks)))
             }
-            Key::RelMap { .. } | Key::TwoPhase(_) | Key::Parameters => Ok(Value::File(stored)),
+            Key::RelMap { .. }
+            | Key::TwoPhase(_)
+            | Key::Parameters
+            | Key::ControlFile
+            | Key::ControlData
+            | Key::NextMultiXact
+            | Key::CommitTime
+            | Key::Origin(_) => Ok(Value::File(stored)),
             // An image has what a database holds, not where that came from.
             Key::Database { .. } => Err(ImageLayerError::Malformed("key of a database")),
         }
     }
+}
+
+/// Index entries that follow each other.
+fn decode_entries(footer: &Footer, bytes: &Bytes) -> Result<Vec<Entry>, ImageLayerError> {
+    let mut cursor = Cursor::new(bytes.clone());
+    let mut entries: Vec<Entry> = Vec::with_capacity(bytes.len() / ENTRY_LEN as usize);
+    while cursor.remaining() > 0 {
+        let key = Key::from_bytes(&cursor.array("key")?)?;
+        let offset = cursor.u64("offset")?;
+        let len = cursor.u32("length")?;
+        let crc = cursor.u32("checksum")?;
+        let in_order = entries.last().is_none_or(|before| before.key < key);
+        let inside = offset
+            .checked_add(u64::from(len))
+            .is_some_and(|e| e <= footer.index_offset);
+        if !in_order || !inside {
+            return Err(ImageLayerError::Malformed("index"));
+        }
+        entries.push(Entry {
+            key,
+            value: ValueRef { offset, len, crc },
+        });
+    }
+    Ok(entries)
 }
 
 fn check(what: &'static str, bytes: &[u8], stored: u32) -> Result<(), ImageLayerError> {

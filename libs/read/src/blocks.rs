@@ -3,13 +3,17 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use palimpsest_layer::delta_file::{EntryBlock, RecordBlock};
+use palimpsest_layer::{
+    delta_file::{DeltaLayerIndex, EntryBlock, RecordBlock},
+    image::IndexPiece,
+};
 use palimpsest_types::ByteCount;
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::{cache::CacheUse, error::ReadError};
 
-/// Blocks of delta layers, checked and unpacked, of all timelines, within a bound of bytes.
+/// Blocks of layers and their indexes, checked and unpacked, of all timelines, within a bound of
+/// bytes.
 #[derive(Debug)]
 pub struct BlockCache {
     blocks: Cache<BlockId, Block, ByBytes>,
@@ -20,7 +24,18 @@ pub struct BlockCache {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct BlockId {
     pub(crate) file: u64,
-    pub(crate) block: u32,
+    pub(crate) part: FilePart,
+}
+
+/// What of a file a block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum FilePart {
+    /// The index of a delta layer.
+    Index,
+    /// A piece of the index of an image layer.
+    IndexPiece(u32),
+    /// A block of a delta layer.
+    Block(u32),
 }
 
 /// A block that was read.
@@ -28,6 +43,8 @@ pub(crate) struct BlockId {
 pub(crate) enum Block {
     Entries(Arc<EntryBlock>),
     Records(Arc<RecordBlock>),
+    Index(Arc<DeltaLayerIndex>),
+    IndexPiece(Arc<IndexPiece>),
 }
 
 #[derive(Debug, Clone)]
@@ -43,6 +60,8 @@ impl Weighter<BlockId, Block> for ByBytes {
         let size = match block {
             Block::Entries(block) => block.size(),
             Block::Records(block) => block.size(),
+            Block::Index(index) => index.size(),
+            Block::IndexPiece(piece) => piece.size(),
         };
         size.get() + OVERHEAD
     }
@@ -71,6 +90,11 @@ impl BlockCache {
     /// A number that no other file has had here.
     pub(crate) fn number_file(&self) -> u64 {
         self.files.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether the block is there now. Nothing is counted by it.
+    pub(crate) fn has(&self, id: BlockId) -> bool {
+        self.blocks.peek(&id).is_some()
     }
 
     /// The block, read by `read` unless it is there or being read.

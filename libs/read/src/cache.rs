@@ -59,6 +59,11 @@ impl PageCache {
         self.pages.get(version)
     }
 
+    /// The same, of which nothing is counted.
+    pub(crate) fn peek(&self, version: &Version) -> Option<Bytes> {
+        self.pages.peek(version)
+    }
+
     /// The version, made by `make` unless it is there or being made.
     pub(crate) async fn get_or_make(
         &self,

@@ -1,114 +1,106 @@
-use std::sync::Arc;
+//! Delta layer files of the object store.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Range,
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use futures::future::{self, try_join_all};
 use palimpsest_layer::{
     Visit,
     delta_file::{
         BlockNo, DeltaLayerError, DeltaLayerIndex, EntryBlock, Footer, RecordBlock, Stored,
     },
 };
-use palimpsest_manifest::LayerEntry;
+use palimpsest_manifest::{LayerEntry, LsnSpan};
 use palimpsest_store::StorePath;
 use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
 use palimpsest_wal::Value;
 
 use crate::{
-    blocks::{Block, BlockId},
+    blocks::{Block, BlockId, FilePart},
     error::ReadError,
+    layer_map::Place,
     layers::LayerFiles,
-    listing::all_databases,
+    parts::{Part, parts},
 };
 
-/// A delta layer file of the object store, of which the index is in memory.
+/// A delta layer file as the manifest lists it. Nothing of it is in memory but what the cache has.
 #[derive(Debug)]
 pub(crate) struct DeltaFile {
-    number: u64,
+    name: String,
     path: StorePath,
-    index: DeltaLayerIndex,
-    /// What happened to databases as a whole, sorted by key, then LSN: every read asks for it, and
-    /// mostly there is none.
-    databases: Vec<(Key, Lsn, Value)>,
+    size: u64,
+    place: Place,
 }
 
+/// A delta layer file with its index, and with the blocks that some keys are looked for in first.
+#[derive(Debug)]
+pub(crate) struct OpenDelta {
+    file: Arc<DeltaFile>,
+    index: Arc<DeltaLayerIndex>,
+    blocks: BTreeMap<BlockNo, Arc<EntryBlock>>,
+}
+
+/// The last bytes of a file.
+struct End {
+    from: u64,
+    bytes: Bytes,
+}
+
+/// The newest version of each of some keys.
+pub(crate) type Newest = BTreeMap<Key, (Lsn, Value)>;
+
+/// So much is read of the end of a file in the hope that the index is in it, as it is of files up
+/// to some tens of megabytes.
+const END: u64 = 64 << 10;
+/// Blocks of a file that are in memory for one reader of many keys.
+const BLOCKS: usize = 32;
+
 impl DeltaFile {
-    pub(crate) async fn open(files: &LayerFiles, entry: &LayerEntry) -> Result<Self, ReadError> {
-        let path = files.directory.child(&entry.name);
-        let size = entry.size.get();
-        let from = size.saturating_sub(Footer::LEN as u64);
-        let footer = files.read(&path, from..size).await?;
-        let footer = Footer::decode(&footer, size).map_err(|source| damaged(&path, source))?;
-        let index = footer.index_offset..footer.index_offset + footer.index_len;
-        let index = files.read(&path, index).await?;
-        let index =
-            DeltaLayerIndex::decode(&footer, &index).map_err(|source| damaged(&path, source))?;
-        let mut file = Self {
+    /// The layer of a manifest's entry.
+    pub(crate) fn listed(files: &LayerFiles, entry: &LayerEntry, lsns: LsnSpan) -> Self {
+        let place = Place {
+            keys: entry.keys,
+            lsns,
             number: files.blocks.number_file(),
-            path,
-            index,
-            databases: Vec::new(),
         };
-        let mut databases = Vec::new();
-        let mut visit = |key, lsn, value: &Value| databases.push((key, lsn, value.clone()));
-        file.range(files, all_databases(), Lsn::MAX, &mut visit)
-            .await?;
-        file.databases = databases;
-        Ok(file)
+        Self {
+            name: entry.name.clone(),
+            path: files.directory.child(&entry.name),
+            size: entry.size.get(),
+            place,
+        }
     }
 
-    /// Changes after here are in it.
-    pub(crate) fn start(&self) -> Lsn {
-        self.index.lsns().start
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Changes up to here are in it.
-    pub(crate) fn last(&self) -> Lsn {
-        self.index.lsns().end
+    /// Which versions it may have.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
-    /// Generation of the writer that made it.
-    pub(crate) fn epoch(&self) -> WriterEpoch {
-        self.index.epoch()
-    }
-
-    /// Shows the versions of a key at or before `up_to`, newest first, until told to stop.
-    pub(crate) async fn versions(
-        &self,
+    /// Opens it to look for versions of these keys, each at or before an LSN.
+    pub(crate) async fn open(
+        self: Arc<Self>,
         files: &LayerFiles,
-        key: Key,
-        up_to: Lsn,
-        visit: &mut (dyn FnMut(Lsn, &Value) -> Visit + Send),
-    ) -> Result<Visit, ReadError> {
-        if matches!(key, Key::Database { .. }) {
-            return Ok(self.versions_of_database(key, up_to, visit));
-        }
-        for no in self.index.blocks_of(key, up_to) {
-            let block = self.entries(files, no).await?;
-            for (lsn, stored) in block.versions(key, up_to) {
-                let value = self.value(files, stored).await?;
-                if visit(lsn, &value) == Visit::Stop {
-                    return Ok(Visit::Stop);
-                }
-            }
-        }
-        Ok(Visit::Continue)
-    }
-
-    fn versions_of_database(
-        &self,
-        key: Key,
-        up_to: Lsn,
-        visit: &mut (dyn FnMut(Lsn, &Value) -> Visit + Send),
-    ) -> Visit {
-        let end = self
-            .databases
-            .partition_point(|(of, at, _)| (*of, *at) <= (key, up_to));
-        let older = self.databases.get(..end).unwrap_or_default().iter().rev();
-        for (_, at, value) in older.take_while(|(of, ..)| *of == key) {
-            if visit(*at, value) == Visit::Stop {
-                return Visit::Stop;
-            }
-        }
-        Visit::Continue
+        keys: impl Iterator<Item = (Key, Lsn)>,
+    ) -> Result<OpenDelta, ReadError> {
+        let index = self.index(files).await?;
+        let newest = keys.filter_map(|(key, up_to)| index.blocks_of(key, up_to).next());
+        let mut numbers: Vec<_> = newest.collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let blocks = self.some_entries(files, &index, &numbers).await?;
+        Ok(OpenDelta {
+            file: self,
+            index,
+            blocks: numbers.into_iter().zip(blocks).collect(),
+        })
     }
 
     /// Shows for each key of a range its versions at or before `up_to`, oldest first.
@@ -117,89 +109,283 @@ impl DeltaFile {
         files: &LayerFiles,
         keys: KeyRange,
         up_to: Lsn,
-        visit: &mut (dyn FnMut(Key, Lsn, &Value) + Send),
+        visit: &mut (dyn FnMut(Key, Lsn, Value) + Send),
     ) -> Result<(), ReadError> {
-        for no in self.index.blocks_in(keys.clone()) {
-            let block = self.entries(files, no).await?;
-            for (key, lsn, stored) in block.range(keys.clone()) {
-                if lsn <= up_to {
-                    visit(key, lsn, &self.value(files, stored).await?);
+        let index = self.index(files).await?;
+        let numbers: Vec<_> = index.blocks_in(keys.clone()).collect();
+        for numbers in numbers.chunks(BLOCKS) {
+            for block in self.some_entries(files, &index, numbers).await? {
+                for (key, lsn, stored) in block.range(keys.clone()) {
+                    if lsn <= up_to {
+                        visit(key, lsn, self.value(files, &index, stored).await?);
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    async fn value(&self, files: &LayerFiles, stored: Stored) -> Result<Value, ReadError> {
+    /// For each key of a range that has one, the newest version at or before `up_to`.
+    pub(crate) async fn newest_in(
+        self: Arc<Self>,
+        files: &LayerFiles,
+        keys: KeyRange,
+        up_to: Lsn,
+    ) -> Result<Newest, ReadError> {
+        let mut newest = Newest::new();
+        let mut insert = |key, at, value| drop(newest.insert(key, (at, value)));
+        self.range(files, keys, up_to, &mut insert).await?;
+        Ok(newest)
+    }
+
+    async fn index(&self, files: &LayerFiles) -> Result<Arc<DeltaLayerIndex>, ReadError> {
+        let read = async { Ok(Block::Index(Arc::new(self.read_index(files).await?))) };
+        match files
+            .blocks
+            .get_or_read(self.id(FilePart::Index), read)
+            .await?
+        {
+            Block::Index(index) => Ok(index),
+            _ => Err(self.not_as_listed("its index is another's")),
+        }
+    }
+
+    /// As [`DeltaFile::range`] of a file that was never opened, for the last of its keys: mostly
+    /// they stand so near its end that they come with the index.
+    pub(crate) async fn first_range(
+        &self,
+        files: &LayerFiles,
+        keys: KeyRange,
+        visit: &mut (dyn FnMut(Key, Lsn, Value) + Send),
+    ) -> Result<(), ReadError> {
+        let end = self.read_end(files).await?;
+        let index = Arc::new(self.decode_index(files, &end).await?);
+        let read = future::ready(Ok(Block::Index(Arc::clone(&index))));
+        files
+            .blocks
+            .get_or_read(self.id(FilePart::Index), read)
+            .await?;
+        for no in index.blocks_in(keys.clone()) {
+            let place = self.place_of(&index, no)?;
+            let part = end.get(&place).map(Part::known);
+            let block = self.entries(files, &index, no, part).await?;
+            for (key, lsn, stored) in block.range(keys.clone()) {
+                visit(key, lsn, self.value(files, &index, stored).await?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_index(&self, files: &LayerFiles) -> Result<DeltaLayerIndex, ReadError> {
+        let end = self.read_end(files).await?;
+        self.decode_index(files, &end).await
+    }
+
+    async fn read_end(&self, files: &LayerFiles) -> Result<End, ReadError> {
+        let from = self.size.saturating_sub(END);
+        let bytes = files.read(&self.path, from..self.size).await?;
+        Ok(End { from, bytes })
+    }
+
+    /// The index, of which what the end of the file does not have is read.
+    async fn decode_index(
+        &self,
+        files: &LayerFiles,
+        end: &End,
+    ) -> Result<DeltaLayerIndex, ReadError> {
+        let footer = end.bytes.len().saturating_sub(Footer::LEN);
+        let footer = Footer::decode(&end.bytes.slice(footer..), self.size);
+        let footer = footer.map_err(|source| self.damaged(source))?;
+        let place = footer.index_offset..footer.index_offset + footer.index_len;
+        let bytes = match end.get(&place) {
+            Some(bytes) => Bytes::copy_from_slice(bytes),
+            None => files.read(&self.path, place).await?,
+        };
+        let index = DeltaLayerIndex::decode(&footer, &bytes);
+        let index = index.map_err(|source| self.damaged(source))?;
+        self.check(&index)?;
+        Ok(index)
+    }
+
+    /// Layers are passed over by what the manifest says of them, so that must be true.
+    fn check(&self, index: &DeltaLayerIndex) -> Result<(), ReadError> {
+        let Place { keys, lsns, .. } = self.place;
+        if index.lsns() != (lsns.after..lsns.up_to) {
+            return Err(self.not_as_listed("it has other LSNs"));
+        }
+        let listed = |of| keys.contains(of);
+        if index
+            .keys()
+            .is_none_or(|it| listed(it.first) && listed(it.last))
+        {
+            Ok(())
+        } else {
+            Err(self.not_as_listed("it has other keys"))
+        }
+    }
+
+    async fn value(
+        &self,
+        files: &LayerFiles,
+        index: &DeltaLayerIndex,
+        stored: Stored,
+    ) -> Result<Value, ReadError> {
         match stored {
             // What is kept as a page must not keep its whole block.
             Stored::Value(Value::Image(page)) => Ok(Value::Image(Bytes::copy_from_slice(&page))),
             Stored::Value(value) => Ok(value),
             Stored::Shared { at, will_init } => {
-                let block = self.records(files, at.block).await?;
-                let record = block
-                    .record(at)
-                    .map_err(|source| damaged(&self.path, source))?;
+                let block = self.records(files, index, at.block).await?;
+                let record = block.record(at).map_err(|source| self.damaged(source))?;
                 Ok(Value::Record { record, will_init })
             }
         }
     }
 
-    async fn entries(&self, files: &LayerFiles, no: BlockNo) -> Result<Arc<EntryBlock>, ReadError> {
+    /// Entry blocks, in order; those that the cache lacks are read together where they lie
+    /// together.
+    async fn some_entries(
+        &self,
+        files: &LayerFiles,
+        index: &DeltaLayerIndex,
+        numbers: &[BlockNo],
+    ) -> Result<Vec<Arc<EntryBlock>>, ReadError> {
+        let is_missing = |no: &&BlockNo| !files.blocks.has(self.id(FilePart::Block(no.get())));
+        let missing: Vec<_> = numbers.iter().filter(is_missing).copied().collect();
+        let places = missing.iter().map(|no| self.place_of(index, *no));
+        let places = places.collect::<Result<Vec<_>, _>>()?;
+        let parts = parts(files, &self.path, &places);
+        let mut missing: BTreeMap<_, _> = missing.into_iter().zip(parts).collect();
+        let read = numbers.iter().map(|no| {
+            let part = missing.remove(no);
+            self.entries(files, index, *no, part)
+        });
+        try_join_all(read).await
+    }
+
+    async fn entries(
+        &self,
+        files: &LayerFiles,
+        index: &DeltaLayerIndex,
+        no: BlockNo,
+        part: Option<Part>,
+    ) -> Result<Arc<EntryBlock>, ReadError> {
         let read = async {
-            let stored = self.stored(files, no).await?;
-            let block = EntryBlock::decode(&self.index, no, stored);
-            let block = block.map_err(|source| damaged(&self.path, source))?;
+            let stored = match part {
+                Some(part) => part.bytes().await?,
+                None => files.read(&self.path, self.place_of(index, no)?).await?,
+            };
+            let block = EntryBlock::decode(index, no, stored);
+            let block = block.map_err(|source| self.damaged(source))?;
             Ok(Block::Entries(Arc::new(block)))
         };
-        match files.blocks.get_or_read(self.id(no), read).await? {
+        match files
+            .blocks
+            .get_or_read(self.id(FilePart::Block(no.get())), read)
+            .await?
+        {
             Block::Entries(block) => Ok(block),
-            Block::Records(_) => Err(self.confused(no)),
+            _ => Err(self.confused(no)),
         }
     }
 
     async fn records(
         &self,
         files: &LayerFiles,
+        index: &DeltaLayerIndex,
         no: BlockNo,
     ) -> Result<Arc<RecordBlock>, ReadError> {
         let read = async {
-            let stored = self.stored(files, no).await?;
-            let block = RecordBlock::decode(&self.index, no, stored);
-            let block = block.map_err(|source| damaged(&self.path, source))?;
+            let stored = files.read(&self.path, self.place_of(index, no)?).await?;
+            let block = RecordBlock::decode(index, no, stored);
+            let block = block.map_err(|source| self.damaged(source))?;
             Ok(Block::Records(Arc::new(block)))
         };
-        match files.blocks.get_or_read(self.id(no), read).await? {
+        match files
+            .blocks
+            .get_or_read(self.id(FilePart::Block(no.get())), read)
+            .await?
+        {
             Block::Records(block) => Ok(block),
-            Block::Entries(_) => Err(self.confused(no)),
+            _ => Err(self.confused(no)),
         }
     }
 
-    async fn stored(&self, files: &LayerFiles, no: BlockNo) -> Result<Bytes, ReadError> {
-        let place = self
-            .index
-            .place(no)
-            .map_err(|source| damaged(&self.path, source))?;
-        let range = place.offset..place.offset + u64::from(place.stored_len);
-        files.read(&self.path, range).await
+    fn place_of(&self, index: &DeltaLayerIndex, no: BlockNo) -> Result<Range<u64>, ReadError> {
+        let place = index.place(no).map_err(|source| self.damaged(source))?;
+        Ok(place.offset..place.offset + u64::from(place.stored_len))
     }
 
-    fn id(&self, no: BlockNo) -> BlockId {
+    fn id(&self, part: FilePart) -> BlockId {
         BlockId {
-            file: self.number,
-            block: no.get(),
+            file: self.place.number,
+            part,
         }
     }
 
     /// A block of one kind is asked for as the other.
     fn confused(&self, no: BlockNo) -> ReadError {
-        damaged(&self.path, DeltaLayerError::NoBlock(no))
+        self.damaged(DeltaLayerError::NoBlock(no))
+    }
+
+    fn damaged(&self, source: DeltaLayerError) -> ReadError {
+        ReadError::DeltaLayer {
+            layer: self.path.to_string(),
+            source,
+        }
+    }
+
+    fn not_as_listed(&self, problem: &'static str) -> ReadError {
+        ReadError::NotAsListed {
+            layer: self.path.to_string(),
+            problem,
+        }
     }
 }
 
-fn damaged(path: &StorePath, source: DeltaLayerError) -> ReadError {
-    ReadError::DeltaLayer {
-        layer: path.to_string(),
-        source,
+impl End {
+    /// What stands at a place of the file, if all of that is here.
+    fn get(&self, place: &Range<u64>) -> Option<&[u8]> {
+        let at = |offset: u64| Some(offset.checked_sub(self.from)? as usize);
+        self.bytes.get(at(place.start)?..at(place.end)?)
+    }
+}
+
+impl OpenDelta {
+    /// Shows the versions of a key at or before `up_to`, newest first, until told to stop.
+    pub(crate) async fn versions(
+        &self,
+        files: &LayerFiles,
+        key: Key,
+        up_to: Lsn,
+        visit: &mut (dyn FnMut(WriterEpoch, Lsn, &Value) -> Visit + Send),
+    ) -> Result<Visit, ReadError> {
+        let epoch = self.index.epoch();
+        for no in self.index.blocks_of(key, up_to) {
+            let block = match self.blocks.get(&no) {
+                Some(block) => Arc::clone(block),
+                None => self.file.entries(files, &self.index, no, None).await?,
+            };
+            for (lsn, stored) in block.versions(key, up_to) {
+                let value = self.file.value(files, &self.index, stored).await?;
+                if visit(epoch, lsn, &value) == Visit::Stop {
+                    return Ok(Visit::Stop);
+                }
+            }
+        }
+        Ok(Visit::Continue)
+    }
+}
+
+/// Adds versions; of two of one key the newer stays.
+pub(crate) fn merge(into: &mut Newest, found: Newest) {
+    for (key, version) in found {
+        match into.entry(key) {
+            Entry::Vacant(vacant) => drop(vacant.insert(version)),
+            Entry::Occupied(mut known) if known.get().0 <= version.0 => {
+                known.insert(version);
+            }
+            Entry::Occupied(_) => {}
+        }
     }
 }

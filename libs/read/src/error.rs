@@ -1,7 +1,7 @@
 use palimpsest_layer::{delta_file::DeltaLayerError, image::ImageLayerError};
 use palimpsest_redo::{InvalidSlruChainError, ReconstructError};
 use palimpsest_store::StoreError;
-use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, Oid, RelTag, SlruKind};
+use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, Oid, Reason, RelTag, SlruKind};
 
 /// A read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -90,6 +90,16 @@ pub enum ReadError {
         #[source]
         source: DeltaLayerError,
     },
+    /// A layer file is whole, but not the one that the manifest lists.
+    #[error(
+        "layer {layer} is not what the manifest says: {problem}; restore the file that had this name"
+    )]
+    NotAsListed {
+        /// Its name.
+        layer: String,
+        /// What is different.
+        problem: &'static str,
+    },
     /// Layers and newer changes do not meet yet: a new manifest has to be read first.
     #[error("changes from {layers} to {tail} are not at hand yet")]
     Behind {
@@ -103,6 +113,8 @@ pub enum ReadError {
     Reconstruct {
         /// What the caller may do.
         kind: ErrorKind,
+        /// What is so.
+        reason: Reason,
         /// Why.
         message: String,
     },
@@ -148,9 +160,32 @@ impl ReadError {
             Self::Store { kind, .. } | Self::Reconstruct { kind, .. } => *kind,
             Self::Layer { .. }
             | Self::DeltaLayer { .. }
+            | Self::NotAsListed { .. }
             | Self::Slru { .. }
             | Self::NotInBackup(_)
             | Self::WrongValue(_) => ErrorKind::Corrupt,
+        }
+    }
+
+    /// What is so.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::BelowHorizon { .. } => Reason::BelowHorizon,
+            Self::NotYet { .. } | Self::Behind { .. } => Reason::NotArrived,
+            Self::NoRelation { .. } => Reason::MissingRelation,
+            Self::BeyondEnd { .. } => Reason::BeyondEnd,
+            Self::NoSlruSegment { .. } => Reason::MissingSegment,
+            Self::NoRelationMap { .. } => Reason::MissingMap,
+            Self::Store { kind, .. } if *kind == ErrorKind::Corrupt => Reason::Damaged,
+            Self::Store { .. } => Reason::StoreAway,
+            Self::Reconstruct { reason, .. } => *reason,
+            Self::Layer { .. }
+            | Self::DeltaLayer { .. }
+            | Self::NotAsListed { .. }
+            | Self::Slru { .. }
+            | Self::NotInBackup(_)
+            | Self::WrongValue(_) => Reason::Damaged,
+            Self::CopiedTooOften { .. } => Reason::Unsupported,
         }
     }
 
@@ -172,6 +207,7 @@ impl From<ReconstructError> for ReadError {
     fn from(error: ReconstructError) -> Self {
         Self::Reconstruct {
             kind: error.kind(),
+            reason: error.reason(),
             message: error.to_string(),
         }
     }

@@ -1,19 +1,33 @@
 use std::{
-    collections::BTreeMap,
     ops::{Range, RangeInclusive},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use palimpsest_layer::Visit;
-use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest};
+use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan, TimelineManifest};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
 use palimpsest_wal::Value;
 
 use crate::{
-    base::BaseLayers, blocks::BlockCache, delta::DeltaFile, error::ReadError, versions::Versions,
+    base::BaseLayers,
+    blocks::BlockCache,
+    delta::{DeltaFile, Newest, merge},
+    error::ReadError,
+    layer_map::LayerMap,
+    parts::READS,
+    versions::Versions,
 };
+
+mod changes;
+mod databases;
+mod walk;
+
+use changes::{Changes, compare};
+use databases::{Databases, are_databases};
+pub(crate) use walk::Seek;
 
 /// Where the layer files of one timeline are, and the blocks of them that are in memory.
 #[derive(Debug, Clone)]
@@ -24,15 +38,27 @@ pub struct LayerFiles {
 }
 
 /// The layers that a manifest lists: all versions up to its LSN. Never changes; a newer manifest
-/// gives new `Layers`, which share the files that were open already.
+/// gives new `Layers`, which share what did not change.
+///
+/// Of delta layers there is in memory what the manifest says of them; the rest is read when a read
+/// first needs it, by one reader for all, and kept as long as the block cache likes.
 #[derive(Debug)]
 pub struct Layers {
     files: LayerFiles,
     lsn: Lsn,
     oldest: Lsn,
     base: Arc<BaseLayers>,
-    /// Oldest first; each begins where the one before ends.
-    deltas: Vec<(String, Arc<DeltaFile>)>,
+    /// The delta layers, in the manifest's order.
+    listed: Vec<Arc<DeltaFile>>,
+    map: LayerMap<Arc<DeltaFile>>,
+    databases: Arc<Databases>,
+}
+
+/// Looks for the newest version of a key.
+struct SeekNewest {
+    key: Key,
+    lsns: RangeInclusive<Lsn>,
+    found: Option<(Lsn, Value)>,
 }
 
 impl LayerFiles {
@@ -60,39 +86,36 @@ impl LayerFiles {
 }
 
 impl Layers {
-    /// Opens the layers of a manifest; those that `before` has open are taken from it.
+    /// The layers of a manifest. What `before` has of them is taken from it, so this reads from the
+    /// store only what is new, and of that only base layers and what says of whole databases.
     ///
     /// # Errors
-    /// If one is missing or damaged.
+    /// If a layer that is read is missing or damaged.
     pub async fn open(
         files: LayerFiles,
         manifest: &TimelineManifest,
         before: Option<&Self>,
     ) -> Result<Self, ReadError> {
-        let (images, deltas): (Vec<_>, Vec<_>) = manifest
-            .layers()
-            .iter()
-            .partition(|entry| matches!(entry.kind, LayerKind::Image(_)));
+        let images: Vec<_> = images(manifest).collect();
         let base = match before.filter(|before| before.base.consists_of(&images)) {
             Some(before) => Arc::clone(&before.base),
             None => Arc::new(BaseLayers::open(&files, &images).await?),
         };
-        let mut opened = Vec::with_capacity(deltas.len());
-        for entry in deltas {
-            let known = before.and_then(|before| before.delta(entry));
-            let file = match known {
-                Some(file) => file,
-                None => Arc::new(DeltaFile::open(&files, entry).await?),
-            };
-            opened.push((entry.name.clone(), file));
-        }
-        opened.sort_by_key(|(_, file)| file.start());
+        let listed = before.map_or(&[][..], |before| &before.listed);
+        let make = |(entry, span)| DeltaFile::listed(&files, entry, span);
+        let changes = compare(listed, deltas(manifest), make);
+        let databases = before.map(|before| Arc::clone(&before.databases));
+        let databases = databases.unwrap_or_default();
+        let databases = Databases::follow(databases, &files, &changes).await?;
+        let map = before.map(|before| before.map.clone()).unwrap_or_default();
         Ok(Self {
             files,
             lsn: manifest.lsn,
             oldest: manifest.oldest_readable.max(manifest.gc_cutoff),
             base,
-            deltas: opened,
+            map: follow(map, &changes),
+            listed: changes.listed,
+            databases,
         })
     }
 
@@ -108,50 +131,24 @@ impl Layers {
 
     /// Number of files that hold changes.
     pub fn deltas(&self) -> usize {
-        self.deltas.len()
+        self.listed.len()
     }
 
     pub(crate) fn base(&self) -> &BaseLayers {
         &self.base
     }
 
-    /// Shows the changes of a key at these LSNs, newest first, with the generation of their writer,
-    /// until told to stop; perhaps older ones, too. The version of the base comes apart.
+    pub(crate) fn files(&self) -> &LayerFiles {
+        &self.files
+    }
+
+    /// Shows seekers the versions of their keys, newest first, until they say stop. The version of
+    /// the base comes apart.
     ///
     /// # Errors
     /// If a file is missing or damaged.
-    pub(crate) async fn versions(
-        &self,
-        key: Key,
-        lsns: &RangeInclusive<Lsn>,
-        visit: &mut (dyn FnMut(WriterEpoch, Lsn, &Value) -> Visit + Send),
-    ) -> Result<(), ReadError> {
-        let up_to = *lsns.end();
-        for (_, file) in self.deltas.iter().rev() {
-            if file.start() >= up_to {
-                continue;
-            }
-            if file.last() < *lsns.start() {
-                break;
-            }
-            let epoch = file.epoch();
-            let mut visit = |lsn, value: &Value| visit(epoch, lsn, value);
-            let wish = file.versions(&self.files, key, up_to, &mut visit).await?;
-            if wish == Visit::Stop {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The version of a key in the base, if it has one.
-    pub(crate) async fn base_version(&self, key: Key) -> Result<Option<Value>, ReadError> {
-        self.base.get(&self.files, key).await
-    }
-
-    fn delta(&self, entry: &LayerEntry) -> Option<Arc<DeltaFile>> {
-        let known = self.deltas.iter().find(|(name, _)| *name == entry.name);
-        known.map(|(_, file)| Arc::clone(file))
+    pub(crate) async fn seek<S: Seek>(&self, seekers: &mut [S]) -> Result<(), ReadError> {
+        walk::walk(&self.files, &self.map, seekers).await
     }
 }
 
@@ -161,39 +158,87 @@ impl Versions for Layers {
         key: Key,
         lsns: RangeInclusive<Lsn>,
     ) -> Result<Option<(Lsn, Value)>, ReadError> {
-        let mut newest = None;
-        let mut visit = |_, at, value: &Value| {
-            newest = Some((at, value.clone()));
-            Visit::Stop
-        };
-        self.versions(key, &lsns, &mut visit).await?;
-        let base = self.base.lsn();
-        if newest.is_none() && lsns.contains(&base) {
-            let value = self.base_version(key).await?;
-            newest = value.map(|value| (base, value));
+        if let Key::Database { .. } = key {
+            return Ok(self.databases.newest(key, &lsns));
         }
-        Ok(newest.filter(|(at, _)| lsns.contains(at)))
+        let mut seekers = [SeekNewest {
+            key,
+            lsns: lsns.clone(),
+            found: None,
+        }];
+        self.seek(&mut seekers).await?;
+        let [SeekNewest { mut found, .. }] = seekers;
+        let base = self.base.lsn();
+        if found.is_none() && lsns.contains(&base) {
+            let value = self.base.get(&self.files, key).await?;
+            found = value.map(|value| (base, value));
+        }
+        Ok(found.filter(|(at, _)| lsns.contains(at)))
     }
 
-    async fn newest_in(
-        &self,
-        keys: KeyRange,
-        up_to: Lsn,
-    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
-        let mut newest = BTreeMap::new();
+    async fn newest_in(&self, keys: KeyRange, up_to: Lsn) -> Result<Newest, ReadError> {
+        if are_databases(&keys) {
+            return Ok(self.databases.newest_in(&keys, up_to));
+        }
+        let mut newest = Newest::new();
         if self.base.lsn() <= up_to {
             for (key, value) in self.base.range(&self.files, keys.clone()).await? {
                 newest.insert(key, (self.base.lsn(), value));
             }
         }
-        // Oldest first, so that the newest stays.
-        let mut insert = |key, at, value: &Value| drop(newest.insert(key, (at, value.clone())));
-        for (_, file) in &self.deltas {
-            if file.start() < up_to {
-                let range = file.range(&self.files, keys.clone(), up_to, &mut insert);
-                range.await?;
-            }
+        let layers = self.map.overlapping(&keys, up_to).into_iter();
+        let reads = layers.map(|(_, file)| {
+            let file = Arc::clone(file);
+            file.newest_in(&self.files, keys.clone(), up_to)
+        });
+        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS);
+        while let Some(found) = reads.try_next().await? {
+            merge(&mut newest, found);
         }
         Ok(newest)
     }
+}
+
+impl Seek for SeekNewest {
+    fn key(&self) -> Key {
+        self.key
+    }
+
+    fn lsns(&self) -> RangeInclusive<Lsn> {
+        self.lsns.clone()
+    }
+
+    fn take(&mut self, _: WriterEpoch, at: Lsn, value: &Value) -> Visit {
+        self.found = Some((at, value.clone()));
+        Visit::Stop
+    }
+}
+
+fn images(manifest: &TimelineManifest) -> impl Iterator<Item = &LayerEntry> {
+    let is_image = |entry: &&LayerEntry| matches!(entry.kind, LayerKind::Image(_));
+    manifest.layers().iter().filter(is_image)
+}
+
+/// The delta layers, in order and with what the order is by.
+fn deltas(
+    manifest: &TimelineManifest,
+) -> impl Iterator<Item = (changes::Order<'_>, (&LayerEntry, LsnSpan))> {
+    manifest.layers().iter().filter_map(|entry| {
+        let LayerKind::Delta(span) = entry.kind else {
+            return None;
+        };
+        let order = (span.up_to, span.after, entry.name.as_str());
+        Some((order, (entry, span)))
+    })
+}
+
+/// The map after these changes. Whoever has the one before keeps it as it is.
+fn follow(mut map: LayerMap<Arc<DeltaFile>>, changes: &Changes) -> LayerMap<Arc<DeltaFile>> {
+    for file in &changes.removed {
+        map.remove(file.place());
+    }
+    for file in &changes.added {
+        map.insert(*file.place(), Arc::clone(file));
+    }
+    map
 }

@@ -2,9 +2,10 @@
 //!
 //! A read looks for the changes of a key from the newest that the LSN may see back to one that
 //! stands alone: in the [`Tail`] (what layer files do not have yet, in memory), then in the delta
-//! files of [`Layers`], and ends at the image layers below them. It replays what it found on that.
-//! [`PageCache`] remembers versions already made; a version never changes, so what is cached is
-//! right for ever. [`BlockCache`] does the same for blocks of files.
+//! files of [`Layers`], which a [`LayerMap`] finds, and ends at the image layers below them. It
+//! replays what it found on that. [`PageCache`] remembers versions already made; a version never
+//! changes, so what is cached is right for ever. [`BlockCache`] does the same for blocks of files and
+//! for their indexes.
 //!
 //! Databases that were copied as files have no versions of their own for what they were copied with:
 //! such reads go on in the history of the database copied (`lineage.rs`).
@@ -12,11 +13,14 @@
 mod base;
 mod blocks;
 mod cache;
+mod cluster;
 mod delta;
 mod error;
+mod layer_map;
 mod layers;
 mod lineage;
 mod listing;
+mod parts;
 mod reader;
 mod tail;
 mod times;
@@ -24,7 +28,9 @@ mod versions;
 
 pub use blocks::BlockCache;
 pub use cache::{CacheUse, PageCache};
+pub use cluster::{Cluster, TimeAt, cluster_at, lsn_at_time};
 pub use error::ReadError;
+pub use layer_map::{LayerMap, Place};
 pub use layers::{LayerFiles, Layers};
 pub use listing::relations_at;
 pub use reader::TimelineReader;

@@ -22,6 +22,7 @@ use crate::{
     versions::Versions,
 };
 
+mod find;
 mod pages;
 mod slru;
 mod two_phase;

@@ -5,7 +5,7 @@ use palimpsest_telemetry::{Histogram, latencies};
 /// How long the parts of reading a page take. Clones measure together.
 #[derive(Debug, Clone)]
 pub struct ReadTimes {
-    /// Finding the changes that make a page, in memory and in layers.
+    /// Finding the changes that make pages which are asked for together, in memory and in layers.
     pub find: Histogram,
     /// Having the redo engine apply them.
     pub redo: Histogram,

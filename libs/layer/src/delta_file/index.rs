@@ -4,7 +4,7 @@ use std::{fmt, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use palimpsest_codec::Cursor;
-use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
+use palimpsest_types::{ByteCount, Key, KeyRange, Lsn, WriterEpoch};
 
 use super::{
     error::{DeltaLayerError, check, ensure},
@@ -142,6 +142,13 @@ impl DeltaLayerIndex {
     /// How many versions it has.
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// Memory it takes, about.
+    pub fn size(&self) -> ByteCount {
+        let blocks = self.blocks.capacity() * size_of::<Block>();
+        let spans = self.spans.capacity() * size_of::<Span>();
+        ByteCount::new((blocks + spans) as u64)
     }
 
     /// The entry blocks that may hold versions of `key` at or before `up_to`, newest first.

@@ -110,3 +110,56 @@ proptest! {
         prop_assert!(open(&file.slice(..len.min(file.len() - 1))).is_err());
     }
 }
+
+/// More than three pieces.
+fn long_file() -> Bytes {
+    let mut writer = ImageLayerWriter::new(Lsn::new(77));
+    for number in 0..1000 {
+        writer.page(block(number), &[number as u8; PAGE_SIZE]);
+    }
+    writer.finish().unwrap().0
+}
+
+fn pieces_of(file: &Bytes) -> (ImageLayerIndex, IndexPieces) {
+    let footer_at = file.len() - Footer::LEN;
+    let footer = Footer::decode(&file.slice(footer_at..), file.len() as u64).unwrap();
+    let index = file.slice(footer.index_offset as usize..footer_at);
+    IndexPieces::decode(&footer, &index).unwrap()
+}
+
+fn piece_bytes(file: &Bytes, pieces: &IndexPieces, piece: u32) -> Bytes {
+    let place = pieces.place(piece).unwrap();
+    file.slice(place.start as usize..place.end as usize)
+}
+
+#[test]
+fn pieces_say_what_the_whole_index_says() {
+    let file = long_file();
+    let (index, pieces) = pieces_of(&file);
+    for (number, (key, value)) in (0..).zip(index.entries()) {
+        let no = IndexPieces::piece_of(number);
+        let piece = pieces.piece(no, &piece_bytes(&file, &pieces, no)).unwrap();
+        assert_eq!(piece.entry(number), Some((key, value)));
+    }
+    let last = IndexPieces::piece_of(999);
+    let piece = pieces.piece(last, &piece_bytes(&file, &pieces, last));
+    let piece = piece.unwrap();
+    assert_eq!(piece.entry(1000), None, "behind the end");
+    assert_eq!(piece.entry(0), None, "in another piece");
+    assert_eq!(pieces.place(last + 1), None);
+}
+
+#[test]
+fn a_piece_that_is_not_what_it_was_is_refused() {
+    let file = long_file();
+    let (_, pieces) = pieces_of(&file);
+    let whole = piece_bytes(&file, &pieces, 1);
+    let mut flipped = whole.to_vec();
+    flipped[100] ^= 1;
+    for wrong in [Bytes::from(flipped), whole.slice(..whole.len() - 34)] {
+        let refused = pieces.piece(1, &wrong);
+        assert!(matches!(refused, Err(ImageLayerError::Checksum { .. })));
+    }
+    assert!(pieces.piece(0, &whole).is_err(), "another piece");
+    assert!(pieces.piece(9, &whole).is_err(), "no piece");
+}

@@ -1,14 +1,12 @@
 //! Pages outside relations: `pg_xact`, `pg_multixact`, `pg_commit_ts`.
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use palimpsest_redo::{Engine, slru_page};
 use palimpsest_types::{Key, KeyRange, Lsn, SlruKind};
 use palimpsest_wal::{Value, segment_of};
 
-use super::{
-    TimelineReader,
-    pages::{Found, base_for},
-};
+use super::{TimelineReader, find::Found};
 use crate::{error::ReadError, versions::Versions as _};
 
 impl<E: Engine> TimelineReader<E> {
@@ -24,7 +22,7 @@ impl<E: Engine> TimelineReader<E> {
     ) -> Result<Option<Bytes>, ReadError> {
         let pages = self.slru_segment_len(kind, segment_of(page), lsn).await?;
         match page % SlruKind::PAGES_PER_SEGMENT < pages {
-            true => self.existing_slru_page(kind, page, lsn).await.map(Some),
+            true => Ok(self.existing_slru_pages(kind, &[page], lsn).await?.pop()),
             false => Ok(None),
         }
     }
@@ -47,11 +45,9 @@ impl<E: Engine> TimelineReader<E> {
         if len == 0 {
             return Err(missing);
         }
-        let mut pages = Vec::new();
-        for page in first..first.saturating_add(len) {
-            pages.push((page, self.existing_slru_page(kind, page, lsn).await?));
-        }
-        Ok(pages)
+        let numbers: Vec<_> = (first..first.saturating_add(len)).collect();
+        let pages = self.existing_slru_pages(kind, &numbers, lsn).await?;
+        Ok(numbers.into_iter().zip(pages).collect())
     }
 
     /// The segments of an SLRU area that exist, each with its number of pages, in order.
@@ -92,23 +88,27 @@ impl<E: Engine> TimelineReader<E> {
         }
     }
 
-    async fn existing_slru_page(
+    async fn existing_slru_pages(
         &self,
         kind: SlruKind,
-        page: u32,
+        pages: &[u32],
         lsn: Lsn,
-    ) -> Result<Bytes, ReadError> {
-        let key = Key::SlruBlock(kind, page);
-        let found = self.find(key, Lsn::ZERO..=lsn).await?;
-        let version = found.version;
-        let make = make_slru_page(found);
-        self.cache.get_or_make(&version, make).await
+    ) -> Result<Vec<Bytes>, ReadError> {
+        let keys = pages.iter().map(|page| Key::SlruBlock(kind, *page));
+        let keys: Vec<_> = keys.collect();
+        let found = self.find(&keys, &(Lsn::ZERO..=lsn)).await?;
+        let made = found.into_iter().map(|found| async move {
+            let version = found.version;
+            let make = make_slru_page(found);
+            self.cache.get_or_make(&version, make).await
+        });
+        try_join_all(made).await
     }
 }
 
 async fn make_slru_page(found: Found) -> Result<Bytes, ReadError> {
     let key = found.version.key;
-    let base = base_for(&found).await?;
+    let base = found.base().await?;
     slru_page(base, &found.changes).map_err(|source| ReadError::Slru { key, source })
 }
 

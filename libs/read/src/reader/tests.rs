@@ -6,13 +6,16 @@ use palimpsest_manifest::{
 };
 use palimpsest_redo::{ApplyRequest, EngineError};
 use palimpsest_store::{ObjectStore, StorePath};
+use palimpsest_telemetry::{registry, render};
 use palimpsest_types::{ByteCount, Fork, PAGE_SIZE, SystemIdentifier, WriterEpoch};
 use palimpsest_wal::{Change, RawRecord};
 
 use super::*;
 use crate::{blocks::BlockCache, layers::LayerFiles};
 
+mod batches;
 mod databases;
+mod manifests;
 mod outside_relations;
 
 const REL: RelTag = RelTag {
@@ -30,7 +33,8 @@ impl Engine for AddingEngine {
     async fn apply(&self, request: ApplyRequest) -> Result<Bytes, EngineError> {
         let mut page = request.base.map_or(vec![0; PAGE_SIZE], Vec::from);
         for record in request.records {
-            page.iter_mut().for_each(|byte| *byte += record.bytes[0]);
+            page.iter_mut()
+                .for_each(|byte| *byte = byte.wrapping_add(record.bytes[0]));
         }
         Ok(page.into())
     }
@@ -85,10 +89,15 @@ struct Fixture {
 impl Fixture {
     /// A base at 100 with two blocks of 10s, readable from 105; nothing else has happened.
     async fn new() -> Self {
+        Self::with_base(2, |_| [10; PAGE_SIZE]).await
+    }
+
+    /// The same with these blocks.
+    async fn with_base(blocks: u32, page: impl Fn(u32) -> [u8; PAGE_SIZE]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(directory.path()).await.unwrap();
-        let blocks = Arc::new(BlockCache::new(ByteCount::mib(1)));
-        let files = LayerFiles::new(store, StorePath::catalog(), blocks);
+        let cache = Arc::new(BlockCache::new(ByteCount::mib(4)));
+        let files = LayerFiles::new(store, StorePath::catalog(), cache);
         let source = SourceCluster {
             system_identifier: SystemIdentifier::new(1),
             pg_version: 15,
@@ -104,11 +113,11 @@ impl Fixture {
             tail: Arc::new(Tail::new(WriterEpoch::FIRST, lsn)),
         };
         let mut layer = ImageLayerWriter::new(lsn);
-        for block in 0..2 {
+        for block in 0..blocks {
             let key = Key::RelBlock(REL, BlockNumber::new(block));
-            layer.page(key, &[10; PAGE_SIZE]);
+            layer.page(key, &page(block));
         }
-        layer.rel_size(Key::RelSize(REL), BlockNumber::new(2));
+        layer.rel_size(Key::RelSize(REL), BlockNumber::new(blocks));
         let (bytes, keys) = layer.finish().unwrap();
         fixture
             .store(LayerKind::Image(lsn), keys.first..keys.last, bytes)
@@ -154,13 +163,34 @@ impl Fixture {
             .await;
     }
 
+    /// How often parts of objects were asked for.
+    fn reads(&self) -> u64 {
+        let mut registry = registry("test");
+        self.files.store.metrics().register(&mut registry);
+        let metrics = render(&registry);
+        let is_asked =
+            |line: &&str| line.contains("store_operations") && line.contains("get-range");
+        let line = metrics.lines().find(is_asked).unwrap();
+        let count = line.split_whitespace().last().unwrap();
+        count.parse::<f64>().unwrap() as u64
+    }
+
+    /// Lets a record be the next, and a layer by itself.
+    async fn layer_of(&mut self, record: LogRecord) {
+        let lsn = record.lsn;
+        let tail = &self.tail;
+        tail.extend(vec![record], lsn, ByteCount::mib(64)).unwrap();
+        self.flush().await;
+        self.tail.drop_until(lsn);
+    }
+
     async fn reader(&self) -> TimelineReader<AddingEngine> {
         self.reader_with(AddingEngine).await
     }
 
     async fn reader_with<E: Engine>(&self, engine: E) -> TimelineReader<E> {
         let layers = Layers::open(self.files.clone(), &self.manifest, None).await;
-        let cache = Arc::new(PageCache::new(ByteCount::mib(1)));
+        let cache = Arc::new(PageCache::new(ByteCount::mib(16)));
         let timeline = TimelineId::from_bytes([7; 16]);
         let tail = Arc::clone(&self.tail);
         TimelineReader::new(timeline, layers.unwrap(), tail, (cache, engine))

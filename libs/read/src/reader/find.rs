@@ -1,0 +1,209 @@
+//! How the chains of pages are found: several at once, so that a layer is read once for all of them.
+
+use std::{ops::RangeInclusive, sync::Arc};
+
+use bytes::Bytes;
+use palimpsest_layer::{DeltaLayer as _, Visit};
+use palimpsest_redo::Engine;
+use palimpsest_types::{Key, Lsn, TimelineId, WriterEpoch};
+use palimpsest_wal::Value;
+
+use super::TimelineReader;
+use crate::{
+    base::BaseValue,
+    cache::{PageCache, Version},
+    error::ReadError,
+    layers::{Layers, Seek},
+};
+
+/// What is known about a page in a stretch of history.
+pub(super) struct Found {
+    /// The version asked for. If nothing changed the page in the stretch, the base's, if that is in it.
+    pub(super) version: Version,
+    /// What the changes are to be applied to.
+    beginning: Beginning,
+    /// What came after it, oldest first.
+    pub(super) changes: Vec<Value>,
+}
+
+/// What a chain of changes begins with.
+enum Beginning {
+    /// Its first change stands alone, or what is before it is not in the stretch.
+    Nothing,
+    /// A version that is cached.
+    Cached(Bytes),
+    /// The version in the base.
+    Stored(BaseValue),
+}
+
+/// Looks for the changes of a key, newest first.
+struct Search<'a> {
+    timeline: TimelineId,
+    key: Key,
+    /// Older versions do not count.
+    from: Lsn,
+    /// Newer ones neither.
+    up_to: Lsn,
+    cache: &'a PageCache,
+    version: Option<Version>,
+    cached: Option<Bytes>,
+    /// Newest first.
+    changes: Vec<Value>,
+    finished: bool,
+}
+
+impl<E: Engine> TimelineReader<E> {
+    /// The changes of pages at these LSNs, of each back to a version that stands alone or is cached,
+    /// or to the base. Of the base nothing is read yet.
+    pub(super) async fn find(
+        &self,
+        keys: &[Key],
+        lsns: &RangeInclusive<Lsn>,
+    ) -> Result<Vec<Found>, ReadError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let search = |key| Search::new(self.timeline, &self.cache, key, lsns);
+        let mut searches: Vec<_> = keys.iter().map(|key| search(*key)).collect();
+        let layers = {
+            let (layers, tail) = self.snapshot(*lsns.end())?;
+            let epoch = tail.epoch();
+            for search in &mut searches {
+                let (key, up_to) = (search.key, search.up_to);
+                tail.versions(key, up_to, &mut |at, value| search.take(epoch, at, value));
+                // What the layers have beyond is in the tail, too.
+                search.up_to = up_to.min(tail.start());
+            }
+            layers
+        };
+        let unfinished = searches.iter_mut().filter(|search| !search.finished);
+        let mut unfinished: Vec<_> = unfinished.collect();
+        unfinished.sort_unstable_by_key(|search| search.key);
+        layers.seek(&mut unfinished).await?;
+        based(&layers, searches).await
+    }
+}
+
+/// What was found, with where in the base it begins.
+async fn based(layers: &Layers, searches: Vec<Search<'_>>) -> Result<Vec<Found>, ReadError> {
+    let base = layers.base();
+    let found = searches.into_iter().map(|search| search.end(base.lsn()));
+    let mut found: Vec<_> = found.collect();
+    let mut open: Vec<_> = found
+        .iter_mut()
+        .filter_map(|(found, asks_base)| asks_base.then_some(found))
+        .collect();
+    let keys: Vec<_> = open.iter().map(|found| found.version.key).collect();
+    let values = base.values(layers.files(), &keys).await?;
+    for (found, value) in open.iter_mut().zip(values) {
+        found.beginning = value.map_or(Beginning::Nothing, Beginning::Stored);
+    }
+    Ok(found.into_iter().map(|(found, _)| found).collect())
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        timeline: TimelineId,
+        cache: &'a Arc<PageCache>,
+        key: Key,
+        lsns: &RangeInclusive<Lsn>,
+    ) -> Self {
+        Self {
+            timeline,
+            key,
+            from: *lsns.start(),
+            up_to: *lsns.end(),
+            cache,
+            version: None,
+            cached: None,
+            changes: Vec::new(),
+            finished: false,
+        }
+    }
+
+    fn version_at(&self, epoch: WriterEpoch, lsn: Lsn) -> Version {
+        Version {
+            timeline: self.timeline,
+            epoch,
+            key: self.key,
+            lsn,
+        }
+    }
+
+    /// What was found, and whether it begins with the version in the base, which is of this LSN.
+    fn end(mut self, base: Lsn) -> (Found, bool) {
+        self.changes.reverse();
+        // Without the base a stretch may have no version at all. Then it begins with an LSN at which
+        // nothing is cached.
+        let oldest = self.version_at(WriterEpoch::FIRST, self.from.max(base));
+        let has_base = self.from <= base;
+        if self.version.is_none() && has_base {
+            self.cached = self.cache.peek(&oldest);
+        }
+        let stands_alone = self.changes.first().is_some_and(Value::stands_alone);
+        let asks_base = self.cached.is_none() && !stands_alone && has_base;
+        let found = Found {
+            version: self.version.unwrap_or(oldest),
+            beginning: self.cached.map_or(Beginning::Nothing, Beginning::Cached),
+            changes: self.changes,
+        };
+        (found, asks_base)
+    }
+}
+
+impl Seek for &mut Search<'_> {
+    fn key(&self) -> Key {
+        self.key
+    }
+
+    fn lsns(&self) -> RangeInclusive<Lsn> {
+        self.from..=self.up_to
+    }
+
+    fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit {
+        Search::take(self, epoch, at, value)
+    }
+}
+
+impl Search<'_> {
+    /// The next older version.
+    fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit {
+        if at < self.from {
+            self.finished = true;
+            return Visit::Stop;
+        }
+        let version = self.version_at(epoch, at);
+        self.version.get_or_insert(version);
+        self.cached = self.cache.get(&version);
+        if self.cached.is_none() {
+            self.changes.push(value.clone());
+        }
+        self.finished = self.cached.is_some() || value.stands_alone();
+        if self.finished {
+            Visit::Stop
+        } else {
+            Visit::Continue
+        }
+    }
+}
+
+impl Found {
+    /// Whether nothing older is needed to make the version.
+    pub(super) fn is_complete(&self) -> bool {
+        let is_cached = matches!(self.beginning, Beginning::Cached(_));
+        is_cached || self.changes.first().is_some_and(Value::stands_alone)
+    }
+
+    /// The page that the changes are to be applied to, if there is one and it matters.
+    pub(super) async fn base(&self) -> Result<Option<Bytes>, ReadError> {
+        let stored = match &self.beginning {
+            Beginning::Nothing => return Ok(None),
+            Beginning::Cached(page) => return Ok(Some(page.clone())),
+            Beginning::Stored(stored) => stored.clone(),
+        };
+        match stored.read().await? {
+            Value::Image(page) => Ok(Some(page)),
+            _ => Err(ReadError::WrongValue(self.version.key)),
+        }
+    }
+}

@@ -99,13 +99,15 @@ static void report_error(struct bytes detail)
 {
     static const char *const kinds[] = {"internal", "invalid", "not-found", "already-exists", "conflict",
                                         "fenced", "not-ready", "throttled", "corrupt", "internal"};
-    uint64_t key, number, kind = 0;
+    uint64_t key, number, kind = 0, reason = 0;
     struct bytes content = detail, text = {detail.end, detail.end};
     while ((key = get_field(&detail, &number, &content)) != 0) {
         if (key == (1 << 3 | VARINT)) kind = number < sizeof kinds / sizeof *kinds ? number : 0;
         if (key == (2 << 3 | BYTES)) text = content;
+        if (key == (3 << 3 | VARINT)) reason = number;
     }
-    fprintf(stderr, "%s: %.*s\n", kinds[kind], (int) (text.end - text.at), (const char *) text.at);
+    fprintf(stderr, "%s/%u: %.*s\n", kinds[kind], (unsigned) reason, (int) (text.end - text.at),
+            (const char *) text.at);
     exit(1);
 }
 static void take_answer(struct bytes message)
@@ -156,7 +158,6 @@ static void take_frame(void)
     bool ends = type == RST_STREAM || (type <= HEADERS && flags & END_STREAM);
     check(!ends || stream != STREAM || answered == requests, "the stream ended before its answers");
 }
-
 static void open_connection(char *address)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;

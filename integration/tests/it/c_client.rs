@@ -196,14 +196,14 @@ impl CClient<'_> {
         let here = self.timeline;
         let below = Lsn::new(oldest.get() - 1);
         let cases = [
-            (here, &missing, end, 0, "not-found: relation "),
-            (here, &rel, end, blocks.get(), "there is no block"),
-            (here, &rel, end, u32::MAX, "not-found: relation "),
-            (here, &rel, below, 0, "invalid: "),
+            (here, &missing, end, 0, "not-found/3: "),
+            (here, &rel, end, blocks.get(), "not-found/4: "),
+            (here, &rel, end, u32::MAX, "there is no block"),
+            (here, &rel, below, 0, "invalid/5: "),
             (here, &rel, below, 0, "the oldest LSN that can be read"),
-            (here, &rel, future, 0, "not-ready: "),
-            (here, &format!("{rel}:what"), end, 0, "invalid: fork_number"),
-            (unknown, &rel, end, 0, "not-found: there is no timeline"),
+            (here, &rel, future, 0, "not-ready/6: "),
+            (here, &format!("{rel}:what"), end, 0, "invalid/1: "),
+            (unknown, &rel, end, 0, "not-found/2: "),
         ];
         for (timeline, rel, lsn, block, expected) in cases {
             // With a block that there is, to show that nothing of it is written.

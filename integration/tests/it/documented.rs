@@ -85,7 +85,7 @@ fn the_documented_request_is_what_a_client_of_ours_sends() {
         timeline: timeline(),
         at: ReadAt {
             lsn: Some(Lsn::new(LSN)),
-            not_modified_since: None,
+            ..ReadAt::default()
         },
         rel: "1663/5/16384".parse().unwrap(),
         blocks: [0, 1, 300].map(BlockNumber::new).to_vec(),
@@ -138,6 +138,7 @@ fn the_documented_error_is_what_a_server_of_ours_sends() {
         error: Some(common::ErrorDetail {
             kind: common::ErrorKind::NotFound.into(),
             message: format!("there is no timeline {}", timeline()),
+            reason: common::ErrorReason::UnknownTimeline.into(),
         }),
         ..wire::GetPagesResponse::default()
     };
@@ -158,14 +159,19 @@ fn the_documented_frames_have_the_lengths_they_say() {
 }
 
 #[test]
-fn every_kind_is_documented_under_its_number() {
+fn every_kind_and_every_reason_is_documented_under_its_number() {
     let kinds = (1..).map_while(|number| common::ErrorKind::try_from(number).ok());
-    for kind in kinds {
-        let name = kind.as_str_name().trim_start_matches("ERROR_KIND_");
+    let kinds = kinds.map(|kind| (kind as i32, kind.as_str_name()));
+    let reasons = (1..).map_while(|number| common::ErrorReason::try_from(number).ok());
+    let reasons = reasons.map(|reason| (reason as i32, reason.as_str_name()));
+    for (number, name) in kinds.chain(reasons) {
+        let name = name
+            .trim_start_matches("ERROR_KIND_")
+            .trim_start_matches("ERROR_REASON_");
         let name = name.to_lowercase().replace('_', "-");
         let [row, text] = [
-            format!("| {} | `{name}` |", kind as i32),
-            format!("{} `{name}`", kind as i32),
+            format!("| {number} | `{name}` |"),
+            format!("{number} `{name}`"),
         ];
         assert!(
             DOCUMENT.contains(&row) || DOCUMENT.contains(&text),

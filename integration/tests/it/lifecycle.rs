@@ -1,18 +1,17 @@
 //! Attach, restart, loss of a service, delete: what is left behind, and what goes on.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use palimpsest_api::{
-    broker::TimelineState,
-    page::{PagesRequest, ReadAt},
-};
+use palimpsest_api::broker::{ClusterView, Role, TimelineState};
 use palimpsest_integration::{embedded::Embedded, oracle::PageSource as _};
 use palimpsest_runtime::TaskScope;
 use palimpsest_testkit::{Cluster, ClusterOptions};
-use palimpsest_types::{BlockNumber, ErrorKind, Lsn, RelTag};
+use palimpsest_types::{BlockNumber, RelTag};
 use tokio::task::block_in_place;
 
 /// A running cluster with a table, and services without any tenant.
-async fn start() -> Result<(Cluster, tempfile::TempDir, Embedded)> {
+pub(crate) async fn start() -> Result<(Cluster, tempfile::TempDir, Embedded)> {
     let mut cluster = Cluster::temporary(ClusterOptions::default())?;
     block_in_place(|| cluster.start())?;
     block_in_place(|| fill(&cluster, "one"))?;
@@ -28,7 +27,7 @@ fn fill(cluster: &Cluster, name: &str) -> Result<()> {
     cluster.psql("postgres", &sql).map(drop)
 }
 
-fn relation(cluster: &Cluster, name: &str) -> Result<RelTag> {
+pub(crate) fn relation(cluster: &Cluster, name: &str) -> Result<RelTag> {
     let sql = format!(
         "SELECT '1663/' || oid || '/' || pg_relation_filenode('{name}') \
          FROM pg_database WHERE datname = current_database()"
@@ -235,50 +234,31 @@ async fn p8_losing_a_redo_worker_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_is_refused_with_the_reason() {
-    let (cluster, _files, mut services) = start().await.unwrap();
-    let timeline = services
-        .attach("errors", &cluster.conninfo("postgres"))
+async fn p8_a_service_that_stops_in_good_order_is_out_of_the_picture_at_once() {
+    let files = tempfile::tempdir().unwrap();
+    let services = Embedded::start(files.path()).await.unwrap();
+    let mut cluster = services.cluster().clone();
+    let second = TaskScope::new(services.scope().token().child_token());
+    let worker = services.start_redo_worker(&second).await.unwrap();
+    let page_serve = services.start_page_serve(&second).await.unwrap();
+    let shown = |view: &ClusterView| {
+        let workers = view.addresses(Role::RedoWorker).contains(&worker);
+        [
+            workers,
+            view.addresses(Role::PageServe).contains(&page_serve),
+        ]
+    };
+    cluster
+        .wait_for(|view| shown(view) == [true; 2])
         .await
         .unwrap();
-    let view = services.wait_for(timeline, |_| true).await.unwrap();
-    let one = relation(&cluster, "one").unwrap();
-    let served = services.served(timeline).await.unwrap();
-    let read = async |rel: RelTag, block: u32, lsn: Option<Lsn>| {
-        let at = ReadAt {
-            lsn,
-            not_modified_since: None,
-        };
-        let blocks = vec![BlockNumber::new(block)];
-        served
-            .client()
-            .pages(PagesRequest {
-                timeline,
-                at,
-                rel,
-                blocks,
-            })
-            .await
-    };
-    let nowhere = RelTag { rel: 1, ..one };
-    assert_eq!(
-        read(nowhere, 0, None).await.unwrap_err().kind,
-        ErrorKind::NotFound
-    );
-    assert_eq!(
-        read(one, 1 << 20, None).await.unwrap_err().kind,
-        ErrorKind::NotFound
-    );
-    let torn = Lsn::new(view.status.oldest_readable.get() - 8);
-    assert_eq!(
-        read(one, 0, Some(torn)).await.unwrap_err().kind,
-        ErrorKind::Invalid
-    );
-    assert_eq!(
-        read(one, 0, Some(Lsn::MAX)).await.unwrap_err().kind,
-        ErrorKind::NotReady
-    );
-    read(one, 0, None).await.unwrap();
+    second.stop().await;
+    // Far less than the lease.
+    let gone = cluster.wait_for(|view| shown(view) == [false; 2]);
+    tokio::time::timeout(Duration::from_secs(2), gone)
+        .await
+        .unwrap()
+        .unwrap();
     services.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! P6, P7, P8: of page-serves and redo-workers there may be several. One that is killed costs those
-//! who talk to it an error at most, and nobody else anything; one that joins is used.
+//! who talk to it an error at most, and nobody else anything; one that joins is used. One that stands
+//! still costs some time.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _}
 use tokio::{
     sync::watch,
     task::{JoinHandle, block_in_place},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::under_load::{Guard, Load, SERVICE, Source, TENANT};
@@ -38,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Requests under way at each page-serve, and through the pool.
 const READERS: usize = 3;
 const BLOCKS: u32 = 8;
+/// Nobody waits longer for an answer: one attempt of 12 seconds, and then somebody else's.
+const LONGEST: Duration = Duration::from_secs(20);
 /// Answers under load that are asked for again in the end, about; more would prove no more.
 const KEPT: usize = 400;
 const ONE_IN: u32 = 5;
@@ -79,20 +82,25 @@ async fn many() -> Result<()> {
             vec![REDO_WORKERS[round % 2]],
             vec![PAGE_SERVES[(round / 2) % 2], REDO_WORKERS[round % 2]],
         ];
-        let victims = victims.choose(&mut random).cloned().unwrap_or_default();
-        eprintln!("{NAME}: {victims:?}");
+        // Of many rounds two are of the other sort: they take long.
+        let (blow, victims) = match round {
+            1 => (Blow::Halt, vec![REDO_WORKERS[seed as usize % 2]]),
+            2 => (Blow::Halt, vec![PAGE_SERVES[seed as usize % 2]]),
+            _ => {
+                let victims = victims.choose(&mut random).cloned();
+                (Blow::Kill, victims.unwrap_or_default())
+            }
+        };
+        eprintln!("{NAME}: {blow:?} {victims:?}");
         let survivors = PAGE_SERVES.iter().filter(|one| !victims.contains(one));
         let readers: Vec<_> = survivors
             .map(|one| Readers::of_one(&processes, *one, &targets, seed ^ round as u64))
             .collect();
         sleep(Duration::from_millis(random.random_range(200..1500))).await;
-        for victim in &victims {
-            processes.kill9(*victim)?;
-        }
-        sleep(Duration::from_millis(random.random_range(0..2500))).await;
-        for victim in &victims {
-            processes.start(*victim)?;
-        }
+        blow.strike(&mut processes, &victims)?;
+        let pause = random.random_range(0..2500);
+        sleep(blow.least() + Duration::from_millis(pause)).await;
+        blow.mend(&mut processes, &victims)?;
         all_alive(&processes).await?;
         for victim in victims.iter().filter(|one| PAGE_SERVES.contains(one)) {
             follows(&source, &processes, timeline, *victim).await?;
@@ -123,6 +131,39 @@ async fn many() -> Result<()> {
     pages.close();
     processes.stop();
     Ok(())
+}
+
+/// What happens to a process.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    /// It is killed, and started anew.
+    Kill,
+    /// It stands still for longer than anybody waits, with its connections open, and goes on.
+    Halt,
+}
+
+impl Blow {
+    fn strike(self, processes: &mut Processes, victims: &[Process]) -> Result<()> {
+        victims.iter().try_for_each(|victim| match self {
+            Self::Kill => processes.kill9(*victim),
+            Self::Halt => processes.sigstop(*victim),
+        })
+    }
+
+    fn mend(self, processes: &mut Processes, victims: &[Process]) -> Result<()> {
+        victims.iter().try_for_each(|victim| match self {
+            Self::Kill => processes.start(*victim),
+            Self::Halt => processes.sigcont(*victim),
+        })
+    }
+
+    /// How long it lasts at least.
+    const fn least(self) -> Duration {
+        match self {
+            Self::Kill => Duration::ZERO,
+            Self::Halt => Duration::from_secs(25),
+        }
+    }
 }
 
 /// Waits until the broker shows two of each kind.
@@ -209,7 +250,7 @@ impl Targets {
             timeline: self.timeline,
             at: ReadAt {
                 lsn: Some(newest.0),
-                not_modified_since: None,
+                ..ReadAt::default()
             },
             rel,
             blocks: blocks.map(BlockNumber::new).collect(),
@@ -270,6 +311,8 @@ struct Readers {
 #[derive(Default)]
 struct Tally {
     answered: u64,
+    /// The longest that an answer took.
+    longest: Duration,
     /// How often what was said.
     refused: BTreeMap<String, u64>,
 }
@@ -320,8 +363,8 @@ impl Readers {
                 match connecting.await {
                     Ok(asked) => read(&asked, &targets, &stop, random).await,
                     Err(error) => Tally {
-                        answered: 0,
                         refused: BTreeMap::from([(error.message, 1)]),
+                        ..Tally::default()
                     },
                 }
             })
@@ -335,8 +378,14 @@ impl Readers {
     async fn finish(self, judge: &mut Judge) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
-            let Tally { answered, refused } = task.await?;
+            let Tally {
+                answered,
+                longest,
+                refused,
+            } = task.await?;
             judge.pass(answered);
+            let late = longest > LONGEST;
+            judge.check(late.then(|| format!("an answer took {longest:?}")));
             for (message, count) in refused {
                 judge.check(Some(format!("{count} times: {message}")));
             }
@@ -352,10 +401,12 @@ async fn read(asked: &Asked, targets: &Targets, stop: &AtomicBool, mut random: S
             sleep(Duration::from_millis(50)).await;
             continue;
         };
+        let begun = Instant::now();
         let answer = match asked {
             Asked::One(client) => client.pages(request.clone()).await,
             Asked::Any(pool) => pool.pages(request.clone()).await,
         };
+        tally.longest = tally.longest.max(begun.elapsed());
         match answer {
             Ok(pages) => {
                 tally.answered += 1;

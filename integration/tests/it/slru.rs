@@ -336,7 +336,7 @@ impl Sides<'_> {
         for segment in segments {
             let at = ReadAt {
                 lsn: Some(lsn),
-                not_modified_since: None,
+                ..ReadAt::default()
             };
             let served = self.client.slru_segment(self.timeline, at, kind, segment);
             let served = match served.await {

@@ -8,7 +8,7 @@ use palimpsest_types::{ByteCount, Lsn, NodeId, WriterEpoch};
 use crate::convert::TimelineRef;
 
 pub use client::{BrokerClient, watch_cluster};
-pub use convert::{assignment_to_wire, status_from_wire, view_to_wire};
+pub use convert::{assignment_to_wire, leaving_from_wire, status_from_wire, view_to_wire};
 
 /// A service's duty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -34,11 +34,8 @@ pub const MAX_MESSAGE: usize = 64 << 20;
 /// # Errors
 /// If it is not an address.
 pub fn connect_lazily(address: &str) -> Result<Channel, RemoteError> {
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| RemoteError {
-            kind: ErrorKind::Invalid,
-            message: format!("{address:?}: {error}"),
-        })?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| RemoteError::new(ErrorKind::Invalid, format!("{address:?}: {error}")))?;
     let channel = endpoint
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)

@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use palimpsest_proto::common::v1 as wire;
-use palimpsest_types::{ErrorKind, Fork, Lsn, RelTag, TenantId, TimelineId};
+use palimpsest_types::{ErrorKind, Fault, Fork, Lsn, Reason, RelTag, TenantId, TimelineId};
 use palimpsest_wal::RawRecord;
 
 /// A message lacks a field, or a field's value can't be.
@@ -37,6 +37,11 @@ impl InvalidMessageError {
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Invalid
+    }
+
+    /// The same, for programs.
+    pub fn fault(&self) -> Fault {
+        Fault::new(self.kind(), Reason::Malformed)
     }
 }
 

@@ -63,10 +63,8 @@ impl FeedStream {
         let Some(message) = self.inner.message().await? else {
             return Ok(None);
         };
-        let batch = FeedBatch::try_from(message).map_err(|error| RemoteError {
-            kind: error.kind(),
-            message: error.to_string(),
-        })?;
+        let batch = FeedBatch::try_from(message)
+            .map_err(|error| RemoteError::new(error.kind(), error.to_string()))?;
         Ok(Some(batch))
     }
 }

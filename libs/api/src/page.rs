@@ -3,11 +3,15 @@
 mod catalog;
 mod files;
 mod pool;
+mod sizes;
 mod stream;
 
 pub use catalog::TimelineAt;
 pub use files::{RelationMapFile, SlruSegment, slru_kind};
 pub use pool::PagePool;
+pub use sizes::{DatabaseSize, RelationSize};
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use palimpsest_proto::page::v1 as wire;
@@ -29,6 +33,8 @@ pub struct ReadAt {
     pub lsn: Option<Lsn>,
     /// Nothing asked for has changed after this LSN.
     pub not_modified_since: Option<Lsn>,
+    /// How long to wait for it, at most; `None` is as long as the server is set to.
+    pub patience: Option<Duration>,
 }
 
 /// Asks for some pages of one relation fork.
@@ -51,15 +57,6 @@ pub struct Pages {
     pub lsn: Lsn,
     /// In the order of the request.
     pub pages: Vec<Bytes>,
-}
-
-/// The size of a relation fork.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RelationSize {
-    /// The LSN that was read.
-    pub lsn: Lsn,
-    /// Its length; `None` if it does not exist.
-    pub blocks: Option<BlockNumber>,
 }
 
 /// Pages in one request, at most.
@@ -93,64 +90,6 @@ impl PageClient {
         self.streams.stream().await?.pages(request).await
     }
 
-    /// The size of a relation fork.
-    ///
-    /// # Errors
-    /// What page-serve says.
-    pub async fn relation_size(
-        &self,
-        timeline: TimelineRef,
-        at: ReadAt,
-        rel: RelTag,
-    ) -> Result<RelationSize, RemoteError> {
-        let request = wire::GetRelationSizeRequest {
-            timeline: Some(timeline.into()),
-            read_lsn: Some(at.into()),
-            rel: Some(rel_tag_to_wire(rel)),
-        };
-        let answer = self
-            .unary
-            .clone()
-            .get_relation_size(request)
-            .await?
-            .into_inner();
-        let blocks = answer.exists.then(|| BlockNumber::new(answer.blocks));
-        Ok(RelationSize {
-            lsn: Lsn::new(answer.lsn),
-            blocks,
-        })
-    }
-
-    /// All relation forks with their sizes, and the LSN that was read.
-    ///
-    /// # Errors
-    /// What page-serve says.
-    pub async fn relations(
-        &self,
-        timeline: TimelineRef,
-        at: ReadAt,
-    ) -> Result<(Lsn, Vec<(RelTag, BlockNumber)>), RemoteError> {
-        let request = wire::ListRelationsRequest {
-            timeline: Some(timeline.into()),
-            read_lsn: Some(at.into()),
-        };
-        let mut stream = self
-            .unary
-            .clone()
-            .list_relations(request)
-            .await?
-            .into_inner();
-        let (mut lsn, mut relations) = (Lsn::ZERO, Vec::new());
-        while let Some(message) = stream.message().await? {
-            lsn = Lsn::new(message.lsn);
-            for relation in message.relations {
-                let rel = rel_tag(relation.rel).map_err(malformed)?;
-                relations.push((rel, BlockNumber::new(relation.blocks)));
-            }
-        }
-        Ok((lsn, relations))
-    }
-
     /// The oldest and the newest LSN that can be read there now.
     ///
     /// # Errors
@@ -165,10 +104,14 @@ impl PageClient {
 }
 
 fn malformed(error: InvalidMessageError) -> RemoteError {
-    RemoteError {
-        kind: ErrorKind::Internal,
-        message: format!("malformed answer: {error}"),
-    }
+    RemoteError::new(ErrorKind::Internal, format!("malformed answer: {error}"))
+}
+
+/// Whole milliseconds, at least one: none would be as many as the server likes.
+fn millis(patience: Duration) -> u32 {
+    u32::try_from(patience.as_millis())
+        .unwrap_or(u32::MAX)
+        .max(1)
 }
 
 impl From<ReadAt> for wire::ReadLsn {
@@ -176,6 +119,7 @@ impl From<ReadAt> for wire::ReadLsn {
         Self {
             request_lsn: at.lsn.unwrap_or_default().get(),
             not_modified_since_lsn: at.not_modified_since.unwrap_or_default().get(),
+            timeout_ms: at.patience.map_or(0, millis),
         }
     }
 }
@@ -186,6 +130,8 @@ impl From<Option<wire::ReadLsn>> for ReadAt {
         Self {
             lsn: lsn_from_wire(message.request_lsn),
             not_modified_since: lsn_from_wire(message.not_modified_since_lsn),
+            patience: (message.timeout_ms != 0)
+                .then(|| Duration::from_millis(message.timeout_ms.into())),
         }
     }
 }
@@ -230,5 +176,28 @@ fn pages_from_wire(message: wire::GetPagesResponse) -> Result<Pages, RemoteError
             lsn: Lsn::new(message.lsn),
             pages: message.pages,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_to_wait_survives_the_wire_and_none_is_no_patience() {
+        let through = |patience| {
+            let at = ReadAt {
+                patience,
+                ..ReadAt::default()
+            };
+            ReadAt::from(Some(wire::ReadLsn::from(at))).patience
+        };
+        for patience in [None, Some(Duration::from_millis(1500))] {
+            assert_eq!(through(patience), patience);
+        }
+        let shortest = Some(Duration::from_millis(1));
+        assert_eq!(through(Some(Duration::ZERO)), shortest);
+        let longest = Some(Duration::from_millis(u32::MAX.into()));
+        assert_eq!(through(Some(Duration::MAX)), longest);
     }
 }

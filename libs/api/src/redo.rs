@@ -3,13 +3,13 @@
 mod connection;
 mod convert;
 mod metrics;
+mod quarantine;
+#[cfg(test)]
+mod tests;
+mod workers;
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use palimpsest_proto::redo::v1 as wire;
 use palimpsest_redo::{ApplyRequest, Engine, EngineError};
 use palimpsest_runtime::TaskScope;
 use palimpsest_telemetry::trace;
-use palimpsest_types::{ErrorKind, TenantId};
+use palimpsest_types::{ErrorKind, Reason, TenantId};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -35,6 +35,8 @@ use crate::{
 use connection::Pending;
 pub use convert::result_to_wire;
 use metrics::PoolMetrics;
+use quarantine::{Quarantine, Suspect};
+use workers::{REST, Worker, Workers};
 
 /// What a worker must know about a tenant's cluster to replay its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,7 +54,10 @@ pub struct RedoTenant {
 pub struct RedoPool {
     cluster: watch::Receiver<ClusterView>,
     workers: Arc<Mutex<Workers>>,
+    quarantine: Arc<Mutex<Quarantine>>,
     metrics: PoolMetrics,
+    /// A worker that has jobs and says nothing for so long is stuck.
+    silence: Duration,
     scope: TaskScope,
 }
 
@@ -86,22 +91,6 @@ pub struct BatchJob {
 /// Batches as a worker's handler reads them.
 pub type BatchStream = Streaming<wire::ApplyRequest>;
 
-/// What is known about the workers, by address.
-#[derive(Debug, Default)]
-struct Workers {
-    connected: HashMap<String, Worker>,
-    /// Workers whose connection broke, and when to try them again. The broker takes a while to
-    /// notice a death, and a dead worker would look like the one with the least to do.
-    resting: HashMap<String, Instant>,
-}
-
-#[derive(Debug, Clone)]
-struct Worker {
-    address: String,
-    jobs: mpsc::Sender<Job>,
-    outstanding: Arc<AtomicUsize>,
-}
-
 #[derive(Debug)]
 struct Job {
     tenant: RedoTenant,
@@ -116,8 +105,6 @@ const QUEUE: usize = 256;
 const ATTEMPTS: usize = 4;
 /// How long a job waits for some worker to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker is left alone after its connection broke.
-const REST: Duration = Duration::from_secs(1);
 
 impl RedoPool {
     /// The pool of workers that `cluster` shows. Its connections live in `scope`.
@@ -125,7 +112,9 @@ impl RedoPool {
         Self {
             cluster,
             workers: Arc::default(),
+            quarantine: Arc::default(),
             metrics: PoolMetrics::default(),
+            silence: connection::SILENCE,
             scope,
         }
     }
@@ -144,7 +133,7 @@ impl RedoPool {
         let found = tokio::time::timeout(PATIENCE, async {
             loop {
                 let addresses = cluster.borrow_and_update().addresses(Role::RedoWorker);
-                if let Some(worker) = self.least_loaded(addresses, tried)? {
+                if let Some(worker) = self.least_loaded(&addresses, tried)? {
                     return Ok(worker);
                 }
                 // Both are cancel-safe. Without either event there is nothing new to look at.
@@ -159,27 +148,19 @@ impl RedoPool {
 
     fn least_loaded(
         &self,
-        addresses: Vec<String>,
+        addresses: &[String],
         tried: &[String],
     ) -> Result<Option<Worker>, RemoteError> {
         let now = Instant::now();
         let mut workers = lock(&self.workers);
-        workers.resting.retain(|_, until| *until > now);
-        workers
-            .connected
-            .retain(|address, worker| addresses.contains(address) && !worker.jobs.is_closed());
+        workers.retain(addresses, now);
         for address in addresses {
-            if !workers.resting.contains_key(&address) && !workers.connected.contains_key(&address)
-            {
-                let worker = self.connect(&address)?;
-                workers.connected.insert(address, worker);
+            if workers.lacks(address, now) {
+                let worker = self.connect(address)?;
+                workers.connected.insert(address.clone(), worker);
             }
         }
-        let rank = |worker: &&Worker| {
-            let load = worker.outstanding.load(Ordering::Relaxed);
-            (tried.contains(&worker.address), load)
-        };
-        Ok(workers.connected.values().min_by_key(rank).cloned())
+        Ok(workers.least_loaded(tried))
     }
 
     fn connect(&self, address: &str) -> Result<Worker, RemoteError> {
@@ -189,29 +170,35 @@ impl RedoPool {
         let (jobs, mut queue) = mpsc::channel(QUEUE);
         let token = self.scope.token().clone();
         let (workers, worker) = (Arc::clone(&self.workers), address.to_owned());
-        let breaks = self.metrics.breaks.clone();
+        let (breaks, silence) = (self.metrics.breaks.clone(), self.silence);
         self.scope.spawn("redo connection", async move {
             let mut pending = Pending::default();
-            let served = connection::serve(client, &mut queue, &mut pending);
+            let served = connection::serve(client, &mut queue, &mut pending, silence);
             // Dropping the connection at any point is safe: jobs without an answer are tried again.
-            if let Some(Err(error)) = token.run_until_cancelled(served).await {
+            let error = token
+                .run_until_cancelled(served)
+                .await
+                .and_then(Result::err);
+            if let Some(error) = &error {
                 breaks.inc();
-                tracing::warn!(worker, %error, "the connection to a redo worker broke");
+                tracing::warn!(worker, %error, "the connection to a redo worker ended");
             }
             // Before the jobs are given back, so that none of them comes here again.
-            lock(&workers).resting.insert(worker, Instant::now() + REST);
+            lock(&workers).rest(worker, error.as_ref(), Instant::now());
             drop((queue, pending));
         });
-        Ok(Worker {
-            address: address.to_owned(),
-            jobs,
-            outstanding: Arc::default(),
-        })
+        Ok(Worker::new(address.to_owned(), jobs))
     }
 
+    /// Has a job done by one worker after the other, until one can do it. A job that kills the process
+    /// that does it gets one more; then its records are left alone for a while.
     async fn apply(&self, tenant: RedoTenant, request: ApplyRequest) -> Result<Bytes, RemoteError> {
+        let suspect = Suspect::of(tenant.tenant, &request);
+        if let Some(suspect) = &suspect {
+            self.refuse_quarantined(suspect, &request)?;
+        }
         let traceparent = trace::current();
-        let mut tried = Vec::new();
+        let (mut tried, mut died) = (Vec::new(), false);
         for _ in 0..ATTEMPTS {
             let worker = self.choose(&tried).await?;
             if !tried.is_empty() {
@@ -229,36 +216,51 @@ impl RedoPool {
             if worker.jobs.send(job).await.is_err() {
                 continue;
             }
+            // A worker that says nothing has its connection ended, so this comes to an end.
             let outcome = answered.await;
             drop(load);
             match outcome {
                 Ok(Err(error)) if error.kind == ErrorKind::NotReady => {}
+                Ok(Err(error)) if error.reason == Some(Reason::RedoDied) => {
+                    if died {
+                        self.quarantine(suspect);
+                        return Err(error);
+                    }
+                    died = true;
+                }
                 Ok(answer) => return answer,
                 // The connection broke: the job may have been done or not, and may be done again.
                 Err(_) => {}
             }
         }
         let message = format!("no redo worker answered in {ATTEMPTS} attempts");
-        Err(RemoteError {
-            kind: ErrorKind::NotReady,
-            message,
-        })
+        Err(RemoteError::new(ErrorKind::NotReady, message).because(Reason::NoWorker))
     }
-}
 
-impl Worker {
-    /// Counts a job as outstanding until the guard is dropped.
-    fn enter(&self) -> Outstanding {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
-        Outstanding(Arc::clone(&self.outstanding))
+    fn refuse_quarantined(
+        &self,
+        suspect: &Suspect,
+        request: &ApplyRequest,
+    ) -> Result<(), RemoteError> {
+        let Some(left) = lock(&self.quarantine).holds(suspect, Instant::now()) else {
+            return Ok(());
+        };
+        self.metrics.quarantined.inc();
+        let (rel, block, left) = (request.rel, request.block, left.as_secs() + 1);
+        let message = format!(
+            "the records of {rel} block {block} killed two redo processes; not tried again for {left} s"
+        );
+        Err(RemoteError::new(ErrorKind::Internal, message).because(Reason::Quarantined))
     }
-}
 
-struct Outstanding(Arc<AtomicUsize>);
-
-impl Drop for Outstanding {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    fn quarantine(&self, suspect: Option<Suspect>) {
+        if let Some(suspect) = suspect {
+            tracing::error!(
+                ?suspect,
+                "records killed two redo processes and are left alone for a while"
+            );
+            lock(&self.quarantine).add(suspect, Instant::now());
+        }
     }
 }
 
@@ -270,19 +272,26 @@ impl Engine for TenantRedo {
             rel,
             block,
             kind: error.kind,
+            reason: reason_of(&error),
             message: error.message,
         })
     }
 }
 
-fn lock(workers: &Mutex<Workers>) -> MutexGuard<'_, Workers> {
-    workers.lock().unwrap_or_else(PoisonError::into_inner)
+/// Why a job failed, also if the worker does not say.
+fn reason_of(error: &RemoteError) -> Reason {
+    error.reason.unwrap_or(match error.kind {
+        ErrorKind::NotReady | ErrorKind::Throttled => Reason::NoWorker,
+        ErrorKind::Corrupt => Reason::Damaged,
+        _ => Reason::Defect,
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn no_worker() -> RemoteError {
-    let message = "no redo worker is alive; start one and try again".to_owned();
-    RemoteError {
-        kind: ErrorKind::NotReady,
-        message,
-    }
+    let message = "no redo worker is alive; start one and try again";
+    RemoteError::new(ErrorKind::NotReady, message).because(Reason::NoWorker)
 }

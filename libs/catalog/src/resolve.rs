@@ -29,7 +29,7 @@ pub async fn resolve<S: CatalogSource>(
     name: &QualifiedName,
 ) -> Result<RelTag, ResolveError<S::Error>> {
     let mut catalogs = Catalogs::new(source);
-    let database = find_database(&mut catalogs, name).await?;
+    let database = find_database(&mut catalogs, &name.database).await?;
     let place = (database.tablespace, database.oid);
     let file = catalogs.mapped(place, RELATIONS.oid).await?;
     let file = file.ok_or_else(|| Damage::Unmapped(RELATIONS.name.to_owned()))?;
@@ -54,17 +54,29 @@ pub async fn resolve<S: CatalogSource>(
     Ok(rel.with_fork(name.fork))
 }
 
+/// The object id of a database, by its name, as of the source's LSN.
+///
+/// # Errors
+/// If there is no such database then, or the catalogs can't be read.
+pub async fn resolve_database<S: CatalogSource>(
+    source: &S,
+    name: &str,
+) -> Result<Oid, ResolveError<S::Error>> {
+    let database = find_database(&mut Catalogs::new(source), name).await?;
+    Ok(database.oid)
+}
+
 async fn find_database<S: CatalogSource>(
     catalogs: &mut Catalogs<'_, S>,
-    name: &QualifiedName,
+    name: &str,
 ) -> Result<Database, ResolveError<S::Error>> {
     let shared = (GLOBAL_TABLESPACE, 0);
     let file = catalogs.mapped(shared, DATABASES.oid).await?;
     let file = file.ok_or_else(|| Damage::Unmapped(DATABASES.name.to_owned()))?;
     let databases = main_fork(GLOBAL_TABLESPACE, 0, file);
-    let called = |row: &Row| row.is_called(&name.database);
+    let called = |row: &Row| row.is_called(name);
     let row = catalogs.find(DATABASES, databases, called).await?;
-    let row = row.ok_or_else(|| ResolveError::NoDatabase(name.database.clone()))?;
+    let row = row.ok_or_else(|| ResolveError::NoDatabase(name.to_owned()))?;
     Ok(Database {
         oid: row.oid(),
         tablespace: row.number(DATABASE_TABLESPACE),

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Reason};
 
 use crate::process::Obituary;
 
@@ -77,10 +77,16 @@ pub enum RedoError {
         /// Its message.
         message: String,
     },
-    /// The process died while it worked on this request, or too often while this one waited.
+    /// The process died while it worked on this request.
     #[error("the redo process died: {obituary}")]
     Died {
         /// How it ended.
+        obituary: Obituary,
+    },
+    /// Processes died over other requests, one after the other, while this one waited.
+    #[error("redo processes died over other requests while this one waited: {obituary}")]
+    Disturbed {
+        /// How the last one ended.
         obituary: Obituary,
     },
     /// The process was killed because it worked on this request for too long.
@@ -128,7 +134,21 @@ impl RedoError {
             Self::Died { .. } | Self::Overdue { .. } | Self::UnexpectedAnswer { .. } => {
                 ErrorKind::Internal
             }
-            Self::Unavailable { .. } | Self::Stopped => ErrorKind::NotReady,
+            Self::Disturbed { .. } | Self::Unavailable { .. } | Self::Stopped => {
+                ErrorKind::NotReady
+            }
+        }
+    }
+
+    /// What is so.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::TooLarge { .. } | Self::PageLength { .. } | Self::UnexpectedAnswer { .. } => {
+                Reason::Defect
+            }
+            Self::Refused { .. } => Reason::Damaged,
+            Self::Died { .. } | Self::Overdue { .. } => Reason::RedoDied,
+            Self::Disturbed { .. } | Self::Unavailable { .. } | Self::Stopped => Reason::NoWorker,
         }
     }
 }

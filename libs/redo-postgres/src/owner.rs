@@ -257,7 +257,7 @@ impl Owner {
         // Back in front, in their order: they are older than what waits.
         for mut job in std::mem::take(&mut self.in_flight).into_iter().rev() {
             if job.resubmitted == RESUBMISSIONS {
-                job.answer(Err(RedoError::Died {
+                job.answer(Err(RedoError::Disturbed {
                     obituary: obituary.clone(),
                 }));
             } else {

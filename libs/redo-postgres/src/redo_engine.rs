@@ -29,6 +29,7 @@ impl palimpsest_redo::Engine for Engine {
                 rel,
                 block,
                 kind: error.kind(),
+                reason: error.reason(),
                 message: error.to_string(),
             })
     }

@@ -1,7 +1,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use palimpsest_types::{BlockNumber, ErrorKind, RelTag};
+use palimpsest_types::{BlockNumber, ErrorKind, Reason, RelTag};
 use palimpsest_wal::RawRecord;
 
 /// Records to replay on one page.
@@ -27,6 +27,8 @@ pub struct EngineError {
     pub block: BlockNumber,
     /// What the caller may do: retry elsewhere when not ready, nothing when corrupt.
     pub kind: ErrorKind,
+    /// What is so.
+    pub reason: Reason,
     /// What the engine said.
     pub message: String,
 }

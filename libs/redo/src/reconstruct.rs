@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Reason};
 use palimpsest_wal::truncate_visibility_map_page;
 
 use crate::{
@@ -25,6 +25,14 @@ impl ReconstructError {
         match self {
             Self::Chain(_) => ErrorKind::Corrupt,
             Self::Engine(error) => error.kind,
+        }
+    }
+
+    /// What is so.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Chain(_) => Reason::Damaged,
+            Self::Engine(error) => error.reason,
         }
     }
 }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use palimpsest_api::{
     RemoteError, TimelineRef,
-    broker::{Assignment, BrokerClient, Member, TimelineStatus},
+    broker::{Assignment, BrokerClient, Member, Role, TimelineStatus},
 };
 use palimpsest_runtime::TaskScope;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// How often a service says that it is alive. A service lives on, quietly, while nobody listens.
 #[derive(Debug, Clone)]
@@ -27,6 +27,9 @@ enum Contact {
     Made,
     Lost,
 }
+
+/// How long the end of a service waits for the broker.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 impl Heartbeat {
     /// Unless told otherwise, every half second.
@@ -54,9 +57,11 @@ impl Heartbeat {
         let client = BrokerClient::new(&self.broker)?;
         let token = scope.token().clone();
         scope.spawn("heartbeat", async move {
+            let (member, leaving) = (self.member.clone(), client.clone());
             let beating = self.beat(client, statuses, assignments);
             // A heartbeat that is dropped half sent is as good as none.
             token.run_until_cancelled(beating).await;
+            say_goodbye(&member, leaving).await;
         });
         Ok(())
     }
@@ -78,6 +83,18 @@ impl Heartbeat {
                 assignments(assigned);
             }
         }
+    }
+}
+
+/// Has the broker tell nobody of this member any more. If it is not there, the lease does the same.
+async fn say_goodbye(member: &Member, mut client: BrokerClient) {
+    // A writer's timelines would be given to another one while it still flushes and publishes; they
+    // wait for the lease instead.
+    if member.role == Role::WalIngest {
+        return;
+    }
+    if let Ok(Err(error)) = timeout(GOODBYE, client.leave(member.node)).await {
+        tracing::debug!(%error, "the storage-broker was not there for a goodbye");
     }
 }
 

@@ -63,6 +63,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
         page_cache: settings.page_cache,
         block_cache: settings.block_cache,
         tail: fitting(settings.tail_memory),
+        answers: settings.answer_memory,
         patience: settings.lsn_patience,
     };
     let redo = RedoPool::new(cluster.clone(), scope.clone());
@@ -77,7 +78,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     metrics.register_collector(Sampled::new(move || sampled.samples()));
     let server = server.with_metrics(metrics);
     let readiness = ready_with(&timelines, scope);
-    let pages = PageServiceServer::new(PageHandler::new(timelines, scope.token().clone()))
+    let pages = PageServiceServer::new(PageHandler::new(timelines, scope.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     server.start(Services::default().with(pages), &readiness, scope);

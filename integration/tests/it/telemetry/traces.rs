@@ -164,7 +164,7 @@ async fn a_read_is_one_trace_of_all_services_and_the_clients_if_it_has_one() {
         timeline,
         at: ReadAt {
             lsn: Some(lsn),
-            not_modified_since: None,
+            ..ReadAt::default()
         },
         rel: path.trim().replacen("base", "1663", 1).parse().unwrap(),
         blocks: vec![BlockNumber::new(number)],

@@ -2,14 +2,14 @@ use std::time::Duration;
 
 use palimpsest_proto::{admin::v1 as admin, broker::v1 as wire};
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, NodeId};
 use tokio::sync::watch;
 use tonic::Streaming;
 
 use super::{Assignment, ClusterView, Member, TimelineStatus, convert::status_to_wire};
 use crate::{
     channel::{Channel, connect_lazily},
-    convert::{InvalidMessageError, TimelineRef},
+    convert::{InvalidMessageError, TimelineRef, id_to_wire},
     status::RemoteError,
 };
 
@@ -59,6 +59,18 @@ impl BrokerClient {
         let answer = within_deadline(self.membership.heartbeat(request)).await?;
         let assignments = answer.assignments.into_iter().map(Assignment::try_from);
         assignments.collect::<Result<_, _>>().map_err(malformed)
+    }
+
+    /// Says that a node ends, so that nobody chooses it any more.
+    ///
+    /// # Errors
+    /// If the broker can't be reached.
+    pub async fn leave(&mut self, node: NodeId) -> Result<(), RemoteError> {
+        let request = wire::LeaveRequest {
+            node_id: id_to_wire(node.as_bytes()),
+        };
+        within_deadline(self.membership.leave(request)).await?;
+        Ok(())
     }
 
     /// The picture as it is now.
@@ -155,10 +167,10 @@ async fn follow_once(
 async fn next_view(
     views: &mut Streaming<wire::WatchClusterResponse>,
 ) -> Result<ClusterView, RemoteError> {
-    let message = views.message().await?.ok_or_else(|| RemoteError {
-        kind: ErrorKind::NotReady,
-        message: "the storage-broker ended the stream".to_owned(),
-    })?;
+    let message = views
+        .message()
+        .await?
+        .ok_or_else(|| RemoteError::unreachable("the storage-broker ended the stream"))?;
     ClusterView::try_from(message).map_err(malformed)
 }
 
@@ -167,16 +179,12 @@ async fn within_deadline<T>(
 ) -> Result<T, RemoteError> {
     match tokio::time::timeout(DEADLINE, call).await {
         Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(RemoteError {
-            kind: ErrorKind::NotReady,
-            message: "the storage-broker does not answer".to_owned(),
-        }),
+        Err(_) => Err(RemoteError::unreachable(
+            "the storage-broker does not answer",
+        )),
     }
 }
 
 fn malformed(error: InvalidMessageError) -> RemoteError {
-    RemoteError {
-        kind: ErrorKind::Internal,
-        message: format!("malformed answer: {error}"),
-    }
+    RemoteError::new(ErrorKind::Internal, format!("malformed answer: {error}"))
 }

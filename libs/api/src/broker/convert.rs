@@ -23,6 +23,15 @@ impl From<Member> for wire::Member {
     }
 }
 
+/// The node that says that it ends.
+///
+/// # Errors
+/// If its id is none.
+pub fn leaving_from_wire(message: &wire::LeaveRequest) -> Result<NodeId, InvalidMessageError> {
+    let bytes = id_bytes("node_id", &message.node_id)?;
+    Ok(NodeId::from_bytes(bytes))
+}
+
 impl TryFrom<wire::Member> for Member {
     type Error = InvalidMessageError;
 

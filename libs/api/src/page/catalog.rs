@@ -28,7 +28,7 @@ impl<'a> TimelineAt<'a> {
     fn at(&self) -> ReadAt {
         ReadAt {
             lsn: Some(self.lsn),
-            not_modified_since: None,
+            ..ReadAt::default()
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use palimpsest_types::ErrorKind;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{PageClient, Pages, PagesRequest};
 use crate::{
@@ -33,6 +33,9 @@ struct Known {
 
 /// How often all of them are asked before a request fails.
 const ROUNDS: u32 = 3;
+/// A page-serve that does not answer within this is stuck: it gives up waiting for an LSN after ten
+/// seconds, unless it is set otherwise.
+const DEADLINE: Duration = Duration::from_secs(12);
 /// Between two rounds: one that died may be started again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -57,8 +60,7 @@ impl PagePool {
             }
             for address in self.addresses() {
                 match self.ask(&address, request.clone()).await {
-                    // It went away, or is behind: another may not be.
-                    Err(error) if error.kind == ErrorKind::NotReady => failure = error,
+                    Err(error) if is_local(&error) => failure = error,
                     answer => {
                         self.lock().favourite = Some(address);
                         return answer;
@@ -70,7 +72,10 @@ impl PagePool {
     }
 
     async fn ask(&self, address: &str, request: PagesRequest) -> Result<Pages, RemoteError> {
-        self.client(address).await?.pages(request).await
+        let asked = async { self.client(address).await?.pages(request).await };
+        // Cancel-safe: nobody waits for an answer that comes after this.
+        let answer = timeout(DEADLINE, asked).await;
+        answer.unwrap_or_else(|_| Err(stuck(address)))
     }
 
     /// Those that are alive, the favourite first. Who left is forgotten.
@@ -101,9 +106,17 @@ impl PagePool {
     }
 }
 
+/// Whether another page-serve may do better: this one went away, is behind, or has too much to do.
+fn is_local(error: &RemoteError) -> bool {
+    matches!(error.kind, ErrorKind::NotReady | ErrorKind::Throttled)
+}
+
+fn stuck(address: &str) -> RemoteError {
+    RemoteError::unreachable(format!(
+        "the page-serve at {address} did not answer within {DEADLINE:?}"
+    ))
+}
+
 fn none_alive() -> RemoteError {
-    RemoteError {
-        kind: ErrorKind::NotReady,
-        message: "no page-serve is alive; start one and try again".to_owned(),
-    }
+    RemoteError::unreachable("no page-serve is alive; start one and try again")
 }

@@ -13,7 +13,6 @@ use std::{
 };
 
 use palimpsest_proto::page::v1 as wire;
-use palimpsest_types::ErrorKind;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -210,19 +209,14 @@ async fn read_answers(mut stream: Streaming<wire::GetPagesResponse>, waiting: Wa
 }
 
 fn ended() -> RemoteError {
-    let message = "the stream to page-serve ended; ask again".to_owned();
-    RemoteError {
-        kind: ErrorKind::NotReady,
-        message,
-    }
+    RemoteError::unreachable("the stream to page-serve ended; ask again")
 }
 
 fn unopened() -> RemoteError {
-    let message = format!("page-serve did not open a stream within {OPEN_LIMIT:?}; ask again");
-    RemoteError {
-        kind: ErrorKind::NotReady,
-        message,
-    }
+    let limit = OPEN_LIMIT;
+    RemoteError::unreachable(format!(
+        "page-serve did not open a stream within {limit:?}; ask again"
+    ))
 }
 
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

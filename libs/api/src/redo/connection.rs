@@ -1,10 +1,13 @@
 //! One connection to a redo worker.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use palimpsest_proto::redo::v1 as wire;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, interval, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use wire::redo_service_client::RedoServiceClient;
 
@@ -17,6 +20,22 @@ const MAX_BATCH: usize = 32;
 const BATCH_BYTES: usize = 8 << 20;
 /// Messages on their way to a worker, at most.
 const MESSAGES: usize = 4;
+/// A worker that has jobs and answers none of them for this long is stuck: it gives up a single job
+/// after ten seconds by itself.
+pub(super) const SILENCE: Duration = Duration::from_secs(12);
+/// How often that is looked at while it lasts.
+const LOOKS: u32 = 12;
+
+/// Why a connection ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    /// It was lost, or never made.
+    #[error(transparent)]
+    Broke(#[from] RemoteError),
+    /// The worker is stuck.
+    #[error("the worker has jobs and has answered none of them for {0:?}")]
+    Silent(Duration),
+}
 
 /// Sends jobs and hands out answers until either side ends. Jobs without an answer stay in `queue`
 /// and `pending`, and fail when these are dropped.
@@ -24,14 +43,15 @@ pub(super) async fn serve(
     mut client: RedoServiceClient<Channel>,
     queue: &mut mpsc::Receiver<Job>,
     pending: &mut Pending,
-) -> Result<(), RemoteError> {
+    silence: Duration,
+) -> Result<(), ConnectionError> {
     let (messages, outgoing) = mpsc::channel(MESSAGES);
-    let mut answers = client
-        .apply(ReceiverStream::new(outgoing))
-        .await?
-        .into_inner();
+    let opened = timeout(silence, client.apply(ReceiverStream::new(outgoing))).await;
+    let opened = opened.map_err(|_| ConnectionError::Silent(silence))?;
+    let mut answers = opened.map_err(RemoteError::from)?.into_inner();
+    let mut looks = interval(silence / LOOKS);
     loop {
-        // Cancel-safe: `recv_many`, `message` and `reserve` lose nothing when dropped.
+        // Cancel-safe: `recv_many`, `message`, `reserve` and `tick` lose nothing when dropped.
         tokio::select! {
             count = queue.recv_many(&mut pending.unsent, MAX_BATCH), if pending.unsent.is_empty() => {
                 if count == 0 {
@@ -43,8 +63,15 @@ pub(super) async fn serve(
                 permit.send(pending.batch());
             }
             message = answers.message() => {
-                let Some(message) = message? else { return Ok(()) };
+                let Some(message) = message.map_err(RemoteError::from)? else {
+                    return Ok(());
+                };
                 pending.answer(message);
+            }
+            now = looks.tick() => {
+                if pending.silent_for(now) >= silence {
+                    return Err(ConnectionError::Silent(silence));
+                }
             }
         }
     }
@@ -56,6 +83,8 @@ pub(super) struct Pending {
     next_id: u64,
     unsent: Vec<Job>,
     sent: HashMap<u64, oneshot::Sender<Result<Bytes, RemoteError>>>,
+    /// Since when an answer has been due: since the last one, or since there is a job to answer.
+    due_since: Option<Instant>,
 }
 
 impl Pending {
@@ -64,6 +93,7 @@ impl Pending {
         let Some(tenant) = self.unsent.first().map(|job| job.tenant) else {
             return wire::ApplyRequest::default();
         };
+        self.due_since = self.due_since.or_else(|| Some(Instant::now()));
         let mut bytes = 0;
         let fits = |job: &mut Job| {
             let fits = job.tenant == tenant && bytes < BATCH_BYTES;
@@ -94,5 +124,12 @@ impl Pending {
                 None => Ok(result.page),
             });
         }
+        self.due_since = (!self.sent.is_empty()).then(Instant::now);
+    }
+
+    fn silent_for(&self, now: Instant) -> Duration {
+        self.due_since
+            .map(|since| now.saturating_duration_since(since))
+            .unwrap_or_default()
     }
 }

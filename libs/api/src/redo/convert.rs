@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use palimpsest_proto::redo::v1 as wire;
 use palimpsest_redo::{ApplyRequest, EngineError};
-use palimpsest_types::{BlockNumber, TenantId};
+use palimpsest_types::{BlockNumber, Fault, TenantId};
 
 use super::{Batch, BatchJob, RedoTenant};
 use crate::{
@@ -71,7 +71,8 @@ pub fn result_to_wire(
             page,
         },
         Err(error) => {
-            let detail = error_detail(error.kind, &error);
+            let fault = Fault::new(error.kind, error.reason);
+            let detail = error_detail(fault, &error);
             wire::apply_response::Result {
                 job_id,
                 error: Some(detail),

@@ -1,7 +1,5 @@
 //! What a caller of redo workers can tell about them.
 
-use std::sync::atomic::Ordering;
-
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
 
 use super::{RedoPool, lock};
@@ -11,6 +9,7 @@ use super::{RedoPool, lock};
 pub(super) struct PoolMetrics {
     pub(super) repeated: Counter,
     pub(super) breaks: Counter,
+    pub(super) quarantined: Counter,
 }
 
 impl RedoPool {
@@ -21,6 +20,9 @@ impl RedoPool {
         registry.register("redo_jobs_repeated", help, repeated);
         let help = "Connections to redo workers that broke";
         registry.register("redo_connection_breaks", help, self.metrics.breaks.clone());
+        let help = "Jobs refused at once because their records killed redo processes a moment ago";
+        let quarantined = self.metrics.quarantined.clone();
+        registry.register("redo_jobs_quarantined", help, quarantined);
         let pool = self.clone();
         registry.register_collector(Sampled::new(move || vec![pool.outstanding()]));
     }
@@ -31,8 +33,8 @@ impl RedoPool {
         let help = "Jobs that a redo worker was given, or waits to be given, and has not answered";
         let mut outstanding = Sample::gauge("redo_jobs_outstanding", None, help);
         for (address, worker) in &lock(&self.workers).connected {
-            let jobs = worker.outstanding.load(Ordering::Relaxed);
-            outstanding.push([("worker", address.clone())], jobs as f64);
+            let jobs = worker.outstanding() as f64;
+            outstanding.push([("worker", address.clone())], jobs);
         }
         outstanding
     }

@@ -1,6 +1,8 @@
+use std::time::Duration;
+
 use palimpsest_api::TimelineRef;
 use palimpsest_read::ReadError;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Fault, Reason};
 
 /// A request could not be served.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -29,6 +31,18 @@ pub enum ServeError {
         /// What is wrong.
         why: String,
     },
+    /// Other requests take all memory that answers may take.
+    #[error("there was no room for the answer within {waited:?}; ask again later")]
+    Overloaded {
+        /// For how long it was waited for.
+        waited: Duration,
+    },
+    /// No further stream is served.
+    #[error("{limit} streams are open already, which is all that are allowed")]
+    TooManyStreams {
+        /// How many there may be.
+        limit: usize,
+    },
     /// The read itself failed.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -41,7 +55,20 @@ impl ServeError {
             Self::UnknownTimeline(_) => ErrorKind::NotFound,
             Self::NotHeard(_) | Self::NotOpen { .. } => ErrorKind::NotReady,
             Self::Damaged { .. } => ErrorKind::Corrupt,
+            Self::Overloaded { .. } | Self::TooManyStreams { .. } => ErrorKind::Throttled,
             Self::Read(error) => error.kind(),
         }
+    }
+
+    /// The same and what is so, for programs.
+    pub fn fault(&self) -> Fault {
+        let reason = match self {
+            Self::UnknownTimeline(_) => Reason::UnknownTimeline,
+            Self::NotHeard(_) | Self::NotOpen { .. } => Reason::NotOpen,
+            Self::Damaged { .. } => Reason::Damaged,
+            Self::Overloaded { .. } | Self::TooManyStreams { .. } => Reason::Overloaded,
+            Self::Read(error) => error.reason(),
+        };
+        Fault::new(self.kind(), reason)
     }
 }

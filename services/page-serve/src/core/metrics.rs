@@ -15,6 +15,7 @@ pub struct ReadMetrics {
     pages: Counter,
     failures: Counter,
     pub(super) feed_breaks: Counter,
+    pub(super) gave_way: Counter,
 }
 
 /// A `GetPages` request under way.
@@ -42,6 +43,7 @@ impl Default for ReadMetrics {
             pages: Counter::default(),
             failures: Counter::default(),
             feed_breaks: Counter::default(),
+            gave_way: Counter::default(),
         }
     }
 }
@@ -57,6 +59,8 @@ impl ReadMetrics {
         registry.register("read_failures", help, self.failures.clone());
         let help = "Change feeds that broke and were asked for again";
         registry.register("feed_breaks", help, self.feed_breaks.clone());
+        let help = "Times that a timeline let go of its changes so that others had room for theirs";
+        registry.register("feed_gave_way", help, self.gave_way.clone());
     }
 
     /// A request begins.
@@ -88,9 +92,13 @@ impl Timer<'_> {
     }
 }
 
-/// What there is to know about a cache.
+/// What there is to know about caches, and about other parts of the memory: each with what is in use
+/// and what may be.
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-pub(super) fn samples(parts: &[(&'static str, CacheUse)], tails: (u64, u64)) -> Vec<Sample> {
+pub(super) fn samples(
+    caches: &[(&'static str, CacheUse)],
+    others: &[(&'static str, u64, u64)],
+) -> Vec<Sample> {
     let help = "Lookups that a cache answered";
     let mut hits = Sample::counter("cache_hits", None, help);
     let help = "Lookups that a cache could not answer";
@@ -98,16 +106,17 @@ pub(super) fn samples(parts: &[(&'static str, CacheUse)], tails: (u64, u64)) -> 
     let mut used = Sample::gauge("memory_used", Some(Unit::Bytes), "Memory in use");
     let help = "Memory that may be used";
     let mut budget = Sample::gauge("memory_budget", Some(Unit::Bytes), help);
-    for (name, cache) in parts {
+    for (name, cache) in caches {
         let label = |key| [(key, (*name).to_owned())];
         hits.push(label("cache"), cache.hits as f64);
         misses.push(label("cache"), cache.misses as f64);
         used.push(label("part"), cache.used.get() as f64);
         budget.push(label("part"), cache.budget.get() as f64);
     }
-    let (tail_used, tail_budget) = tails;
-    let label = || [("part", "changes".to_owned())];
-    used.push(label(), tail_used as f64);
-    budget.push(label(), tail_budget as f64);
+    for (name, bytes, most) in others {
+        let label = || [("part", (*name).to_owned())];
+        used.push(label(), *bytes as f64);
+        budget.push(label(), *most as f64);
+    }
     vec![hits, misses, used, budget]
 }

@@ -17,8 +17,10 @@ use palimpsest_types::ByteCount;
 use tokio::sync::watch;
 
 use super::{
+    admission::Admission,
     error::ServeError,
     metrics::{self, ReadMetrics},
+    room::TailRoom,
     served::Served,
 };
 
@@ -29,6 +31,7 @@ pub struct Timelines {
     open: Mutex<HashMap<TimelineRef, Entry>>,
     /// Whether `open` is what the storage-broker said. Changes with `open` locked.
     heard: watch::Sender<bool>,
+    admission: Admission,
     scope: TaskScope,
 }
 
@@ -39,8 +42,10 @@ pub struct Limits {
     pub page_cache: ByteCount,
     /// Blocks of layers kept, of all timelines.
     pub block_cache: ByteCount,
-    /// Changes kept for each timeline.
+    /// Changes kept that no layer has yet, of all timelines.
     pub tail: ByteCount,
+    /// Answers that are made or not sent, of all streams.
+    pub answers: ByteCount,
     /// How long a request waits for its LSN.
     pub patience: Duration,
 }
@@ -54,6 +59,7 @@ pub(super) struct Shared {
     pub(super) blocks: Arc<BlockCache>,
     pub(super) cluster: watch::Receiver<ClusterView>,
     pub(super) limits: Limits,
+    pub(super) room: Arc<TailRoom>,
     pub(super) metrics: ReadMetrics,
 }
 
@@ -80,12 +86,14 @@ impl Timelines {
             blocks: Arc::new(BlockCache::new(limits.block_cache)),
             cluster: cluster.clone(),
             limits,
+            room: TailRoom::new(limits.tail),
             metrics: ReadMetrics::default(),
         };
         let timelines = Arc::new(Self {
             shared: Arc::new(shared),
             open: Mutex::default(),
             heard: watch::Sender::new(false),
+            admission: Admission::new(limits.answers),
             scope,
         });
         let following = Arc::clone(&timelines);
@@ -135,6 +143,11 @@ impl Timelines {
         self.shared.limits.patience
     }
 
+    /// Who may ask for pages, and for how many at once.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// What is measured here.
     pub fn metrics(&self) -> &ReadMetrics {
         &self.shared.metrics
@@ -145,13 +158,18 @@ impl Timelines {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let tails = open.values().map(|entry| entry.served.tail_size().get());
         let tails: u64 = tails.sum();
-        let budget = self.shared.limits.tail.get() * open.len() as u64;
+        let budget = self.shared.room.limit().get();
         drop(open);
         let caches = [
             ("pages", self.shared.cache.in_use()),
             ("blocks", self.shared.blocks.in_use()),
         ];
-        metrics::samples(&caches, (tails, budget))
+        let (answers, most) = self.admission.in_use();
+        let parts = [
+            ("changes", tails, budget),
+            ("answers", answers.get(), most.get()),
+        ];
+        metrics::samples(&caches, &parts)
     }
 
     async fn follow(&self, mut cluster: watch::Receiver<ClusterView>) {

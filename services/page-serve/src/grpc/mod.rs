@@ -1,5 +1,6 @@
 //! The gRPC adaptor: messages in, one core call, messages out.
 
 mod page;
+mod stream;
 
 pub(crate) use page::PageHandler;

@@ -1,6 +1,6 @@
 use std::{mem, pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, stream};
 use palimpsest_api::{
     TimelineRef, error_detail, error_status,
     page::{PagesRequest, ReadAt, slru_kind},
@@ -10,71 +10,74 @@ use palimpsest_api::{
 use palimpsest_proto::{
     common::v1 as common,
     page::v1::{
-        GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
-        GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest,
-        GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
-        ListRelationsRequest, ListRelationsResponse, ReadLsn, get_slru_segment_response::SlruPage,
-        list_relations_response::Relation, page_service_server::PageService,
+        GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetPagesRequest, GetPagesResponse,
+        GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
+        GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest,
+        GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse, ReadLsn,
+        get_slru_segment_response::SlruPage, list_relations_response::Relation,
+        page_service_server::PageService,
     },
 };
-use palimpsest_read::TimelineReader;
-use palimpsest_runtime::{CancellationToken, finish};
+use palimpsest_read::{ReadError, TimelineReader};
+use palimpsest_runtime::TaskScope;
 use palimpsest_telemetry::trace;
-use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_types::{BlockNumber, Fault, Lsn, Oid, RelTag};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
-use crate::core::{ServeError, Timelines, Timer};
+use super::stream::AnswerStream;
+use crate::core::{Lane, Room, ServeError, Timelines, Timer};
 
 /// Answers `PageService`.
 #[derive(Debug, Clone)]
 pub(crate) struct PageHandler {
     timelines: Arc<Timelines>,
-    token: CancellationToken,
+    scope: TaskScope,
 }
 
-/// Requests of one stream that are worked on at once; more wait unread.
-const IN_FLIGHT: usize = 64;
 /// Relations in one message of a listing.
 const RELATIONS: usize = 1000;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl PageHandler {
-    /// Reads no more requests once the token is cancelled; those under way are answered.
-    pub(crate) fn new(timelines: Arc<Timelines>, token: CancellationToken) -> Self {
-        Self { timelines, token }
+    /// Reads no more requests once the scope's token is cancelled; those under way are answered.
+    pub(crate) fn new(timelines: Arc<Timelines>, scope: TaskScope) -> Self {
+        Self { timelines, scope }
     }
 
     /// Errors of a request are in its answer, so that the stream lives on.
-    async fn answer(&self, mut message: GetPagesRequest) -> GetPagesResponse {
+    pub(super) async fn answer(
+        &self,
+        mut message: GetPagesRequest,
+        lane: &Lane,
+    ) -> (GetPagesResponse, Option<Room>) {
         let request_id = message.request_id;
         let traceparent = mem::take(&mut message.traceparent);
         let answered = match PagesRequest::try_from(message) {
             Ok(request) => {
                 let span = span_of(request_id, &request, &traceparent);
-                let pages = self.pages(request).instrument(span);
-                pages.await.map_err(|error| (error.kind(), error.into()))
+                let pages = self.pages(request, lane).instrument(span).await;
+                pages.map_err(|error| error_detail(error.fault(), &error))
             }
-            Err(error) => Err((
-                ErrorKind::Invalid,
-                Box::<dyn std::error::Error>::from(error),
-            )),
+            Err(error) => Err(error_detail(error.fault(), &error)),
         };
-        match answered {
-            Ok(answer) => GetPagesResponse {
-                request_id,
-                ..answer
-            },
-            Err((kind, error)) => {
-                let error = Some(error_detail(kind, &*error));
-                GetPagesResponse {
-                    request_id,
+        let (answer, room) = match answered {
+            Ok((answer, room)) => (answer, Some(room)),
+            Err(error) => {
+                let error = Some(error);
+                let answer = GetPagesResponse {
                     error,
                     ..GetPagesResponse::default()
-                }
+                };
+                (answer, None)
             }
-        }
+        };
+        let answer = GetPagesResponse {
+            request_id,
+            ..answer
+        };
+        (answer, room)
     }
 
     /// The reader of the timeline that a request names, and the LSN to read at.
@@ -84,72 +87,67 @@ impl PageHandler {
         read_lsn: Option<ReadLsn>,
     ) -> Result<(Arc<TimelineReader<TenantRedo>>, Lsn), Status> {
         let timeline = TimelineRef::try_from(timeline).map_err(invalid)?;
-        let ReadAt {
-            lsn,
-            not_modified_since,
-        } = read_lsn.into();
         let reader = self.timelines.reader(timeline).map_err(status)?;
-        let patience = self.timelines.patience();
-        let lsn = reader.settle(lsn, not_modified_since, patience).await;
+        let lsn = self.settle(&reader, read_lsn.into()).await;
         Ok((reader, lsn.map_err(failed)?))
     }
 
-    async fn pages(&self, request: PagesRequest) -> Result<GetPagesResponse, ServeError> {
+    /// The LSN to read at, once everything that is needed of it has arrived.
+    async fn settle(
+        &self,
+        reader: &TimelineReader<TenantRedo>,
+        at: ReadAt,
+    ) -> Result<Lsn, ReadError> {
+        let longest = self.timelines.patience();
+        let patience = at.patience.map_or(longest, |asked| asked.min(longest));
+        reader.settle(at.lsn, at.not_modified_since, patience).await
+    }
+
+    async fn pages(
+        &self,
+        request: PagesRequest,
+        lane: &Lane,
+    ) -> Result<(GetPagesResponse, Room), ServeError> {
         let timer = self.timelines.metrics().begin();
-        let outcome = self.timed_pages(request, &timer).await;
-        timer.end(outcome.as_ref().ok().map(|answer| answer.pages.len()));
+        let outcome = self.timed_pages(request, lane, &timer).await;
+        timer.end(outcome.as_ref().ok().map(|(answer, _)| answer.pages.len()));
         outcome
     }
 
     async fn timed_pages(
         &self,
         request: PagesRequest,
+        lane: &Lane,
         timer: &Timer<'_>,
-    ) -> Result<GetPagesResponse, ServeError> {
+    ) -> Result<(GetPagesResponse, Room), ServeError> {
         let reader = self.timelines.reader(request.timeline)?;
-        let ReadAt {
-            lsn,
-            not_modified_since,
-        } = request.at;
-        let patience = self.timelines.patience();
-        let lsn = reader.settle(lsn, not_modified_since, patience).await?;
+        // Before there is room for it: who waits for an LSN keeps nobody else from working.
+        let lsn = self.settle(&reader, request.at).await?;
         timer.settled();
+        let room = lane.enter(request.blocks.len()).await?;
         let pages = reader.pages(request.rel, &request.blocks, lsn).await?;
-        Ok(GetPagesResponse {
+        let answer = GetPagesResponse {
             lsn: lsn.get(),
             pages,
             ..GetPagesResponse::default()
-        })
+        };
+        Ok((answer, room))
     }
 }
 
 #[tonic::async_trait]
 impl PageService for PageHandler {
-    type GetPagesStream = Answers<GetPagesResponse>;
+    type GetPagesStream = AnswerStream;
     type ListRelationsStream = Answers<ListRelationsResponse>;
 
     async fn get_pages(
         &self,
         request: Request<Streaming<GetPagesRequest>>,
     ) -> Result<Response<Self::GetPagesStream>, Status> {
-        let handler = self.clone();
-        let answer = move |message| {
-            let handler = handler.clone();
-            async move {
-                match message {
-                    Ok(message) => {
-                        let answered = finish(async move { handler.answer(message).await }).await;
-                        answered.ok_or_else(|| Status::internal("the request ended in a panic"))
-                    }
-                    Err(status) => Err(status),
-                }
-            }
-        };
-        let requests = request
-            .into_inner()
-            .take_until(self.token.clone().cancelled_owned());
-        let answers = requests.map(answer).buffer_unordered(IN_FLIGHT);
-        Ok(Response::new(Box::pin(answers)))
+        let lane = self.timelines.admission().open().map_err(status)?;
+        let requests = request.into_inner();
+        let answers = AnswerStream::start(self.clone(), lane, requests, &self.scope);
+        Ok(Response::new(answers))
     }
 
     async fn get_relation_size(
@@ -167,6 +165,21 @@ impl PageService for PageHandler {
         }))
     }
 
+    async fn get_database_size(
+        &self,
+        request: Request<GetDatabaseSizeRequest>,
+    ) -> Result<Response<GetDatabaseSizeResponse>, Status> {
+        let message = request.into_inner();
+        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let relations = reader.relations(lsn).await.map_err(failed)?;
+        let blocks = database_blocks(&relations, message.db_oid);
+        Ok(Response::new(GetDatabaseSizeResponse {
+            exists: blocks.is_some(),
+            blocks: blocks.unwrap_or_default(),
+            lsn: lsn.get(),
+        }))
+    }
+
     async fn list_relations(
         &self,
         request: Request<ListRelationsRequest>,
@@ -174,7 +187,7 @@ impl PageService for PageHandler {
         let message = request.into_inner();
         let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
         let relations = reader.relations(lsn).await.map_err(failed)?;
-        let relation = |(rel, blocks): &(_, palimpsest_types::BlockNumber)| Relation {
+        let relation = |(rel, blocks): &(_, BlockNumber)| Relation {
             rel: Some(rel_tag_to_wire(*rel)),
             blocks: blocks.get(),
         };
@@ -252,13 +265,20 @@ fn span_of(request_id: u64, request: &PagesRequest, traceparent: &str) -> Span {
 }
 
 fn invalid(error: palimpsest_api::InvalidMessageError) -> Status {
-    error_status(ErrorKind::Invalid, &error)
+    error_status(error.fault(), &error)
 }
 
 fn status(error: ServeError) -> Status {
-    error_status(error.kind(), &error)
+    error_status(error.fault(), &error)
 }
 
-fn failed(error: palimpsest_read::ReadError) -> Status {
-    error_status(error.kind(), &error)
+fn failed(error: ReadError) -> Status {
+    error_status(Fault::new(error.kind(), error.reason()), &error)
+}
+
+/// Blocks of all forks of a database; `None` if it has none.
+fn database_blocks(relations: &[(RelTag, BlockNumber)], db: Oid) -> Option<u64> {
+    let of_database = relations.iter().filter(|(rel, _)| rel.db == db);
+    let blocks = of_database.map(|(_, blocks)| u64::from(blocks.get()));
+    blocks.reduce(|sum, blocks| sum + blocks)
 }

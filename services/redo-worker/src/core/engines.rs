@@ -18,7 +18,7 @@ use bytes::Bytes;
 use palimpsest_api::redo::RedoTenant;
 use palimpsest_redo::{ApplyRequest, Engine, EngineError};
 use palimpsest_telemetry::Gauge;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Reason};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::metrics::RedoMetrics;
@@ -163,6 +163,7 @@ impl<S: ProcessSource> TenantEngines<S> {
             rel,
             block,
             kind,
+            reason: Reason::NoWorker,
             message,
         };
         self.source.check(&tenant).map_err(failed)?;

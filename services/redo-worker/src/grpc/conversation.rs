@@ -178,7 +178,7 @@ fn span_of(tenant: RedoTenant, job: &BatchJob) -> Span {
 
 /// A malformed message ends the stream: which jobs it was about can't be told.
 async fn refuse(answers: &Answers, error: &InvalidMessageError) {
-    let status = error_status(error.kind(), error);
+    let status = error_status(error.fault(), error);
     // A caller that has gone away does not want to know.
     let _ = answers.send(Err(status)).await;
 }

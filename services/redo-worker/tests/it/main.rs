@@ -19,7 +19,7 @@ use palimpsest_api::{
 use palimpsest_redo::Engine as _;
 use palimpsest_redo_worker::{Running, Settings, run};
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{ErrorKind, NodeId, PAGE_SIZE, TenantId};
+use palimpsest_types::{ErrorKind, Lsn, NodeId, PAGE_SIZE, Reason, TenantId};
 use tokio::{sync::watch, task::JoinSet};
 
 use records::{insert_on_new_page, insertion, stored_value};
@@ -138,11 +138,23 @@ async fn an_impossible_job_fails_alone() {
     );
     redo.apply(insert_on_new_page(6)).await.unwrap();
 
-    // A row far beyond the last one makes the process panic.
-    let error = redo.apply(insertion(None, 200, 1)).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Internal, "{error}");
-    redo.apply(insert_on_new_page(7)).await.unwrap();
-    assert_eq!(worker.running.deaths(), 1);
+    // A row far beyond the last one makes the process panic, and the one that has the job next.
+    let deadly = insertion(None, 200, 1);
+    let error = redo.apply(deadly.clone()).await.unwrap_err();
+    let fault = (error.kind, error.reason);
+    assert_eq!(fault, (ErrorKind::Internal, Reason::RedoDied), "{error}");
+    assert_eq!(worker.running.deaths(), 2);
+    // From now on it is refused, and kills no more.
+    let error = redo.apply(deadly).await.unwrap_err();
+    assert_eq!(error.reason, Reason::Quarantined, "{error}");
+    // Other records of the same page are not to blame.
+    let mut other = insert_on_new_page(7);
+    for record in &mut other.records {
+        record.end_lsn = Lsn::new(record.end_lsn.get() + 8);
+        record.start_lsn = Lsn::new(record.start_lsn.get() + 8);
+    }
+    redo.apply(other).await.unwrap();
+    assert_eq!(worker.running.deaths(), 2);
     worker.scope.stop().await;
 }
 

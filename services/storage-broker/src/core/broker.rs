@@ -11,7 +11,7 @@ use palimpsest_api::{
 };
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
-use palimpsest_types::{ErrorKind, TenantId, TimelineId};
+use palimpsest_types::{ErrorKind, NodeId, TenantId, TimelineId};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -53,6 +53,11 @@ pub(super) enum Event {
         member: Member,
         statuses: Vec<(TimelineRef, TimelineStatus)>,
         answer: oneshot::Sender<Result<Vec<Assignment>, TooManyMembersError>>,
+    },
+    Leave {
+        node: NodeId,
+        /// Dropped when the node is out of the picture.
+        left: oneshot::Sender<()>,
     },
     Catalog {
         catalog: Catalog,
@@ -129,6 +134,19 @@ impl Broker {
         let sent = self.events.send(event).await;
         sent.map_err(|_| BrokerError::Stopped)?;
         Ok(answered.await.map_err(|_| BrokerError::Stopped)??)
+    }
+
+    /// Forgets a member that ends.
+    ///
+    /// # Errors
+    /// If the broker ends.
+    pub async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
+        let (left, done) = oneshot::channel();
+        let sent = self.events.send(Event::Leave { node, left }).await;
+        sent.map_err(|_| BrokerError::Stopped)?;
+        // Never sent on: it is dropped when all is done.
+        let _ = done.await;
+        Ok(())
     }
 
     /// Makes what is known of the cluster part of what the service tells.
@@ -228,6 +246,11 @@ impl State {
                 // A member that has gone away asks again.
                 let _ = answer.send(assigned);
                 self.forget_deleted();
+            }
+            Event::Leave { node, left } => {
+                self.membership.leave(now, node);
+                self.settle(now);
+                drop(left);
             }
             Event::Catalog { catalog, applied } => {
                 self.set_catalog(catalog);

@@ -36,6 +36,8 @@ pub struct Membership {
     timing: Timing,
     started: Instant,
     nodes: BTreeMap<NodeId, Node>,
+    /// Members that ended in good order, and when: a heartbeat of theirs may still be on its way.
+    left: BTreeMap<NodeId, Instant>,
     timelines: BTreeMap<TimelineRef, Position>,
 }
 
@@ -70,6 +72,7 @@ impl Membership {
             timing,
             started: now,
             nodes: BTreeMap::new(),
+            left: BTreeMap::new(),
             timelines: BTreeMap::new(),
         }
     }
@@ -96,6 +99,9 @@ impl Membership {
     ) -> Result<(), TooManyMembersError> {
         self.expire(now);
         let node = member.node;
+        if self.left.contains_key(&node) {
+            return Ok(());
+        }
         // Two instances can't have one address: the one before is dead, without waiting for it.
         self.nodes.retain(|id, other| {
             let replaced =
@@ -122,6 +128,15 @@ impl Membership {
         Ok(())
     }
 
+    /// Forgets a member that ends; its timelines have no writer then.
+    pub fn leave(&mut self, now: Instant, node: NodeId) {
+        self.expire(now);
+        if self.nodes.remove(&node).is_some() {
+            self.left.insert(node, now);
+        }
+        self.release_orphans();
+    }
+
     fn report(&mut self, node: NodeId, timeline: TimelineRef, status: TimelineStatus) {
         // The catalog does not know others; their writer learns it from the answer.
         let Some(position) = self.timelines.get_mut(&timeline) else {
@@ -140,6 +155,8 @@ impl Membership {
     /// Forgets members whose lease is over; their timelines have no writer then.
     pub fn expire(&mut self, now: Instant) {
         let lease = self.timing.lease;
+        self.left
+            .retain(|_, since| now.saturating_duration_since(*since) < lease);
         self.nodes.retain(|_, node| {
             let alive = now.saturating_duration_since(node.last_seen) < lease;
             if !alive {

@@ -3,11 +3,15 @@ use std::pin::Pin;
 use futures::StreamExt as _;
 use palimpsest_api::{
     InvalidMessageError, TimelineRef,
-    broker::{Member, TimelineStatus, assignment_to_wire, status_from_wire, view_to_wire},
+    broker::{
+        Member, TimelineStatus, assignment_to_wire, leaving_from_wire, status_from_wire,
+        view_to_wire,
+    },
     error_status,
 };
 use palimpsest_proto::broker::v1::{
-    HeartbeatRequest, HeartbeatResponse, WatchClusterRequest, WatchClusterResponse,
+    HeartbeatRequest, HeartbeatResponse, LeaveRequest, LeaveResponse, WatchClusterRequest,
+    WatchClusterResponse,
     membership_service_server::{MembershipService, MembershipServiceServer},
 };
 use palimpsest_runtime::CancellationToken;
@@ -45,12 +49,23 @@ impl MembershipService for MembershipApi {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let (member, statuses) =
-            decode(request.into_inner()).map_err(|error| error_status(error.kind(), &error))?;
+            decode(request.into_inner()).map_err(|error| error_status(error.fault(), &error))?;
         let answer = self.broker.heartbeat(member, statuses).await;
         let assignments = answer.map_err(|error| error_status(error.kind(), &error))?;
         Ok(Response::new(HeartbeatResponse {
             assignments: assignments.into_iter().map(assignment_to_wire).collect(),
         }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<LeaveRequest>,
+    ) -> Result<Response<LeaveResponse>, Status> {
+        let node = leaving_from_wire(request.get_ref());
+        let node = node.map_err(|error| error_status(error.fault(), &error))?;
+        let left = self.broker.leave(node).await;
+        left.map_err(|error| error_status(error.kind(), &error))?;
+        Ok(Response::new(LeaveResponse {}))
     }
 
     async fn watch_cluster(

@@ -41,7 +41,7 @@ async fn start(listen: &str, store: PathBuf) -> TestBroker {
     let scope = TaskScope::default();
     let settings = Settings {
         listen: listen.to_owned(),
-        store,
+        store: store.into(),
         timing: Timing {
             grace: Duration::from_millis(500),
             ..Timing::default()
@@ -207,7 +207,7 @@ async fn refuses_settings_before_it_listens() {
     let directory = tempfile::tempdir().unwrap();
     let settings = Settings {
         listen: "0.0.0.0:0".to_owned(),
-        store: directory.path().join("store"),
+        store: directory.path().join("store").into(),
         ..Settings::default()
     };
     let error = run(settings, &TaskScope::default()).await.unwrap_err();

@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, pin::Pin};
 
-use palimpsest_types::{BlockNumber, Lsn, TenantId, TimelineId};
+use palimpsest_types::{BlockNumber, ErrorKind, Lsn, TenantId, TimelineId};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status};
@@ -68,6 +68,13 @@ impl PageService for FakePageServe {
         &self,
         _: Request<wire::GetRelationSizeRequest>,
     ) -> Result<Response<wire::GetRelationSizeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_database_size(
+        &self,
+        _: Request<wire::GetDatabaseSizeRequest>,
+    ) -> Result<Response<wire::GetDatabaseSizeResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

@@ -155,3 +155,26 @@ fn only_wal_ingest_writes() {
     scene.membership.assign(now);
     assert_eq!(scene.membership.writer(timeline(1)), None);
 }
+
+#[test]
+fn p8_a_member_that_says_goodbye_is_gone_at_once_and_stays_so() {
+    let now = Instant::now();
+    let mut membership = Membership::new(TIMING, now);
+    for number in [1, 2] {
+        membership
+            .heartbeat(now, ingest(number), Vec::new())
+            .unwrap();
+    }
+    let alive = |membership: &Membership| -> Vec<_> {
+        membership.members().map(|member| member.node).collect()
+    };
+    membership.leave(now, node(1));
+    assert_eq!(alive(&membership), [node(2)]);
+    // One that was on its way when it left.
+    membership.heartbeat(now, ingest(1), Vec::new()).unwrap();
+    assert_eq!(alive(&membership), [node(2)]);
+    // Nobody remembers who left for ever.
+    let later = now + TIMING.lease;
+    membership.leave(later, node(3));
+    assert!(membership.left.is_empty());
+}

@@ -429,13 +429,15 @@ async fn store_faults() -> Result<()> {
     let conninfo = source.cable.conninfo("postgres");
     let timeline = services.attach("faulty", &conninfo).await?;
 
-    // A lost answer is no lost layer.
-    faulty.set(Fault::LoseAnswers);
-    let begin = services.status(timeline)?.remote_consistent;
-    block_in_place(|| source.write(2))?;
-    services
-        .wait_for(timeline, |view| view.status.remote_consistent > begin)
-        .await?;
+    // A lost answer is no lost layer, and a slow store is only slow.
+    for fault in [Fault::LoseAnswers, Fault::Slow] {
+        faulty.set(fault);
+        let begin = services.status(timeline)?.remote_consistent;
+        block_in_place(|| source.write(2))?;
+        services
+            .wait_for(timeline, |view| view.status.remote_consistent > begin)
+            .await?;
+    }
 
     faulty.set(Fault::Refuse);
     let mut written = 0;

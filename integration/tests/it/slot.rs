@@ -12,11 +12,16 @@ use palimpsest_api::{
     TimelineRef,
     broker::{BrokerClient, ClusterView, TimelineState, TimelineStatus, watch_cluster},
 };
+use palimpsest_disk::OsDisk;
 use palimpsest_integration::embedded::start_broker;
 use palimpsest_runtime::TaskScope;
+use palimpsest_store::{
+    ObjectStore,
+    faulty::{Fault, FaultyStore},
+};
 use palimpsest_testkit::{Cluster, ClusterOptions};
 use palimpsest_types::{ByteCount, Lsn};
-use palimpsest_wal_ingest::Settings;
+use palimpsest_wal_ingest::{Backing, Settings, run_on};
 use tokio::{
     sync::watch,
     task::{block_in_place, spawn_blocking},
@@ -38,6 +43,8 @@ struct Services {
     all: TaskScope,
     ingest: TaskScope,
     settings: Settings,
+    faulty: Arc<FaultyStore>,
+    store: ObjectStore,
     broker: BrokerClient,
     cluster: watch::Receiver<ClusterView>,
 }
@@ -49,15 +56,18 @@ impl Services {
         let mut settings = Settings {
             listen: "127.0.0.1:0".to_owned(),
             broker: address.clone(),
-            store: directory.join("store"),
+            store: directory.join("store").into(),
             data: directory.join("wal-ingest"),
             layer_age: Duration::from_secs(1),
             ..Settings::default()
         };
         change(&mut settings);
+        let (faulty, store) = FaultyStore::in_directory(&directory.join("store")).await?;
         let mut services = Self {
             ingest: all.child(),
             settings,
+            faulty,
+            store,
             broker: BrokerClient::new(&address)?,
             cluster: watch_cluster(&address, &all)?,
             all,
@@ -68,7 +78,11 @@ impl Services {
 
     async fn restart_ingest(&mut self) -> Result<()> {
         self.ingest = self.all.child();
-        palimpsest_wal_ingest::run(self.settings.clone(), &self.ingest).await?;
+        let backing = Backing {
+            disk: Arc::new(OsDisk),
+            store: self.store.clone(),
+        };
+        run_on(backing, self.settings.clone(), &self.ingest).await?;
         Ok(())
     }
 
@@ -319,6 +333,48 @@ async fn p9_a_slot_past_its_limit_is_dropped_while_paused() {
     assert!(reason.contains("slot-retention-limit"), "{reason}");
     assert!(reason.contains("palimpsest_full"), "{reason}");
     assert_eq!(slots(&cluster).unwrap(), "");
+    services.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p9_a_timeline_outlives_its_slot_while_wal_keeps_coming() {
+    const SLOT: &str = "palimpsest_faraway";
+    let cluster = source().unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let limit = |settings: &mut Settings| settings.slot_retention_limit = ByteCount::mib(24);
+    let mut services = Services::start(files.path(), limit).await.unwrap();
+    let timeline = services.attach("faraway", &cluster).await.unwrap();
+    services.faulty.set(Fault::Refuse);
+    write_wal(&cluster, 40).unwrap();
+    let told = |status: &TimelineStatus| {
+        let mut warnings = status.warnings.iter();
+        warnings.any(|warning| warning.contains("slot-retention-limit"))
+    };
+    services.reach(timeline, told).await.unwrap();
+    assert_eq!(slots(&cluster).unwrap(), "");
+    write_wal(&cluster, 4).unwrap();
+    let end = block_in_place(|| cluster.flush_lsn()).unwrap();
+    let reads_on = |status: &TimelineStatus| status.last_record >= end;
+    let status = services.reach(timeline, reads_on).await.unwrap();
+    assert_eq!(status.state, TimelineState::Streaming, "{}", status.reason);
+    // Whoever starts next knows that nobody else dropped it.
+    services.ingest.stop().await;
+    services.restart_ingest().await.unwrap();
+    let waits = |status: &TimelineStatus| status.reason.contains("can't resume");
+    services.reach(timeline, waits).await.unwrap();
+    services.faulty.set(Fault::None);
+    let stored = |status: &TimelineStatus| status.remote_consistent >= end;
+    services.reach(timeline, stored).await.unwrap();
+    let begun = Instant::now();
+    while slots(&cluster).unwrap() != SLOT {
+        assert!(begun.elapsed() < PATIENCE, "there is no slot again");
+        sleep(Duration::from_millis(200)).await;
+    }
+    let well = |status: &TimelineStatus| status.warnings.iter().all(|it| !it.contains(SLOT));
+    services.reach(timeline, well).await.unwrap();
+    let kept_from = restart_lsn(&cluster, SLOT).unwrap();
+    let stored = services.status(timeline).unwrap().remote_consistent;
+    assert!(kept_from <= stored, "{kept_from} is kept, {stored} stored");
     services.stop().await;
 }
 

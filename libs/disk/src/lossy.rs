@@ -88,6 +88,15 @@ impl LossyDisk {
         self.lock().crash_at = Some(number);
     }
 
+    /// Works again after a crash of the program alone: what was not synced is there, and may still be
+    /// lost. Files that are open stay dead.
+    pub fn restart(&self) {
+        let mut state = self.lock();
+        state.life += 1;
+        state.crashed = false;
+        state.crash_at = None;
+    }
+
     /// How many durable operations there were since the beginning or the last recovery.
     pub fn durable_operations(&self) -> u64 {
         self.lock().durable_operations

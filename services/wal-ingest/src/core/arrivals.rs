@@ -40,8 +40,8 @@ pub(super) struct Batch {
 }
 
 /// WAL that is written and fsynced together, at most, but for one message. As much again may be
-/// received meanwhile.
-const MAX_BATCH: usize = 4 << 20;
+/// received meanwhile, and as much decoded: three times this is what a stream takes beside its changes.
+pub(super) const MAX_BATCH: usize = 8 << 20;
 /// What a piece takes beside its bytes, about: a source may send them one by one.
 const PIECE: usize = 64;
 
@@ -80,14 +80,7 @@ impl Arrivals {
     /// What arrives next, with all that has arrived already. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Arrival, ClientError> {
         loop {
-            // So that one fsync serves all of it.
-            while self.takes_more() {
-                match self.stream.next().now_or_never() {
-                    Some(event) => self.take(event),
-                    None => break,
-                }
-            }
-            if let Some(batch) = self.batch.take() {
+            if let Some(batch) = self.arrived() {
                 return Ok(Arrival::Wal(batch));
             }
             if let Some((source, reply_requested)) = self.keep_alive.take() {
@@ -102,6 +95,17 @@ impl Arrivals {
             let event = self.stream.next().await;
             self.take(event);
         }
+    }
+
+    /// The WAL that has arrived already: all of it, so that one fsync serves it.
+    pub(super) fn arrived(&mut self) -> Option<Batch> {
+        while self.takes_more() {
+            match self.stream.next().now_or_never() {
+                Some(event) => self.take(event),
+                None => break,
+            }
+        }
+        self.batch.take()
     }
 
     /// Does something, and receives meanwhile: the source need not wait for our disk.

@@ -30,8 +30,9 @@ use super::{
     backup::BackupLayers,
     error::{IngestError, Remedy, Stop},
     keeper::{self, Duty},
-    source::{CheckError, SourceReport, connect, inspect},
+    source::{CheckError, SourceReport, connect, expect_free_senders, inspect},
     timeline::{BackOff, Timeline},
+    warnings::Topic,
 };
 
 pub use attempts::AttemptError;
@@ -159,6 +160,7 @@ async fn try_turn(timeline: &Timeline, attempts: &Attempts) -> Result<Turn, Inge
 async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
     let (mut connection, report) = reach(timeline).await?;
     refuse_second_attachment(timeline, report.system_identifier).await?;
+    expect_free_senders(&timeline.assignment.source).await?;
     let exists = connection.read_replication_slot(&timeline.slot).await?;
     if exists.is_some() {
         let slot = timeline.slot.to_string();
@@ -171,7 +173,7 @@ async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
 async fn reach(timeline: &Timeline) -> Result<Source, IngestError> {
     let mut connection = connect(&timeline.assignment.source).await?;
     let report = inspect(&mut connection).await?;
-    timeline.update(|status| status.warnings.clone_from(&report.warnings));
+    timeline.warn(Topic::Settings, report.warnings.clone());
     Ok((connection, report))
 }
 

@@ -1,18 +1,23 @@
 //! A base backup's files as image layers.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use palimpsest_layer::image::ImageLayerWriter;
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind};
-use palimpsest_postgres::{ControlFile, TarDecoder, TarEvent};
+use palimpsest_postgres::{ControlFile, ReplicationOrigins, TarDecoder, TarEvent};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{
-    BlockNumber, ByteCount, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, SlruKind, WriterEpoch,
+    BlockNumber, ByteCount, ErrorKind, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, SlruKind,
+    WriterEpoch,
 };
-use palimpsest_wal::{RecordReader, segment_of, v15::Parameters};
+use palimpsest_wal::{OriginProgress, RecordReader, segment_of};
+use tokio::time::Instant;
 
-use super::error::IngestError;
+use self::facts::{control_data_of, next_multixact_of, parameters_of};
+use super::{error::IngestError, timeline::BackOff};
+
+mod facts;
 
 /// Turns the files of a backup into layers of bounded size, uploading each when it is full.
 pub(super) struct BackupLayers {
@@ -26,7 +31,8 @@ pub(super) struct BackupLayers {
     open: ImageLayerWriter,
     uploaded: Vec<LayerEntry>,
     sizes: BTreeMap<RelTag, BlockNumber>,
-    control: Option<ControlFile>,
+    /// The control file, and what it says.
+    control: Option<(Bytes, ControlFile)>,
     /// Of the archive being read: its tablespace, `None` for the data directory itself.
     tablespace: Option<Oid>,
     tar: Option<TarDecoder>,
@@ -63,10 +69,14 @@ enum WholeFile {
     },
     /// Of a prepared transaction.
     TwoPhase(u32),
+    /// How far replication origins are replayed.
+    Origins,
 }
 
 /// A layer is uploaded when it has this size: as much as is held in memory.
 const LAYER_SIZE: usize = 32 << 20;
+/// So long an object store may be away before the backup is given up.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Control and map files are a page at most.
 const MAX_WHOLE_FILE: usize = PAGE_SIZE;
 /// What is kept of a prepared transaction grows with its locks and dropped relations: some bytes for
@@ -143,15 +153,23 @@ impl BackupLayers {
         for (rel, blocks) in std::mem::take(&mut self.sizes) {
             self.open.rel_size(Key::RelSize(rel), blocks);
         }
-        if let Some(control) = &self.control {
-            let parameters = parameters_of(control).to_bytes();
-            self.open.file(Key::Parameters, &parameters);
-        }
+        let missing = IngestError::Backup("it has no control file");
+        let (file, control) = self.control.take().ok_or(missing)?;
+        self.cluster(&file, &control);
         self.upload().await?;
-        let control = self
-            .control
-            .ok_or(IngestError::Backup("it has no control file"))?;
         Ok((self.uploaded, control))
+    }
+
+    /// What the control file says, in the forms in which the log goes on.
+    fn cluster(&mut self, file: &[u8], control: &ControlFile) {
+        let file = file.get(..ControlFile::LEN).unwrap_or(file);
+        self.open.file(Key::ControlFile, file);
+        let parameters = parameters_of(control).to_bytes();
+        self.open.file(Key::Parameters, &parameters);
+        let data = control_data_of(control).to_bytes();
+        self.open.file(Key::ControlData, &data);
+        let next = next_multixact_of(control).to_bytes();
+        self.open.file(Key::NextMultiXact, &next);
     }
 
     fn open_file(&self, path: &str) -> OpenFile {
@@ -183,7 +201,7 @@ impl BackupLayers {
             OpenFile::Whole { kind, content } => {
                 if content.len() + data.len() > kind.max_len() {
                     return Err(IngestError::Backup(
-                        "a control file, map file or prepared transaction is too long",
+                        "a control file, map file, prepared transaction or list of origins is too long",
                     ));
                 }
                 content.extend_from_slice(data);
@@ -231,7 +249,18 @@ impl BackupLayers {
                 kind: WholeFile::ControlFile,
                 content,
             } => {
-                self.control = Some(ControlFile::parse(&content.freeze())?);
+                let content = content.freeze();
+                let control = ControlFile::parse(&content)?;
+                self.control = Some((content, control));
+            }
+            OpenFile::Whole {
+                kind: WholeFile::Origins,
+                content,
+            } => {
+                for (origin, up_to) in ReplicationOrigins::parse(&content.freeze())?.iter() {
+                    let progress = OriginProgress(up_to).to_bytes();
+                    self.open.file(Key::Origin(origin), &progress);
+                }
             }
             OpenFile::Whole {
                 kind: WholeFile::RelationMap { spc, db },
@@ -260,6 +289,24 @@ impl BackupLayers {
         self.open.rel_size(key, BlockNumber::new(pages));
     }
 
+    /// Puts a layer into the object store. A backup of hours does not begin anew because of minutes.
+    async fn put(&self, path: &StorePath, layer: Bytes) -> Result<(), IngestError> {
+        let mut back_off = BackOff::default();
+        let begun = Instant::now();
+        loop {
+            // Nobody else's name: the attempt's tag is in it.
+            let put = self.store.put_once(path, layer.clone()).await;
+            match put {
+                Err(error) if error.kind() == ErrorKind::NotReady && begun.elapsed() < PATIENCE => {
+                    let error = IngestError::from(error).in_words();
+                    tracing::warn!(%path, error, "a layer of the base backup can't be stored; trying again");
+                    back_off.wait().await;
+                }
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
     async fn upload(&mut self) -> Result<(), IngestError> {
         let full = std::mem::replace(&mut self.open, ImageLayerWriter::new(self.lsn));
         let entries = full.entries();
@@ -274,9 +321,7 @@ impl BackupLayers {
             self.uploaded.len()
         );
         let size = ByteCount::new(bytes.len() as u64);
-        self.store
-            .create(&self.directory.child(&name), bytes)
-            .await?;
+        self.put(&self.directory.child(&name), bytes).await?;
         self.uploaded.push(LayerEntry {
             name,
             kind: LayerKind::Image(self.lsn),
@@ -304,6 +349,7 @@ impl WholeFile {
         match self {
             Self::ControlFile | Self::RelationMap { .. } => MAX_WHOLE_FILE,
             Self::TwoPhase(_) => MAX_TWO_PHASE_FILE,
+            Self::Origins => ReplicationOrigins::MAX_LEN,
         }
     }
 }
@@ -335,6 +381,9 @@ fn parse_path(path: &str, tablespace: Option<Oid>) -> Option<BackupFile> {
         (None, ["pg_commit_ts", name]) => return slru_file(SlruKind::CommitTs, name),
         (None, ["pg_twophase", name]) => {
             return Some(BackupFile::Whole(WholeFile::TwoPhase(hex(name, 8..=8)?)));
+        }
+        (None, ["pg_logical", "replorigin_checkpoint"]) => {
+            return Some(BackupFile::Whole(WholeFile::Origins));
         }
         (None, ["global", name]) => (GLOBAL_TABLESPACE, 0, *name),
         (None, ["base", db, name]) => (DEFAULT_TABLESPACE, db.parse().ok()?, *name),
@@ -379,23 +428,24 @@ fn hex(name: &str, digits: RangeInclusive<usize>) -> Option<u32> {
     u32::from_str_radix(name, 16).ok().filter(|_| is_number)
 }
 
-/// The settings in a control file, as the log has them when they change.
-fn parameters_of(control: &ControlFile) -> Parameters {
-    Parameters {
-        max_connections: control.max_connections,
-        max_worker_processes: control.max_worker_processes,
-        max_wal_senders: control.max_wal_senders,
-        max_prepared_transactions: control.max_prepared_transactions,
-        max_locks_per_transaction: control.max_locks_per_transaction,
-        wal_level: control.wal_level,
-        wal_log_hints: control.wal_log_hints,
-        track_commit_timestamp: control.track_commit_timestamp,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use palimpsest_store::faulty::FaultyStore;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_store_that_is_away_for_a_while_does_not_end_a_backup() {
+        let (faulty, store) = FaultyStore::in_memory().await.unwrap();
+        let directory = StorePath::catalog();
+        let lsn = Lsn::new(1 << 20);
+        let mut layers = BackupLayers::new(store, directory, lsn, (WriterEpoch::FIRST, 7), 131_072);
+        layers.open.file(Key::ControlData, b"some");
+        faulty.refuse_puts(3);
+        faulty.lose_answers(1);
+        layers.upload().await.unwrap();
+        assert_eq!(layers.uploaded.len(), 1);
+    }
 
     fn relation(path: &str, tablespace: Option<Oid>) -> Option<(String, u32)> {
         match parse_path(path, tablespace)? {
@@ -453,6 +503,11 @@ mod tests {
         assert_eq!(parse_path("global/pg_control", None), Some(control));
         let map = BackupFile::Whole(WholeFile::RelationMap { spc: 1663, db: 5 });
         assert_eq!(parse_path("base/5/pg_filenode.map", None), Some(map));
+        let origins = BackupFile::Whole(WholeFile::Origins);
+        assert_eq!(
+            parse_path("pg_logical/replorigin_checkpoint", None),
+            Some(origins)
+        );
         let prepared = BackupFile::Whole(WholeFile::TwoPhase(0x2BC));
         assert_eq!(parse_path("pg_twophase/000002BC", None), Some(prepared));
         for path in [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes};
 use palimpsest_layer::LogRecord;
 use palimpsest_types::{ByteCount, Lsn};
-use palimpsest_wal::{Interpreter, RecordReader, RelationSizes, SegmentSize};
+use palimpsest_wal::{Interpreter, LogIdentity, RecordReader, RelationSizes, SegmentSize};
 
 use super::{budget::NoRoom, error::IngestError, growth::Growth};
 
@@ -38,6 +38,13 @@ impl Decoder {
             last_record: start,
             records: 0,
         }
+    }
+
+    /// The same, which refuses WAL of another cluster, or of a PostgreSQL timeline that is not
+    /// followed.
+    pub(super) fn of(self, identity: LogIdentity) -> Self {
+        let reader = self.reader.of(identity);
+        Self { reader, ..self }
     }
 
     /// How many records it has decoded.

@@ -3,7 +3,9 @@ use std::path::PathBuf;
 use palimpsest_api::RemoteError;
 use palimpsest_disk::is_full;
 use palimpsest_manifest::ManifestError;
-use palimpsest_postgres::{ClientError, ConnInfoError, ControlFileError, TarError};
+use palimpsest_postgres::{
+    ClientError, ConnInfoError, ControlFileError, ReplicationOriginsError, TarError,
+};
 use palimpsest_read::{ReadError, TailError};
 use palimpsest_store::StoreError;
 use palimpsest_types::{ErrorKind, Lsn};
@@ -29,6 +31,9 @@ pub enum IngestError {
     /// The source's control file can't be read.
     #[error("the base backup's control file can't be read")]
     ControlFile(#[from] ControlFileError),
+    /// The source's progress as a subscriber can't be read.
+    #[error("the base backup's pg_logical/replorigin_checkpoint can't be read")]
+    Origins(#[from] ReplicationOriginsError),
     /// The base backup lacks something.
     #[error("the base backup is incomplete: {0}")]
     Backup(&'static str),
@@ -175,18 +180,25 @@ impl IngestError {
         match self {
             Self::NoRoom(_) => Remedy::Pause,
             Self::WalFile { .. } | Self::LayerFile { .. } if self.is_full_disk() => Remedy::Pause,
+            // Who was let in before: a password or pg_hba.conf has changed, and may change again. An
+            // attach does not ask.
+            Self::Check(CheckError::Refused(_)) => Remedy::Retry,
             Self::Stop(_)
             | Self::Wal(_)
             | Self::Interpret(_)
             | Self::Tail(TailError::OutOfOrder(_) | TailError::Full { .. })
             | Self::ConnInfo(_)
             | Self::Check(_) => Remedy::GiveUp,
-            Self::Manifest(ManifestError::Superseded { .. }) => Remedy::GiveUp,
+            // What was refused once contradicts itself the next time as well.
+            Self::Manifest(ManifestError::Superseded { .. } | ManifestError::Refused(_)) => {
+                Remedy::GiveUp
+            }
             Self::Attempt(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
             | Self::ControlFile(_)
+            | Self::Origins(_)
             | Self::Backup(_)
             | Self::Store(_)
             | Self::Manifest(_)

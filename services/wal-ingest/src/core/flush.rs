@@ -23,6 +23,7 @@ use super::{
     error::{IngestError, Remedy, Stop},
     local_layers::{LocalLayer, LocalLayers},
     timeline::{BackOff, Opened, Timeline},
+    warnings::Topic,
 };
 
 /// Layers that one manifest publishes, at most.
@@ -273,12 +274,6 @@ async fn trim_wal(timeline: &Timeline, opened: &Opened, lsn: Lsn) {
 
 /// Says in the timeline's status that the object store is in trouble, or not any more.
 fn warn(timeline: &Timeline, reason: Option<&str>) {
-    timeline.update(|status| {
-        status
-            .warnings
-            .retain(|warning| !warning.starts_with(WARNING));
-        status
-            .warnings
-            .extend(reason.map(|reason| format!("{WARNING}: {reason}")));
-    });
+    let text = reason.map(|reason| format!("{WARNING}: {reason}"));
+    timeline.warn(Topic::Store, text.into_iter().collect());
 }

@@ -6,7 +6,8 @@
 //! `remote_consistent` by a stream of its own that ends at once.
 //!
 //! The same look guards the source's disk: a slot that holds back more WAL than allowed is dropped,
-//! because the user's database matters more than our history. It also notices a slot that nobody but
+//! because the user's database matters more than our history; what becomes of the timeline then,
+//! [`slotless`] decides. It also notices a slot that nobody but
 //! us should move and that has moved: it was dropped and made anew, perhaps with WAL lost between.
 
 use std::time::Duration;
@@ -20,18 +21,20 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     error::{IngestError, Stop},
-    source::connect_as,
+    slotless,
+    source::{connect_as, warnings},
     timeline::{BackOff, Timeline},
+    warnings::Topic,
 };
 
 /// How often the slot is looked at, on average.
-const INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 /// Never more often.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// So much more in the object store is worth an earlier look.
 const WORTH_A_VISIT: u64 = 16 << 20;
 /// Longest visit: while one lasts, the source can't shut down.
-const VISIT: Duration = Duration::from_secs(5);
+pub(super) const VISIT: Duration = Duration::from_secs(5);
 /// Failures in a row that a person hears of.
 const FAILURES: u32 = 3;
 
@@ -78,13 +81,16 @@ pub(super) fn duty_after(error: &IngestError) -> Option<Duty> {
 pub(super) async fn run(timeline: &Timeline, source: &SourceCluster, duty: Duty) -> Stop {
     let mut back_off = BackOff::default();
     let mut failures = 0;
+    let mut kept_from = None;
     loop {
         let remote = known_remote(timeline, duty);
         // Boxed: its state is large, and there only while it lasts.
         let visit = Box::pin(visit(timeline, source, (duty, remote)));
         let error = match timeout(VISIT, visit).await {
-            Ok(Ok(())) => {
+            Ok(Ok(restart)) => {
                 (back_off, failures) = (BackOff::default(), 0);
+                kept_from = restart.or(kept_from);
+                well(timeline, duty).await;
                 wait(timeline, remote).await;
                 continue;
             }
@@ -92,17 +98,54 @@ pub(super) async fn run(timeline: &Timeline, source: &SourceCluster, duty: Duty)
             Ok(Err(IngestError::Stop(stop @ Stop::OtherCluster { .. }))) if duty == Duty::Guard => {
                 stop.to_string()
             }
-            Ok(Err(IngestError::Stop(stop))) => return stop,
+            Ok(Err(IngestError::Stop(stop))) => {
+                timeline.warn(Topic::Keeper, Vec::new());
+                return stop;
+            }
             Ok(Err(error)) => error.in_words(),
             Err(_) => format!("the source did not answer within {} s", VISIT.as_secs()),
         };
         failures += 1;
-        if failures == FAILURES {
-            tracing::warn!(timeline = %timeline.id(), error, "can't look after the slot; trying again");
-        } else {
+        if failures < FAILURES {
             tracing::debug!(timeline = %timeline.id(), error, failures, "can't look after the slot");
+        } else {
+            if failures == FAILURES {
+                tracing::error!(timeline = %timeline.id(), error, "can't look after the slot; trying again");
+            }
+            neglected(timeline, kept_from, &error);
         }
         back_off.wait().await;
+    }
+}
+
+/// The slot is as it should be.
+async fn well(timeline: &Timeline, duty: Duty) {
+    timeline.warn(Topic::Keeper, Vec::new());
+    if duty == Duty::Guard {
+        return;
+    }
+    match timeline.is_slotless() {
+        // It was to be dropped, and was not.
+        true => slotless::over(timeline).await,
+        false => {
+            timeline.warn(Topic::Slot, Vec::new());
+        }
+    }
+}
+
+/// Nobody looks after the slot for the moment, so it keeps more and more of the source's WAL: a
+/// person has to know, and how much, as far as the stream tells.
+fn neglected(timeline: &Timeline, kept_from: Option<Lsn>, error: &str) {
+    let slot = &timeline.slot;
+    let text = format!(
+        "can't look after replication slot {slot} at the source, which holds back WAL there: {error}"
+    );
+    timeline.warn(Topic::Keeper, vec![text]);
+    if let Some(from) = kept_from {
+        timeline.update(|status| {
+            let kept = ByteCount::new(status.received.saturating_sub(from));
+            status.slot_retained = kept.max(status.slot_retained);
+        });
     }
 }
 
@@ -126,19 +169,14 @@ async fn wait(timeline: &Timeline, visited_at: Option<Lsn>) {
     }
 }
 
-/// One look at the slot, and what follows from it.
+/// One look at the slot, and what follows from it: from where on it keeps WAL now.
 async fn visit(
     timeline: &Timeline,
     source: &SourceCluster,
     (duty, remote): (Duty, Option<Lsn>),
-) -> Result<(), IngestError> {
+) -> Result<Option<Lsn>, IngestError> {
     let slot = &timeline.slot;
-    // No commit shall wait for this connection, so its name is another than the stream's: by a
-    // prefix, because the server cuts long names off at their end.
-    let name = format!("keeper_{slot}");
-    let mut connection = connect_as(&timeline.assignment.source, &name).await?;
-    let identity = connection.identify_system().await?;
-    expect_same(&identity, source, duty)?;
+    let (mut connection, identity) = connect(timeline, source, duty).await?;
     let state = connection.read_replication_slot(slot).await?;
     let limit = timeline.shared.limits.slot_retention;
     match plan(state, identity.xlogpos, remote, limit) {
@@ -148,10 +186,13 @@ async fn visit(
         }
         Plan::Ahead(restart) => {
             connection.close().await;
-            return explain(timeline, restart).await;
+            explain(timeline, restart).await?;
+            return Ok(Some(restart));
         }
         Plan::Drop(retained) => {
+            slotless::before_drop(timeline).await;
             connection.drop_slot(slot).await?;
+            timeline.update(|status| status.slot_retained = ByteCount::ZERO);
             connection.close().await;
             let slot = slot.to_string();
             return Err(Stop::SlotDropped {
@@ -167,12 +208,28 @@ async fn visit(
         }
     }
     let state = connection.read_replication_slot(slot).await?;
-    let kept = state
-        .and_then(|state| state.restart_lsn)
-        .map_or(0, |restart| identity.xlogpos.saturating_sub(restart));
+    let restart = state.and_then(|state| state.restart_lsn);
+    let kept = restart.map_or(0, |restart| identity.xlogpos.saturating_sub(restart));
     timeline.update(|status| status.slot_retained = ByteCount::new(kept));
+    // They change while we look on, and what was said of them before is lost with each start.
+    timeline.warn(Topic::Settings, warnings(&mut connection).await?);
     connection.close().await;
-    Ok(())
+    Ok(restart)
+}
+
+/// A connection to the cluster that the slot is at.
+pub(super) async fn connect(
+    timeline: &Timeline,
+    source: &SourceCluster,
+    duty: Duty,
+) -> Result<(Connection, SystemIdentity), IngestError> {
+    // No commit shall wait for this connection, so its name is another than the stream's: by a
+    // prefix, because the server cuts long names off at their end.
+    let name = format!("keeper_{}", timeline.slot);
+    let mut connection = connect_as(&timeline.assignment.source, &name).await?;
+    let identity = connection.identify_system().await?;
+    expect_same(&identity, source, duty)?;
+    Ok((connection, identity))
 }
 
 fn lost(timeline: &Timeline, remote: Option<Lsn>) -> Stop {

@@ -50,8 +50,8 @@ struct Known {
     interpreter: Option<Interpreter>,
 }
 
-/// What a layer says of the lengths and settings on which decoding depends: the newest version of
-/// each such key. `None` if it changes whole databases, which are more than their own keys.
+/// What a layer says of the lengths, settings and numbers on which decoding depends: the newest
+/// version of each such key. `None` if it changes whole databases, which are more than their own keys.
 pub(super) type States = Option<Vec<(Key, Value)>>;
 
 /// Decodes WAL files that are written and removed meanwhile.
@@ -272,14 +272,19 @@ pub(super) fn states(piece: &OpenLayer) -> States {
     let mut states = Vec::new();
     let sizes = Key::RelSize(FIRST_REL)..Key::RelBlock(FIRST_REL, Default::default());
     let segments = Key::SlruSegment(SlruKind::Clog, 0)..Key::Parameters;
-    for keys in [sizes, segments] {
+    for keys in [sizes, segments, Interpreter::origins()] {
         piece.newest(keys, end, &mut |key, _, value| {
             states.push((key, value.clone()));
         });
     }
-    piece.versions(Key::Parameters, end, &mut |_, value| {
-        states.push((Key::Parameters, value.clone()));
-        Visit::Stop
-    });
+    for key in [Key::Parameters]
+        .into_iter()
+        .chain(Interpreter::CLUSTER_KEYS)
+    {
+        piece.versions(key, end, &mut |_, value| {
+            states.push((key, value.clone()));
+            Visit::Stop
+        });
+    }
     Some(states)
 }

@@ -60,6 +60,11 @@ pub enum CheckError {
         "the source allows {0} WAL senders; set max_wal_senders to at least 3 more than its standbys need"
     )]
     WalSenders(String),
+    /// Others use them all.
+    #[error(
+        "the source has too few free WAL senders ({SENDERS} are needed); raise max_wal_senders, or stop a standby or backup that is not needed"
+    )]
+    NoFreeSender(#[source] Box<ClientError>),
     /// The same cluster is attached already.
     #[error(
         "this cluster (system identifier {id}) is attached already, as {name}; delete that tenant first"
@@ -164,7 +169,32 @@ pub(super) async fn inspect(connection: &mut Connection) -> Result<SourceReport,
     })
 }
 
-async fn warnings(connection: &mut Connection) -> Result<Vec<String>, ClientError> {
+/// Makes sure that as many WAL senders are free as we need, with one of them in hand.
+pub(super) async fn expect_free_senders(conninfo: &str) -> Result<(), IngestError> {
+    let mut others = Vec::new();
+    for _ in 1..SENDERS {
+        let connection = connect(conninfo).await.map_err(|error| match error {
+            IngestError::Source(error) if is_too_many(&error) => {
+                CheckError::NoFreeSender(Box::new(error)).into()
+            }
+            error => error,
+        });
+        others.push(connection?);
+    }
+    for connection in others {
+        connection.close().await;
+    }
+    Ok(())
+}
+
+/// SQLSTATE 53300: no WAL sender, or no connection, is left.
+fn is_too_many(error: &ClientError) -> bool {
+    let code = error.server_error().map(|error| error.code());
+    code == Some("53300")
+}
+
+/// What works but deserves attention.
+pub(super) async fn warnings(connection: &mut Connection) -> Result<Vec<String>, ClientError> {
     let mut warnings = Vec::new();
     if connection.show("max_slot_wal_keep_size").await? == "-1" {
         warnings.push(

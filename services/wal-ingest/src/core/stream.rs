@@ -12,9 +12,10 @@ use super::{
     arrivals::{Arrival, Arrivals, Batch},
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
+    intake::{self, Intake},
     source::connect_as,
     timeline::{BackOff, Resumed, Timeline},
-    wal_files::{WalFiles, WalTrim},
+    wal_files::WalTrim,
 };
 
 /// How often the source hears from us, if there is no WAL that makes it hear sooner.
@@ -41,15 +42,17 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         files,
         decoder,
     } = resumed;
-    let mut work = Some((files, decoder));
+    let mut intake = Some(Intake::new(files, decoder));
     let mut back_off = BackOff::default();
     loop {
         let connected = Instant::now();
-        let error = match stream(timeline, &manifest, &mut work).await {
+        let error = match stream(timeline, &manifest, &mut intake).await {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        let Some((files, decoder)) = &work else {
+        let decoded = intake::decode_rest(timeline, &mut intake).await;
+        let error = worse(error, decoded);
+        let Some(intake) = &intake else {
             // A write or the decoder failed half-way: what is in memory is not to be trusted.
             return match error.remedy() {
                 Remedy::Retry | Remedy::Pause => End::Reopen(error),
@@ -61,10 +64,10 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
             Remedy::Pause => {
                 if error.is_full_disk() {
                     // The system may say that there is room where a quota leaves none.
-                    pause(timeline, decoder, &error, Some(files.trim())).await;
+                    pause(timeline, intake.decoder(), &error, Some(intake.trim())).await;
                     back_off.wait().await;
                 } else {
-                    pause(timeline, decoder, &error, None).await;
+                    pause(timeline, intake.decoder(), &error, None).await;
                 }
                 continue;
             }
@@ -87,12 +90,12 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
 async fn stream(
     timeline: &Timeline,
     manifest: &TimelineManifest,
-    work: &mut Option<(WalFiles, Decoder)>,
+    intake: &mut Option<Intake>,
 ) -> Result<std::convert::Infallible, IngestError> {
-    let from = match work {
-        Some((files, decoder)) => {
-            decoder.room()?;
-            files.end()
+    let from = match intake {
+        Some(intake) => {
+            intake.decoder().room()?;
+            intake.end()
         }
         None => return Err(IngestError::Backup("the WAL files are not open")),
     };
@@ -108,6 +111,12 @@ async fn stream(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
     loop {
+        if intake.as_ref().is_some_and(Intake::is_behind) {
+            let arrived = arrivals.arrived();
+            advance(timeline, intake, &mut arrivals, arrived).await?;
+            heard = Instant::now();
+            continue;
+        }
         // Cancel-safe: `next` and `tick` lose nothing when dropped.
         let arrival = tokio::select! {
             arrival = timeout_at(heard + SILENCE, arrivals.next()) => arrival,
@@ -121,12 +130,7 @@ async fn stream(
         let arrival = arrival.map_err(|_| ClientError::Io(silent))?;
         match arrival.map_err(|error| wal_gone_or(timeline, arrivals.position(), error))? {
             Arrival::Wal(batch) => {
-                let end = batch.end();
-                note_source(timeline, batch.source.max(end));
-                timeline.update(|status| status.received = end);
-                arrivals.during(ingest(timeline, work, batch)).await?;
-                note_source(timeline, end);
-                arrivals.send_status(positions(timeline, false)).await?;
+                advance(timeline, intake, &mut arrivals, Some(batch)).await?;
             }
             Arrival::KeepAlive {
                 source,
@@ -149,6 +153,37 @@ async fn stream(
                 return Err(IngestError::Backup("the WAL stream ended without a reason"));
             }
         }
+    }
+}
+
+/// Does the next step with what has arrived, and receives more meanwhile. The source hears of what is
+/// fsynced.
+async fn advance(
+    timeline: &Timeline,
+    intake: &mut Option<Intake>,
+    arrivals: &mut Arrivals,
+    arrived: Option<Batch>,
+) -> Result<(), IngestError> {
+    let end = arrived.as_ref().map(Batch::end);
+    if let Some(batch) = &arrived {
+        note_source(timeline, batch.source.max(batch.end()));
+        timeline.update(|status| status.received = batch.end());
+    }
+    let step = intake::step(timeline, intake, arrived);
+    arrivals.during(step).await?;
+    if let Some(end) = end {
+        note_source(timeline, end);
+        arrivals.send_status(positions(timeline, false)).await?;
+    }
+    Ok(())
+}
+
+/// Of the error that ended a stream and what became of the WAL that came before it, what matters
+/// more: after a decoder's error nothing in memory is to be trusted.
+fn worse(ended: IngestError, decoded: Result<(), IngestError>) -> IngestError {
+    match decoded {
+        Err(error) if error.remedy() != Remedy::Pause => error,
+        Ok(()) | Err(_) => ended,
     }
 }
 
@@ -198,58 +233,6 @@ fn wal_gone_or(timeline: &Timeline, from: Lsn, error: ClientError) -> IngestErro
         .into(),
         false => error.into(),
     }
-}
-
-/// Writes and fsyncs the WAL, then decodes it.
-async fn ingest(
-    timeline: &Timeline,
-    work: &mut Option<(WalFiles, Decoder)>,
-    batch: Batch,
-) -> Result<(), IngestError> {
-    let Some((mut files, mut decoder)) = work.take() else {
-        return Err(IngestError::Backup("the WAL files are not open"));
-    };
-    if batch.start != files.end() {
-        let (expected, found) = (files.end(), batch.start);
-        return Err(IngestError::WalGap { expected, found });
-    }
-    let (bytes, records) = (batch.len as u64, decoder.records());
-    let written = timeline.spawn_blocking(move || {
-        if let Err(error) = files.append(&batch.chunks) {
-            // None of it counts: it is asked for again.
-            return Ok((files, decoder, Err(error)));
-        }
-        decoder.note_wal(files.size());
-        let flushed = files.end();
-        let mut at = batch.start;
-        for chunk in batch.chunks {
-            let len = chunk.len() as u64;
-            decoder.decode(at, chunk)?;
-            at = Lsn::new(at.get() + len);
-        }
-        Ok::<_, IngestError>((files, decoder, Ok(flushed)))
-    });
-    let written = written.await.map_err(|error| timeline.wal_failed(error))?;
-    let (files, decoder, appended) = written?;
-    let flushed = match appended {
-        Ok(flushed) => flushed,
-        Err(error) => {
-            decoder.freeze();
-            *work = Some((files, decoder));
-            return Err(error);
-        }
-    };
-    let metrics = &timeline.shared.metrics;
-    metrics.wal.inc_by(bytes);
-    metrics.records.inc_by(decoder.records() - records);
-    metrics.note_sizes(timeline.id(), decoder.sizes());
-    timeline.update(|status| {
-        status.flushed = flushed;
-        status.last_record = decoder.last_record();
-    });
-    let room = decoder.room();
-    *work = Some((files, decoder));
-    Ok(room?)
 }
 
 /// What the source is told: commits that wait for us wait until their WAL is fsynced here.

@@ -24,7 +24,8 @@ use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::StorePath;
 use palimpsest_types::{ByteCount, Key, Lsn, SlruKind, WriterEpoch};
 use palimpsest_wal::{
-    BaseFacts, Interpreter, RelationSizes, SegmentSize, SlruSegments, Value, v15::Parameters,
+    BaseFacts, Interpreter, LogIdentity, RelationSizes, SegmentSize, SlruSegments, Value,
+    v15::Parameters,
 };
 use tokio::{
     sync::{Mutex, mpsc::UnboundedReceiver, watch},
@@ -33,6 +34,7 @@ use tokio::{
 
 use super::{
     attach,
+    cluster::note_cluster,
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
     file_work::FileWork,
@@ -43,9 +45,11 @@ use super::{
     local_layers::LocalLayers,
     node::Shared,
     replay::replay,
+    slotless,
     stream::{self, End},
     subscribers::Subscribers,
     wal_files::{WalFiles, WalReader, WalTrim},
+    warnings::{Topic, Warnings},
 };
 
 /// What the node and the feed know of a timeline.
@@ -62,8 +66,11 @@ pub(super) struct Timeline {
     manifests: TimelineManifests,
     status: watch::Sender<TimelineStatus>,
     opened: RwLock<Option<Arc<Opened>>>,
+    warnings: StdMutex<Warnings>,
     /// The cluster, once a slot there may be ours.
     source: StdMutex<Option<SourceCluster>>,
+    /// The slot was dropped on purpose.
+    slotless: AtomicBool,
     superseded: AtomicBool,
 }
 
@@ -118,7 +125,7 @@ type Prepared = (Arc<Opened>, Resumed, UnboundedReceiver<Arc<OpenLayer>>);
 /// How often to look whether all has reached the object store.
 const FLUSH_POLL: Duration = Duration::from_millis(500);
 /// Each block is read once when sizes are.
-const SIZES_CACHE: ByteCount = ByteCount::mib(1);
+const SIZES_CACHE: ByteCount = ByteCount::mib(32);
 /// Between attempts, growing from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -147,7 +154,9 @@ impl Timeline {
             scope,
             status,
             opened: RwLock::default(),
+            warnings: StdMutex::default(),
             source: StdMutex::default(),
+            slotless: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
         }
     }
@@ -162,6 +171,28 @@ impl Timeline {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut TimelineStatus)) {
         self.status.send_modify(change);
+    }
+
+    /// Says in the status what is to be said about a topic from now on; whether that is news.
+    pub(super) fn warn(&self, topic: Topic, texts: Vec<String>) -> bool {
+        let mut warnings = (self.warnings.lock()).unwrap_or_else(PoisonError::into_inner);
+        let news = warnings.set(topic, texts);
+        if news {
+            self.update(|status| status.warnings = warnings.all());
+        }
+        news
+    }
+
+    /// Says in the status what of the local WAL was damaged and has not come again.
+    pub(super) fn warn_of_damage(&self, files: &WalFiles) {
+        let damaged = files.awaited().map(|(directory, end)| {
+            let directory = directory.display();
+            format!(
+                "the WAL on our own disk was damaged; it is read again from the source, and what there \
+                 is of it is kept in {directory} until all before {end} has come"
+            )
+        });
+        self.warn(Topic::LocalWal, damaged.collect());
     }
 
     /// The changes in memory, once the timeline was taken over.
@@ -243,7 +274,8 @@ impl Timeline {
     pub(super) async fn run(&self) {
         let mut back_off = BackOff::default();
         loop {
-            let error = match self.run_once().await {
+            // Boxed: its state is large, and starts anew with each turn.
+            let error = match Box::pin(self.run_once()).await {
                 End::Stop(error) => {
                     self.stop(&error);
                     return self.guard_slot(&error).await;
@@ -258,7 +290,7 @@ impl Timeline {
             });
             // A flush that was dropped may be writing still.
             self.work.finished().await;
-            back_off.wait().await;
+            self.guarding(back_off.wait()).await;
         }
     }
 
@@ -279,7 +311,7 @@ impl Timeline {
         let working = async {
             tokio::select! {
                 end = working => end,
-                stop = keeper::run(self, &source, Duty::Follow) => End::Stop(stop.into()),
+                stop = slotless::follow(self, &source) => End::Stop(stop.into()),
             }
         };
         let mut flushing = pin!(flush::run(self, &opened, frozen));
@@ -331,10 +363,18 @@ impl Timeline {
         let mut waiting = pin!(waiting);
         let source = *self.lock_source();
         if let Some(source) = source {
+            // A slot that is there again, or still, may keep too much.
+            let duty = match self.is_slotless() {
+                true => Duty::Guard,
+                false => Duty::Follow,
+            };
             // Cancel-safe: `waiting` stays, and the next visit does what this one has not.
-            tokio::select! {
+            let stop = tokio::select! {
                 done = &mut waiting => return done,
-                stop = keeper::run(self, &source, Duty::Follow) => self.warn_of_slot(&stop.into()),
+                stop = keeper::run(self, &source, duty) => stop,
+            };
+            if duty == Duty::Follow {
+                self.warn_of_slot(&stop.into());
             }
         }
         waiting.await
@@ -344,11 +384,16 @@ impl Timeline {
     fn warn_of_slot(&self, end: &IngestError) {
         let reason = end.in_words();
         tracing::error!(timeline = %self.id(), reason, "the slot");
-        self.update(|status| {
-            if !status.warnings.contains(&reason) {
-                status.warnings.push(reason);
-            }
-        });
+        self.warn(Topic::Slot, vec![reason]);
+    }
+
+    /// Whether the timeline goes on without a slot, which was dropped to save the source's disk.
+    pub(super) fn is_slotless(&self) -> bool {
+        self.slotless.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_slotless(&self, slotless: bool) {
+        self.slotless.store(slotless, Ordering::Relaxed);
     }
 
     /// Whether this writer ended because another took over.
@@ -360,7 +405,11 @@ impl Timeline {
     async fn prepare(&self) -> Result<Prepared, IngestError> {
         let mut back_off = BackOff::default();
         loop {
-            let outcome = match self.manifests().newest().await {
+            let newest = match slotless::remember(self).await {
+                Ok(()) => self.manifests().newest().await.map_err(IngestError::from),
+                Err(error) => Err(error),
+            };
+            let outcome = match newest {
                 Ok(Some(manifest)) => {
                     self.note_source(manifest.state.source);
                     self.take_over(manifest).await
@@ -371,11 +420,16 @@ impl Timeline {
                     Box::pin(attach::attach(self)).await?;
                     continue;
                 }
-                Err(error) => Err(error.into()),
+                Err(error) => Err(error),
             };
             match outcome {
                 Err(error) if error.remedy() != Remedy::GiveUp => {
-                    tracing::warn!(timeline = %self.id(), error = error.in_words(), "can't resume the timeline; trying again");
+                    let reason = error.in_words();
+                    tracing::warn!(timeline = %self.id(), reason, "can't resume the timeline; trying again");
+                    self.update(|status| {
+                        status.state = TimelineState::Resuming;
+                        status.reason = format!("can't resume, trying again: {reason}");
+                    });
                     self.guarding(back_off.wait()).await;
                 }
                 done => return done,
@@ -402,6 +456,10 @@ impl Timeline {
         let segment_size = SegmentSize::new(manifest.source.wal_segment_size.get())
             .unwrap_or(SegmentSize::DEFAULT);
         let decoder = Decoder::new(start, segment_size, interpreter, Arc::clone(&growth));
+        let decoder = decoder.of(LogIdentity {
+            system_identifier: manifest.source.system_identifier,
+            timeline: manifest.source.pg_timeline,
+        });
         let disk = Arc::clone(&self.shared.disk);
         let (wal, layers) = (self.wal_directory(), self.directory().join("layers"));
         let pg_timeline = manifest.source.pg_timeline;
@@ -428,6 +486,7 @@ impl Timeline {
         });
         *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&opened));
         self.update(|status| {
+            status.reason.clear();
             status.epoch = epoch;
             status.disk_consistent = start;
             status.remote_consistent = start;
@@ -465,7 +524,9 @@ impl Timeline {
             .newest(Key::Parameters, Lsn::ZERO..=manifest.lsn)
             .await?;
         let facts = base_facts(manifest, &parameters(settings)?);
-        Ok(Interpreter::new(sizes, facts).with_slru_segments(segments))
+        let mut interpreter = Interpreter::new(sizes, facts).with_slru_segments(segments);
+        note_cluster(&mut interpreter, &layers, manifest.lsn).await?;
+        Ok(interpreter)
     }
 
     /// Asks the object store how things are where decoding can begin.

@@ -13,8 +13,11 @@ use palimpsest_wal::{SegmentNumber, SegmentSize};
 
 use super::error::IngestError;
 
+mod aside;
 #[cfg(test)]
 mod tests;
+
+use aside::Aside;
 
 /// The segment files of one timeline, written from a segment's start on without a gap.
 ///
@@ -26,6 +29,8 @@ pub(super) struct WalFiles {
     open: Option<OpenSegment>,
     /// A write failed: beyond `end` there may be bytes that were not acknowledged.
     torn: bool,
+    /// What was damaged, until it has come again.
+    aside: Vec<Aside>,
 }
 
 /// Removes old segments of files that somebody else writes, and looks for room. Blocking.
@@ -52,6 +57,8 @@ struct Held {
     /// Those before may be removed already.
     needed: SegmentNumber,
     end: Lsn,
+    /// Bytes that were set aside.
+    aside: u64,
 }
 
 #[derive(Debug)]
@@ -84,6 +91,7 @@ impl WalFiles {
             first,
             needed: first,
             end: start.floor_to(size.bytes()),
+            aside: 0,
         };
         let place = Arc::new(Place {
             disk,
@@ -99,14 +107,31 @@ impl WalFiles {
             end,
             open: None,
             torn: false,
+            aside: Vec::new(),
         };
+        files.know_aside()?;
         for (number, _) in &segments {
             if *number < held.first {
                 files.place.remove(*number)?;
             }
         }
         files.truncate(end)?;
+        files.sync_full()?;
+        files.forget_aside();
         Ok(files)
+    }
+
+    /// Fsyncs the last segment if it is full: [`WalFiles::truncate`] has no reason to touch it.
+    fn sync_full(&self) -> Result<(), IngestError> {
+        let size = self.place.size;
+        let start = size.start_of(self.place.held().first);
+        let full = self.end.offset_in(size.bytes()) == 0 && start.is_some_and(|it| it < self.end);
+        if full {
+            let number = size.number_of(Lsn::new(self.end.get() - 1));
+            let mut file = self.place.append(number)?;
+            file.sync().map_err(at(&self.place.path(number)))?;
+        }
+        Ok(())
     }
 
     /// Where the next byte goes. Everything before survives a crash.
@@ -164,7 +189,9 @@ impl WalFiles {
         }
         self.torn = true;
         let appended = self.append_all(chunks);
-        if appended.is_err() {
+        if appended.is_ok() {
+            self.forget_aside();
+        } else {
             // What does not count need not lie on a disk that is full. If this fails as well, the
             // next call does it.
             let _ = self.truncate(self.end);
@@ -299,7 +326,7 @@ impl Place {
     fn bytes(&self) -> ByteCount {
         let held = *self.held();
         let start = self.size.start_of(held.first).unwrap_or(held.end);
-        ByteCount::new(held.end.saturating_sub(start))
+        ByteCount::new(held.end.saturating_sub(start) + held.aside)
     }
 
     /// The segments that are there, in order, with their lengths. Other files are not ours.
@@ -343,8 +370,11 @@ impl Place {
     }
 
     fn path(&self, segment: SegmentNumber) -> PathBuf {
-        self.directory
-            .join(self.size.file_name(self.pg_timeline, segment))
+        self.directory.join(self.name(segment))
+    }
+
+    fn name(&self, segment: SegmentNumber) -> String {
+        self.size.file_name(self.pg_timeline, segment)
     }
 }
 

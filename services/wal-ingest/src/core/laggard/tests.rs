@@ -61,6 +61,30 @@ fn a_layer_tells_the_newest_length_of_what_it_changes() {
 }
 
 #[test]
+fn a_layer_tells_the_newest_numbers_of_the_cluster() {
+    let number = |number: u8| Value::File(vec![number; 8].into());
+    let piece = piece(vec![
+        sized(
+            110,
+            vec![(Key::NextMultiXact, number(1)), (Key::Origin(3), number(1))],
+        ),
+        sized(
+            120,
+            vec![
+                (Key::NextMultiXact, number(2)),
+                (Key::Origin(9), Value::Dropped),
+            ],
+        ),
+    ]);
+    let expected = [
+        (Key::Origin(3), number(1)),
+        (Key::Origin(9), Value::Dropped),
+        (Key::NextMultiXact, number(2)),
+    ];
+    assert_eq!(states(&piece), Some(expected.to_vec()));
+}
+
+#[test]
 fn a_layer_that_changes_whole_databases_tells_nothing() {
     let dropped = (Key::Database { spc: 1, db: 2 }, Value::Dropped);
     assert!(states(&piece(vec![sized(110, vec![dropped])])).is_none());

@@ -77,6 +77,22 @@ async fn local_wal_that_uses_the_allowance_up_is_decoded_all_the_same() {
 }
 
 #[tokio::test]
+async fn p2_more_than_a_crash_can_leave_is_kept_until_it_has_come_again() {
+    let files = tempfile::tempdir().unwrap();
+    let (full, mut resumed) = Full::begin(files.path()).await;
+    // What is no WAL, and far more than one write.
+    let more = vec![0; (2 * TORN) as usize];
+    resumed.files.append(&[more.into()]).unwrap();
+    let end = resumed.files.end();
+    let replayed = replay(&full.timeline, resumed).await.unwrap();
+    assert_eq!(replayed.files.end(), START);
+    let awaited: Vec<_> = replayed.files.awaited().map(|(_, end)| end).collect();
+    assert_eq!(awaited, [end]);
+    let warnings = full.timeline.status().warnings;
+    assert!(warnings[0].contains("damaged"), "{warnings:?}");
+}
+
+#[tokio::test]
 async fn who_waits_for_room_hands_over_what_takes_it() {
     let files = tempfile::tempdir().unwrap();
     let (mut full, resumed) = Full::begin(files.path()).await;

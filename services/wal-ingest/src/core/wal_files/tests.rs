@@ -106,6 +106,64 @@ fn opening_removes_what_is_older_or_does_not_follow() {
 }
 
 #[test]
+fn p2_a_full_segment_that_a_dead_process_did_not_fsync_is_fsynced() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = LossyDisk::new(root.path()).unwrap();
+    let reopen = || try_open(Arc::new(disk.clone()), root.path(), START).unwrap();
+    reopen().append(&[pattern(1000)]).unwrap();
+    let path = root.path().join("new/pg_wal/000000010000000000000003");
+    let mut rest = disk.append(&path).unwrap();
+    io::Write::write_all(&mut rest, &pattern(SEGMENT as usize - 1000)).unwrap();
+    drop(rest);
+    disk.restart();
+    // Whoever opens them now tells the source that all of it is safe.
+    assert_eq!(reopen().end(), Lsn::new(4 << 20));
+    disk.crash();
+    disk.recover(Survival::Nothing).unwrap();
+    assert_eq!(reopen().end(), Lsn::new(4 << 20));
+}
+
+#[test]
+fn p2_what_is_set_aside_is_there_until_it_has_come_again() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = pattern(3_500_000);
+    let mut files = open(root.path());
+    files.append(std::slice::from_ref(&bytes)).unwrap();
+    let end = files.end();
+    let from = Lsn::new((4 << 20) + 77);
+    let directory = files.set_aside(from).unwrap();
+    assert_eq!(files.end(), from);
+    let kept = |name: &str| std::fs::read(directory.join(name)).unwrap();
+    let (segment, start) = (SEGMENT as usize, 1 << 20);
+    assert!(kept("000000010000000000000004") == bytes[start..start + segment]);
+    assert!(kept("000000010000000000000006") == bytes[start + 2 * segment..]);
+    // A start in between does not forget it.
+    let mut files = open(root.path());
+    let awaited: Vec<_> = files.awaited().map(|(_, end)| end).collect();
+    assert_eq!((files.end(), awaited), (from, vec![end]));
+    assert!(files.is_setting_aside(from));
+    assert!(
+        files.size() > ByteCount::new(bytes.len() as u64),
+        "it takes no room"
+    );
+    // What came after it and was damaged as well is not what is to be kept.
+    files.append(&[Bytes::from(vec![7; 2 << 20])]).unwrap();
+    assert_eq!(files.set_aside(from).unwrap(), directory);
+    assert!(kept("000000010000000000000004") == bytes[start..start + segment]);
+    assert!(kept("000000010000000000000005")[..] == bytes[start + segment..start + 2 * segment]);
+    assert_eq!(
+        kept("000000010000000000000005.again"),
+        [7; SEGMENT as usize]
+    );
+    let again = bytes.slice(start + 77..);
+    files.append(&[again.slice(..again.len() - 1)]).unwrap();
+    assert!(directory.exists());
+    files.append(&[again.slice(again.len() - 1..)]).unwrap();
+    assert!(!directory.exists() && files.awaited().count() == 0);
+    assert!(content(&open(root.path()), Lsn::new(3 << 20)) == bytes);
+}
+
+#[test]
 fn a_write_that_failed_is_done_again_from_where_it_began() {
     let root = tempfile::tempdir().unwrap();
     let mut files = open(root.path());
@@ -129,6 +187,8 @@ enum Step {
     Append(usize),
     /// Cuts this part of what is there.
     Truncate(f64),
+    /// Sets this part of what is there aside.
+    SetAside(f64),
     /// Removes segments below this part of what is there.
     RemoveBelow(f64),
     /// The power goes at the durable operation after so many more.
@@ -141,6 +201,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (1..2_500_000usize).prop_map(Step::Append),
         1 => (0.0..1.0).prop_map(Step::Truncate),
+        1 => (0.0..1.0).prop_map(Step::SetAside),
         2 => (0.0..1.0).prop_map(Step::RemoveBelow),
         2 => (1..12u64).prop_map(Step::CrashSoon),
         1 => Just(Step::Crash),
@@ -195,6 +256,16 @@ impl Model {
                 files.truncate(end)?;
                 self.acknowledged.truncate(len);
             }
+            Step::SetAside(part) => {
+                let end = self.point(*part);
+                let len = end.saturating_sub(Lsn::new(BEGIN)) as usize;
+                self.at_risk = Some(Risk::CutTo(len));
+                let before = files.end();
+                let directory = files.set_aside(end)?;
+                let kept = files.awaited().find(|(kept, _)| *kept == directory);
+                assert!(before <= end || kept.is_some_and(|(_, end)| end >= before));
+                self.acknowledged.truncate(len);
+            }
             Step::RemoveBelow(part) => {
                 self.floor = self.point(*part);
                 files.trim().remove_below(self.floor)?;
@@ -228,7 +299,7 @@ impl Model {
         assert!(content(files, self.floor) == possible[from..]);
         let first_held = self.floor.floor_to(SEGMENT);
         let held = files.end().saturating_sub(first_held);
-        assert_eq!(files.size(), ByteCount::new(held));
+        assert!(files.size() >= ByteCount::new(held));
         self.acknowledged = possible;
     }
 }
@@ -252,11 +323,12 @@ fn survive(steps: &[Step], seed: u64) {
         }
         let failed = !disk.is_crashed() && model.apply(&mut files, step).is_err();
         if failed || disk.is_crashed() {
-            let survival = match seed.wrapping_add(number) {
-                seed if seed % 2 == 0 => Survival::Nothing,
-                seed => Survival::Some(seed),
-            };
-            disk.recover(survival).unwrap();
+            match seed.wrapping_add(number) {
+                seed if seed % 3 == 0 => disk.recover(Survival::Nothing).unwrap(),
+                seed if seed % 3 == 1 => disk.recover(Survival::Some(seed)).unwrap(),
+                // Only the process is gone, for now.
+                _ => disk.restart(),
+            }
             files = reopen(model.floor).unwrap();
             model.check(&files);
         }

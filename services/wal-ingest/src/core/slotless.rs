@@ -1,0 +1,237 @@
+//! Going on without a slot.
+//!
+//! A slot that keeps more WAL than it may is dropped: the source's disk matters more than our history.
+//! That need not end the timeline. While the stream goes on, what comes is fsynced here, and only the
+//! loss of this disk would lose it. A file beside the WAL says that it is so, to whoever starts after
+//! a crash. When the object store has caught up, a slot is made again; when it has reached what that
+//! slot keeps, all is as before.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use palimpsest_api::broker::TimelineState;
+use palimpsest_manifest::SourceCluster;
+use palimpsest_postgres::SlotState;
+use palimpsest_types::{ByteCount, Lsn};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    error::{IngestError, Stop},
+    keeper::{self, Duty, INTERVAL, VISIT},
+    timeline::Timeline,
+    warnings::Topic,
+};
+
+/// What a look at the source asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The object store is too far behind for a slot, or has not reached what the new one keeps.
+    Wait,
+    /// There is none, and it would be a small one.
+    Make,
+    /// It keeps too much again, or nothing.
+    Drop,
+    /// It keeps all that the object store does not have.
+    Done,
+}
+
+/// The file that says that a slot was dropped.
+const MARKER: &str = "slot-dropped";
+/// Longer the source's disk does not wait for ours.
+const REMEMBERING: Duration = Duration::from_secs(2);
+
+/// Looks after the slot, or its absence, until the timeline can't go on; says why.
+pub(super) async fn follow(timeline: &Timeline, source: &SourceCluster) -> Stop {
+    loop {
+        if timeline.is_slotless()
+            && let Err(stop) = regain(timeline, source).await
+        {
+            return stop;
+        }
+        match keeper::run(timeline, source, Duty::Follow).await {
+            // Lost, if the answer to our own drop was.
+            stop @ (Stop::SlotDropped { .. } | Stop::SlotLost { .. }) if timeline.is_slotless() => {
+                tracing::error!(timeline = %timeline.id(), %stop, "going on without a slot");
+            }
+            stop => return stop,
+        }
+    }
+}
+
+/// The slot is about to be dropped. If the stream goes on nevertheless, that is remembered first; a
+/// disk that can't remember it does not keep the slot, only then the timeline stops.
+pub(super) async fn before_drop(timeline: &Timeline) {
+    match timeline.status().state {
+        TimelineState::Streaming | TimelineState::Disconnected | TimelineState::Resuming => {}
+        // Nothing comes, so the source will have removed what we need.
+        _ => return,
+    }
+    match timeout(REMEMBERING, set(timeline, true)).await {
+        Ok(Ok(())) => timeline.note_slotless(true),
+        Ok(Err(error)) => {
+            tracing::error!(timeline = %timeline.id(), error = error.in_words(), "can't remember that the slot is dropped");
+        }
+        Err(_) => {
+            tracing::error!(timeline = %timeline.id(), "the disk does not remember in time that the slot is dropped");
+        }
+    }
+}
+
+/// There is a slot that keeps all that the object store does not have.
+pub(super) async fn over(timeline: &Timeline) {
+    // A marker that stays is harmless: whoever starts with it finds the slot, and is here again.
+    timeline.note_slotless(false);
+    if let Err(error) = set(timeline, false).await {
+        tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't forget that there was no slot");
+    }
+    timeline.warn(Topic::Slot, Vec::new());
+    timeline.warn(Topic::Keeper, Vec::new());
+}
+
+/// Whether the slot was dropped before a crash, as the file says.
+pub(super) async fn remember(timeline: &Timeline) -> Result<(), IngestError> {
+    let (disk, path) = (timeline.shared.disk.clone(), marker(timeline));
+    let looking = timeline.spawn_blocking(move || match disk.len(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(IngestError::WalFile { path, source }),
+    });
+    let found = looking
+        .await
+        .map_err(|error| timeline.wal_failed(error))??;
+    timeline.note_slotless(found);
+    Ok(())
+}
+
+async fn regain(timeline: &Timeline, source: &SourceCluster) -> Result<(), Stop> {
+    loop {
+        let trouble = match timeout(VISIT, Box::pin(look(timeline, source))).await {
+            Ok(Ok(Step::Done)) => {
+                over(timeline).await;
+                tracing::info!(timeline = %timeline.id(), "there is a slot again, and the object store has all before it");
+                return Ok(());
+            }
+            Ok(Ok(_)) => None,
+            Ok(Err(IngestError::Stop(stop))) => return Err(stop),
+            Ok(Err(error)) => Some(error.in_words()),
+            Err(_) => Some(format!("no answer within {} s", VISIT.as_secs())),
+        };
+        let (slot, remote) = (&timeline.slot, timeline.status().remote_consistent);
+        let without = format!(
+            "slot {slot} kept more WAL than slot-retention-limit and was dropped; until the object \
+             store has caught up and there is one again, only the disk of this wal-ingest has the WAL \
+             after {remote}"
+        );
+        timeline.warn(Topic::Slot, vec![without]);
+        let trouble = trouble.map(|trouble| format!("can't look after slot {slot}: {trouble}"));
+        timeline.warn(Topic::Keeper, trouble.into_iter().collect());
+        sleep(INTERVAL.mul_f64(rand::random_range(0.75..1.25))).await;
+    }
+}
+
+/// One look, and what follows from it.
+async fn look(timeline: &Timeline, source: &SourceCluster) -> Result<Step, IngestError> {
+    let slot = &timeline.slot;
+    let (mut connection, identity) = keeper::connect(timeline, source, Duty::Follow).await?;
+    let state = connection.read_replication_slot(slot).await?;
+    let (remote, limit) = (
+        timeline.status().remote_consistent,
+        timeline.shared.limits.slot_retention,
+    );
+    let step = step(state, identity.xlogpos, remote, limit);
+    match step {
+        Step::Make => {
+            expect_ours(timeline).await?;
+            connection.create_physical_slot(slot, true).await?;
+            if let Err(error) = expect_ours(timeline).await {
+                connection.drop_slot(slot).await?;
+                return Err(error);
+            }
+            tracing::info!(timeline = %timeline.id(), %slot, "slot made again");
+        }
+        Step::Drop => {
+            expect_ours(timeline).await?;
+            connection.drop_slot(slot).await?;
+        }
+        Step::Wait | Step::Done => {}
+    }
+    let state = connection.read_replication_slot(slot).await?;
+    let restart = state.and_then(|state| state.restart_lsn);
+    let kept = restart.map_or(0, |restart| identity.xlogpos.saturating_sub(restart));
+    timeline.update(|status| status.slot_retained = ByteCount::new(kept));
+    connection.close().await;
+    Ok(step)
+}
+
+/// Whoever took the timeline over, or deleted it, has looked after the slot: it is not ours to make.
+async fn expect_ours(timeline: &Timeline) -> Result<(), IngestError> {
+    let newest = timeline.manifests().newest().await?;
+    let epoch = newest.map(|newest| newest.state.writer_epoch);
+    match epoch == Some(timeline.status().epoch) {
+        true => Ok(()),
+        false => Err(Stop::Superseded.into()),
+    }
+}
+
+fn step(slot: Option<SlotState>, end: Lsn, remote: Lsn, limit: ByteCount) -> Step {
+    let behind = |from: Lsn| end.saturating_sub(from);
+    match slot.map(|slot| slot.restart_lsn) {
+        // Half, so that it is not dropped again at once.
+        None if behind(remote) <= limit.get() / 2 => Step::Make,
+        None => Step::Wait,
+        Some(Some(restart)) if restart <= remote => Step::Done,
+        Some(Some(restart)) if behind(restart) <= limit.get() => Step::Wait,
+        Some(Some(_) | None) => Step::Drop,
+    }
+}
+
+/// Makes or removes the file, durably.
+async fn set(timeline: &Timeline, slotless: bool) -> Result<(), IngestError> {
+    let (disk, marker) = (timeline.shared.disk.clone(), marker(timeline));
+    let directory = timeline.directory();
+    let path = marker.clone();
+    let setting = timeline.spawn_blocking(move || {
+        match slotless {
+            true => disk.create(&marker)?.sync()?,
+            false => match disk.remove_file(&marker) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            },
+        }
+        disk.sync_directory(&directory)
+    });
+    let set = setting.await.map_err(|error| timeline.wal_failed(error))?;
+    set.map_err(|source| IngestError::WalFile { path, source })
+}
+
+fn marker(timeline: &Timeline) -> PathBuf {
+    timeline.directory().join(MARKER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: ByteCount = ByteCount::new(1000);
+
+    fn with(slot: Option<Option<u64>>, end: u64, remote: u64) -> Step {
+        let slot = slot.map(|restart| SlotState {
+            restart_lsn: restart.map(Lsn::new),
+            restart_tli: None,
+        });
+        step(slot, Lsn::new(end), Lsn::new(remote), LIMIT)
+    }
+
+    #[test]
+    fn p9_a_slot_is_made_again_when_the_object_store_has_caught_up() {
+        assert_eq!(with(None, 5000, 4000), Step::Wait);
+        assert_eq!(with(None, 5000, 4500), Step::Make);
+        assert_eq!(with(Some(Some(4700)), 5000, 4500), Step::Wait);
+        assert_eq!(with(Some(Some(4700)), 5000, 4700), Step::Done);
+    }
+
+    #[test]
+    fn p9_a_new_slot_that_keeps_too_much_is_dropped_again() {
+        assert_eq!(with(Some(Some(4700)), 5701, 4500), Step::Drop);
+        assert_eq!(with(Some(None), 5000, 4500), Step::Drop);
+    }
+}

@@ -106,8 +106,8 @@ judge: redo
 # As it is shipped: optimised. Takes some minutes the first time, and wants the machine for itself.
 bench: redo
 	$(CARGO) build --quiet --locked --release --package palimpsest-integration --bin bench --bin service
-	@$(RUN) --release --package palimpsest-integration --bin bench
-	$(CARGO) bench --quiet --locked --package palimpsest-integration
+	@$(RUN) --release --package palimpsest-integration --bin bench -- --append-to docs/benchmarks.md
+	$(CARGO) bench --quiet --locked --package palimpsest-integration --package palimpsest-read
 
 # One parser under libFuzzer, with what earlier runs found added to the committed corpus. The address
 # space is limited too, for memory that C code takes.

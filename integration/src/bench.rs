@@ -4,6 +4,7 @@
 //! two sides of a comparison take turns, and what is reported is the median of their rounds.
 
 pub mod chains;
+mod circumstances;
 pub mod commit;
 pub mod floor;
 pub mod ingest;
@@ -12,6 +13,7 @@ mod places;
 mod rounds;
 mod table;
 
+pub use circumstances::circumstances;
 pub use places::Places;
 pub use rounds::{Latencies, Rounds};
 pub use table::{Aim, Row, Table};

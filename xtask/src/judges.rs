@@ -16,7 +16,9 @@ use crate::counts::Counts;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Judge {
-    name: String,
+    pub(crate) name: String,
+    /// Part of its test's name, which no other test's name has. Judges may share a test.
+    pub(crate) test: String,
     promise: String,
     quick_minimum: u64,
 }
@@ -51,6 +53,19 @@ impl Verdict {
             passed: self.passed,
             failed,
             skipped: self.skipped,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Judge {
+    /// One of this name and test.
+    pub(crate) fn of(name: &str, test: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            test: test.to_owned(),
+            promise: "P1".to_owned(),
+            quick_minimum: 1,
         }
     }
 }
@@ -148,6 +163,7 @@ mod tests {
     fn pages(minimum: u64) -> Vec<Judge> {
         vec![Judge {
             name: "pages".into(),
+            test: "pages::".into(),
             promise: "P1".into(),
             quick_minimum: minimum,
         }]

@@ -52,7 +52,7 @@ pub async fn measure(places: &Places) -> Result<Vec<Row>> {
             timeline,
             at: ReadAt {
                 lsn: Some(lsn),
-                not_modified_since: None,
+                ..ReadAt::default()
             },
             rel,
             blocks: vec![BlockNumber::ZERO],

@@ -14,9 +14,10 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use palimpsest_api::channel::MAX_MESSAGE;
 use palimpsest_proto::page::v1::{
-    GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
-    GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest, GetRelationSizeResponse,
-    GetSlruSegmentRequest, GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse,
+    GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetPagesRequest, GetPagesResponse,
+    GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
+    GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
+    ListRelationsRequest, ListRelationsResponse,
     page_service_server::{PageService, PageServiceServer},
 };
 use palimpsest_runtime::TaskScope;
@@ -135,6 +136,13 @@ impl PageService for Pages {
         &self,
         _: Request<GetRelationSizeRequest>,
     ) -> Result<Response<GetRelationSizeResponse>, Status> {
+        Err(only_pages())
+    }
+
+    async fn get_database_size(
+        &self,
+        _: Request<GetDatabaseSizeRequest>,
+    ) -> Result<Response<GetDatabaseSizeResponse>, Status> {
         Err(only_pages())
     }
 

@@ -157,7 +157,7 @@ impl Target {
             (first..first + shape.pages).map(|block| BlockNumber::new(block % self.blocks));
         let at = ReadAt {
             lsn: Some(self.lsn),
-            not_modified_since: None,
+            ..ReadAt::default()
         };
         let request = PagesRequest {
             timeline: self.timeline,

@@ -1,10 +1,12 @@
 //! `make bench`: what Palimpsest does, and beside it what it is held against, as a Markdown table.
 
-use std::io::Write as _;
+use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use palimpsest_integration::bench::{Places, Table, chains, commit, floor, ingest, pages};
+use palimpsest_integration::bench::{
+    Places, Table, chains, circumstances, commit, floor, ingest, pages,
+};
 use palimpsest_service_kit::threads;
 use tokio::runtime::Builder;
 
@@ -17,6 +19,9 @@ struct Cli {
     /// What to measure; everything unless told
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    /// A file to which the table is added, with the circumstances
+    #[arg(long)]
+    append_to: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,11 +53,14 @@ fn main() -> Result<()> {
         None => Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(measure(&cli.only)),
+            .block_on(measure(&cli)),
     }
 }
 
-async fn measure(only: &[Part]) -> Result<()> {
+async fn measure(cli: &Cli) -> Result<()> {
+    let Cli {
+        only, append_to, ..
+    } = cli;
     let places = Places::beside_this_program()?;
     let mut table = Table::default();
     for part in Part::value_variants() {
@@ -72,6 +80,12 @@ async fn measure(only: &[Part]) -> Result<()> {
     }
     let mut out = std::io::stdout();
     writeln!(out, "{table}")?;
+    if let Some(path) = append_to {
+        let parts: Vec<String> = only.iter().map(|part| format!("{part:?}")).collect();
+        let section = format!("\n{}\n{table}", circumstances(&parts));
+        let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+        file.write_all(section.as_bytes())?;
+    }
     for what in table.missed() {
         writeln!(out, "aim missed: {what}")?;
     }

@@ -1,9 +1,12 @@
 //! The judges.
 #![expect(clippy::unwrap_used, reason = "a judge fails by panicking")]
 
+mod answers;
+mod bucket;
 mod c_client;
 mod consistency_images;
 mod consistency_served;
+mod control;
 mod databases;
 mod disk_full;
 mod documented;
@@ -28,6 +31,7 @@ mod source_crash;
 mod stored_bytes;
 mod support;
 mod tablespaces;
+mod tail_room;
 mod telemetry;
 mod torn_backup;
 mod under_load;

@@ -91,7 +91,7 @@ impl<E: Engine> TimelineReader<E> {
     ) -> Result<Lsn, ReadError> {
         let oldest = self.layers().oldest();
         let needed = match (lsn, not_modified_since) {
-            (Some(lsn), since) => since.map_or(lsn, |since| since.min(lsn)),
+            (Some(lsn), since) => since.map_or(lsn, |since| since.min(lsn).max(oldest)),
             (None, since) => since.unwrap_or(oldest).max(oldest),
         };
         if let Some(lsn) = lsn.filter(|lsn| *lsn < oldest) {

@@ -79,8 +79,12 @@ pub(super) async fn walk<S: Seek>(
         // layers before it are visited would keep others waiting for what it reads.
         let opened = steps.into_iter().map(|step| open(files, step));
         let opened = stream::iter(opened.collect::<Vec<_>>()).buffered(READS);
-        for (delta, looks) in opened.try_collect::<Vec<_>>().await? {
-            visit(files, &delta, &looks, &mut cursors).await?;
+        for (delta, looks) in opened.collect::<Vec<_>>().await {
+            // Who reads ahead may come upon trouble where nobody has to go.
+            if looks.iter().all(|look| cursors[look.cursor].stopped) {
+                continue;
+            }
+            visit(files, &delta?, &looks, &mut cursors).await?;
         }
         ahead = (2 * ahead).min(AHEAD);
     }
@@ -118,10 +122,10 @@ fn plan<S: Seek>(
     steps
 }
 
-async fn open(files: &LayerFiles, step: Step) -> Result<(OpenDelta, Vec<Look>), ReadError> {
+async fn open(files: &LayerFiles, step: Step) -> (Result<OpenDelta, ReadError>, Vec<Look>) {
     let Step { file, looks } = step;
     let keys = looks.iter().map(|look| (look.key, look.up_to));
-    Ok((file.open(files, keys).await?, looks))
+    (file.open(files, keys).await, looks)
 }
 
 /// Has the cursors look into a layer, unless they have stopped meanwhile.

@@ -163,7 +163,10 @@ async fn a_request_outlives_two_deaths_but_not_three() {
     assert_eq!(engine.deaths(), 2);
 
     let (.., victim) = tokio::join!(bad(), bad(), bad(), engine.apply(good));
-    assert!(matches!(victim, Err(RedoError::Died { .. })), "{victim:?}");
+    assert!(
+        matches!(victim, Err(RedoError::Disturbed { .. })),
+        "{victim:?}"
+    );
     assert_eq!(engine.deaths(), 5);
     assert_serves(&engine).await;
     engine.stop().await;

@@ -14,8 +14,9 @@ pub(super) const MAX_GAP_BLOCKS: u32 = 1 << 19;
 ///
 /// A record of 60 bytes can leave the largest gap there is, and some megabytes of such records are
 /// decoded before anybody asks for room. So gaps are paid for with WAL: what has come earns blocks, up
-/// to two of the largest gaps. PostgreSQL never runs out of it: between two steps of a hash index it
-/// splits as many buckets as the step before made room for, and each split is a record.
+/// to four of the largest gaps. PostgreSQL does not run out of it: between two steps of a hash index it
+/// splits as many buckets as the step before made room for, and each split is a record. Indexes of one
+/// table that were built alike take their steps together: room for four of 16 GiB, or eight of 8 GiB.
 #[derive(Debug, Clone)]
 pub(super) struct GapAllowance {
     blocks: u32,
@@ -24,7 +25,7 @@ pub(super) struct GapAllowance {
 }
 
 /// What can be saved up, and there is at the beginning.
-const MAX_SAVED: u32 = 2 * MAX_GAP_BLOCKS;
+const MAX_SAVED: u32 = 4 * MAX_GAP_BLOCKS;
 /// WAL that earns a block.
 const BYTES_FOR_BLOCK: u64 = 16;
 

@@ -181,7 +181,10 @@ impl<'a> Follower<'a> {
             let pieces = tail.read();
             (pieces.epoch(), pieces.size())
         };
-        tail.rewind(epoch, reader.layers().lsn());
+        let layers = reader.layers().lsn();
+        tail.rewind(epoch, layers);
+        // What is left begins before, and layers have it.
+        tail.drop_until(layers);
         self.share.hold(tail.read().size());
         self.shared.metrics.gave_way.inc();
         let timeline = self.timeline;
@@ -297,6 +300,8 @@ fn take_over(manifest: &TimelineManifest, tail: &Tail) {
         let epoch = tail.read().epoch();
         tail.rewind(epoch, manifest.lsn);
     } else {
+        // The piece that grows is never dropped: what of it layers have would stay while nothing comes.
+        tail.freeze();
         tail.drop_until(manifest.lsn);
     }
 }

@@ -107,8 +107,10 @@ impl Share {
         loop {
             self.part.told.notified().await;
             let parts = self.room.lock();
+            let sizes = sizes(&parts);
             // It may have been told long ago.
-            if largest(&sizes(&parts)) == Some(self.timeline) {
+            let full = verdict(self.timeline, self.room.limit, &sizes) != Verdict::Yes;
+            if full && largest(&sizes) == Some(self.timeline) {
                 return;
             }
         }

@@ -58,12 +58,11 @@ impl AnswerStream {
             answers: Box::pin(answers),
             sending: None,
         })));
-        let watched = (Arc::downgrade(&open), Arc::clone(&lane));
+        // Weak, both: what the stream takes is free when it ends, not when that is noticed.
+        let watching = watch(Arc::downgrade(&open), Arc::downgrade(&lane));
         scope.spawn("stuck client", async move {
             // Cancel-safe: it only looks.
-            token
-                .run_until_cancelled(watch(watched.0, &watched.1))
-                .await;
+            token.run_until_cancelled(watching).await;
         });
         Self { open, lane }
     }
@@ -85,10 +84,10 @@ async fn answer(
 }
 
 /// Cuts a stream off whose client takes no answers: what they take others can use. Ends with it.
-async fn watch(stream: Weak<Mutex<Option<Open>>>, lane: &Lane) {
+async fn watch(stream: Weak<Mutex<Option<Open>>>, lane: Weak<Lane>) {
     loop {
         sleep(STUCK / 6).await;
-        let Some(stream) = stream.upgrade() else {
+        let Some((stream, lane)) = stream.upgrade().zip(lane.upgrade()) else {
             return;
         };
         if lane.stuck_for(Instant::now()) >= STUCK {

@@ -162,6 +162,30 @@ async fn a_read_passes_over_layers_without_its_key() {
 }
 
 #[tokio::test]
+async fn what_is_read_ahead_and_not_needed_may_be_damaged() {
+    let mut fixture = Fixture::with_base(2, noisy_page).await;
+    fixture.layer_of(record(110, 1, 1)).await;
+    let damaged = fixture.manifest.layers().last().unwrap().name.clone();
+    let whole = LogRecord {
+        lsn: Lsn::new(120),
+        changes: vec![Change {
+            key: Key::RelBlock(REL, BlockNumber::new(1)),
+            value: Value::ZeroPage,
+        }],
+    };
+    fixture.layer_of(whole).await;
+    fixture.layer_of(record(130, 1, 5)).await;
+    let reader = fixture.reader().await;
+    let path = fixture.files.directory.child(&damaged);
+    fixture.files.store.delete(&path).await.unwrap();
+    // The second step asks for two layers, of which the newer is enough.
+    let page = reader.page(REL, BlockNumber::new(1), Lsn::new(130)).await;
+    assert_eq!(page.unwrap()[..], [5; PAGE_SIZE]);
+    let older = reader.page(REL, BlockNumber::new(1), Lsn::new(115)).await;
+    older.unwrap_err();
+}
+
+#[tokio::test]
 async fn a_long_way_down_is_read_ahead_and_ends_where_it_should() {
     let mut fixture = Fixture::with_base(2, noisy_page).await;
     for at in 0..50 {

@@ -80,6 +80,16 @@ fn a_manifest_of_the_same_writer_only_lets_go_of_what_layers_have() {
 }
 
 #[test]
+fn p7_a_tail_to_which_nothing_comes_holds_nothing_that_layers_have() {
+    let tail = Tail::new(FIRST, Lsn::new(100));
+    tail.extend(vec![record(200)], Lsn::new(200), ByteCount::mib(1))
+        .unwrap();
+    assert_eq!(tail.read().start(), Lsn::new(100));
+    take_over(&manifest(FIRST, 100, 200), &tail);
+    assert_eq!(tail.read().start(), Lsn::new(200));
+}
+
+#[test]
 fn a_manifest_that_is_further_than_the_feed_is_where_it_goes_on() {
     let tail = tail();
     take_over(&manifest(FIRST, 100, 900), &tail);

@@ -120,10 +120,14 @@ impl BaseLayers {
         if let Some(size) = self.sizes.get(&key) {
             return Ok(Some(size.clone()));
         }
-        match self.values(files, &[key]).await?.pop().flatten() {
-            Some(value) => value.read().await.map(Some),
-            None => Ok(None),
-        }
+        // Apart: its state is large, and who asks for a size must not move it about.
+        let stored = async {
+            match self.values(files, &[key]).await?.pop().flatten() {
+                Some(value) => value.read().await.map(Some),
+                None => Ok(None),
+            }
+        };
+        Box::pin(stored).await
     }
 
     /// Versions of all keys in a range, in no order.

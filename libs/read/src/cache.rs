@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use palimpsest_types::{ByteCount, Key, Lsn, PAGE_SIZE, TimelineId, WriterEpoch};
 use quick_cache::sync::Cache;
@@ -10,6 +12,8 @@ use crate::error::ReadError;
 #[derive(Debug)]
 pub struct PageCache {
     pages: Cache<Version, Bytes>,
+    /// How often one was made. The cache's own count of misses has looks for older versions, too.
+    made: AtomicU64,
 }
 
 /// A version of a key: it never changes, so neither does what is cached.
@@ -41,6 +45,7 @@ impl PageCache {
     pub fn new(size: ByteCount) -> Self {
         Self {
             pages: Cache::new(size.as_len() / PAGE_SIZE),
+            made: AtomicU64::new(0),
         }
     }
 
@@ -49,19 +54,15 @@ impl PageCache {
         let page = PAGE_SIZE as u64;
         CacheUse {
             hits: self.pages.hits(),
-            misses: self.pages.misses(),
+            misses: self.made.load(Ordering::Relaxed),
             used: ByteCount::new(self.pages.weight() * page),
             budget: ByteCount::new(self.pages.capacity() * page),
         }
     }
 
+    /// The version, if it is there.
     pub(crate) fn get(&self, version: &Version) -> Option<Bytes> {
         self.pages.get(version)
-    }
-
-    /// The same, of which nothing is counted.
-    pub(crate) fn peek(&self, version: &Version) -> Option<Bytes> {
-        self.pages.peek(version)
     }
 
     /// The version, made by `make` unless it is there or being made.
@@ -70,6 +71,10 @@ impl PageCache {
         version: &Version,
         make: impl Future<Output = Result<Bytes, ReadError>>,
     ) -> Result<Bytes, ReadError> {
-        self.pages.get_or_insert_async(version, make).await
+        let made = async {
+            self.made.fetch_add(1, Ordering::Relaxed);
+            make.await
+        };
+        self.pages.get_or_insert_async(version, made).await
     }
 }

@@ -8,14 +8,17 @@ use tokio_util::task::AbortOnDropHandle;
 ///
 /// A stream of answers is polled only while its client reads. What such a client had asked for would
 /// stand still half done, and others who wait for the same page with it.
-pub async fn finish<T: Send + 'static>(
+pub fn finish<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
-) -> Option<T> {
+) -> impl Future<Output = Option<T>> + Send {
+    // Now, not when it is polled: what is returned is small, however large the work's state is.
     let mut work = Box::pin(work);
-    if let Some(done) = (&mut work).now_or_never() {
-        return Some(done);
+    async move {
+        if let Some(done) = (&mut work).now_or_never() {
+            return Some(done);
+        }
+        AbortOnDropHandle::new(tokio::spawn(work)).await.ok()
     }
-    AbortOnDropHandle::new(tokio::spawn(work)).await.ok()
 }
 
 #[cfg(test)]

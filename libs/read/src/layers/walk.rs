@@ -65,10 +65,22 @@ pub(super) async fn walk<S: Seek>(
     map: &LayerMap<Arc<DeltaFile>>,
     seekers: &mut [S],
 ) -> Result<(), ReadError> {
-    let mut cursors: Vec<_> = seekers
+    let cursors: Vec<_> = seekers
         .iter_mut()
         .map(|seeker| Cursor::new(seeker, map))
         .collect();
+    if cursors.iter().all(|cursor| cursor.next.is_none()) {
+        return Ok(());
+    }
+    // Apart: its state is large, and what is in no layer must not move it about.
+    Box::pin(descend(files, map, cursors)).await
+}
+
+async fn descend<S: Seek>(
+    files: &LayerFiles,
+    map: &LayerMap<Arc<DeltaFile>>,
+    mut cursors: Vec<Cursor<'_, S>>,
+) -> Result<(), ReadError> {
     let mut ahead = 1;
     loop {
         let steps = plan(map, &mut cursors, ahead);

@@ -94,7 +94,11 @@ async fn based(layers: &Layers, searches: Vec<Search<'_>>) -> Result<Vec<Found>,
         .filter_map(|(found, asks_base)| asks_base.then_some(found))
         .collect();
     let keys: Vec<_> = open.iter().map(|found| found.version.key).collect();
-    let values = base.values(layers.files(), &keys).await?;
+    // Apart, as the rare case: a page that is cached must not move the state of this about.
+    let values = match keys.is_empty() {
+        true => Vec::new(),
+        false => Box::pin(base.values(layers.files(), &keys)).await?,
+    };
     for (found, value) in open.iter_mut().zip(values) {
         found.beginning = value.map_or(Beginning::Nothing, Beginning::Stored);
     }
@@ -138,7 +142,7 @@ impl<'a> Search<'a> {
         let oldest = self.version_at(WriterEpoch::FIRST, self.from.max(base));
         let has_base = self.from <= base;
         if self.version.is_none() && has_base {
-            self.cached = self.cache.peek(&oldest);
+            self.cached = self.cache.get(&oldest);
         }
         let stands_alone = self.changes.first().is_some_and(Value::stands_alone);
         let asks_base = self.cached.is_none() && !stands_alone && has_base;
@@ -188,6 +192,14 @@ impl Search<'_> {
 }
 
 impl Found {
+    /// The version, if it is cached.
+    pub(super) fn page(&self) -> Option<&Bytes> {
+        match &self.beginning {
+            Beginning::Cached(page) if self.changes.is_empty() => Some(page),
+            _ => None,
+        }
+    }
+
     /// Whether nothing older is needed to make the version.
     pub(super) fn is_complete(&self) -> bool {
         let is_cached = matches!(self.beginning, Beginning::Cached(_));

@@ -61,7 +61,13 @@ impl<E: Engine> TimelineReader<E> {
     ) -> Result<Vec<Bytes>, ReadError> {
         let lineage = self.lineage_with(rel, blocks, lsn).await?;
         let traces = self.trace(&lineage, rel, blocks).await?;
-        try_join_all(traces.into_iter().map(|trace| self.page_of(trace))).await
+        let at_hand: Option<Vec<_>> = traces.iter().map(Trace::page).collect();
+        if let Some(pages) = at_hand {
+            return Ok(pages);
+        }
+        let make = |trace| self.page_of(trace);
+        // Apart, as the rare case: the state of what makes a page is large, and moved about.
+        Box::pin(try_join_all(traces.into_iter().map(make))).await
     }
 
     /// The lineage of a fork's database, if the fork has these blocks.
@@ -143,7 +149,10 @@ impl<E: Engine> TimelineReader<E> {
         let Pending {
             block, mut later, ..
         } = trace.page;
-        let mut page = self.made(trace.oldest, block, None).await?;
+        let mut page = match trace.oldest.found.page() {
+            Some(page) => page.clone(),
+            None => self.made(trace.oldest, block, None).await?,
+        };
         while let Some(part) = later.pop() {
             page = self.made(part, block, Some(page)).await?;
         }
@@ -174,6 +183,14 @@ impl<E: Engine> TimelineReader<E> {
             Ok(timed(&self.times.redo, made).await?)
         };
         self.cache.get_or_make(&version, make).await
+    }
+}
+
+impl Trace {
+    /// The page, if it needs not be made.
+    fn page(&self) -> Option<Bytes> {
+        let is_newest = self.page.later.is_empty();
+        self.oldest.found.page().filter(|_| is_newest).cloned()
     }
 }
 

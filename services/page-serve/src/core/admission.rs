@@ -110,9 +110,12 @@ impl Lane {
         // For its own answers to be read a client may wait as long as it likes.
         let slot = acquire(&self.slots, 1).await?;
         let own = acquire(&self.own_pages, pages).await?;
-        // Cancel-safe: what is waited for is given to the next.
-        let all = timeout(PATIENCE, acquire(&self.pages, pages)).await;
-        let all = all.unwrap_or(Err(ServeError::Overloaded { waited: PATIENCE }))?;
+        let all = match at_once(&self.pages, pages) {
+            Some(all) => all,
+            None => timeout(PATIENCE, acquire(&self.pages, pages))
+                .await
+                .unwrap_or(Err(ServeError::Overloaded { waited: PATIENCE }))?,
+        };
         Ok(Room {
             _permits: [slot, own, all],
         })
@@ -149,11 +152,21 @@ async fn acquire(
     semaphore: &Arc<Semaphore>,
     permits: u32,
 ) -> Result<OwnedSemaphorePermit, ServeError> {
+    if let Some(permit) = at_once(semaphore, permits) {
+        return Ok(permit);
+    }
     let permit = Arc::clone(semaphore).acquire_many_owned(permits).await;
     // They are never closed.
     permit.map_err(|_| ServeError::Overloaded {
         waited: Duration::ZERO,
     })
+}
+
+/// The permits, if nobody has to be waited for. Nearly always so: and waiting, even for nothing, counts
+/// against what a task may do before it has to yield, at which a stream would go on in many tasks.
+fn at_once(semaphore: &Arc<Semaphore>, permits: u32) -> Option<OwnedSemaphorePermit> {
+    let permit = Arc::clone(semaphore).try_acquire_many_owned(permits);
+    permit.ok()
 }
 
 #[cfg(test)]

@@ -68,19 +68,22 @@ impl AnswerStream {
     }
 }
 
-async fn answer(
+fn answer(
     handler: PageHandler,
     lane: Arc<Lane>,
     message: Result<GetPagesRequest, Status>,
-) -> Answered {
-    let message = message?;
-    let answered = finish(async move {
-        let answered = handler.answer(message, &lane).await;
-        lane.ready(Instant::now());
-        answered
+) -> impl Future<Output = Answered> + Send {
+    let answering = message.map(|message| {
+        finish(async move {
+            let answered = handler.answer(message, &lane).await;
+            lane.ready(Instant::now());
+            answered
+        })
     });
-    let panicked = || Status::internal("the request ended in a panic");
-    answered.await.ok_or_else(panicked)
+    async move {
+        let panicked = || Status::internal("the request ended in a panic");
+        answering?.await.ok_or_else(panicked)
+    }
 }
 
 /// Cuts a stream off whose client takes no answers: what they take others can use. Ends with it.

@@ -1,7 +1,9 @@
 //! What a timeline consists of, in memory and as the body of its object.
 
+mod claim;
 mod layers;
 mod pins;
+mod replace;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +12,7 @@ use std::{fmt, sync::Arc};
 use palimpsest_types::{ByteCount, Lsn, SystemIdentifier, TimelineId, WriterEpoch};
 use serde::{Deserialize, Serialize};
 
+pub use claim::{ClaimError, CompactorClaim};
 pub use pins::{Pin, PinError, PinKind};
 
 use crate::{
@@ -27,6 +30,9 @@ pub struct TimelineManifest {
     pub writer_epoch: WriterEpoch,
     /// Generation of the compactor, likewise.
     pub compactor_epoch: CompactorEpoch,
+    /// Who compacts now, if anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compactor_claim: Option<CompactorClaim>,
     /// Where the writer's generation began: the LSN when it took over. Readers drop what an older
     /// generation fed them above it.
     pub epoch_start: Lsn,
@@ -108,6 +114,7 @@ impl TimelineManifest {
             nonce: 0,
             writer_epoch: WriterEpoch::FIRST,
             compactor_epoch: CompactorEpoch::default(),
+            compactor_claim: None,
             epoch_start: lsn,
             lsn,
             oldest_readable,

@@ -62,6 +62,23 @@ pub enum InvalidManifestError {
     /// Changes are missing.
     #[error(transparent)]
     Gap(#[from] GapError),
+    /// What should be replaced is no delta layer.
+    #[error("layer {layer} holds no changes, so others can't replace it")]
+    NoDelta {
+        /// Its name.
+        layer: String,
+    },
+    /// No layers, or none in their place.
+    #[error("layers are replaced by layers, at least one by at least one")]
+    Nothing,
+    /// What should replace layers can't hold what they do.
+    #[error("{before} can't be replaced by {after}")]
+    NotTheSame {
+        /// What the layers hold.
+        before: String,
+        /// What should be in their place.
+        after: String,
+    },
     /// A generation can't be raised.
     #[error("there are no more epochs")]
     NoMoreEpochs,

@@ -41,9 +41,12 @@ pub use entry::{RecordPlace, Stored};
 pub use entry_block::EntryBlock;
 pub use error::DeltaLayerError;
 pub use footer::{Footer, HEADER_LEN, check_header};
-pub use index::{BlockNo, BlockPlace, DeltaLayerIndex};
+pub use index::{BlockNo, BlockPlace, DeltaLayerIndex, EntryBlockSpan};
 pub use record_block::RecordBlock;
-pub use writer::{DeltaLayerSummary, WriteDeltaLayerError, write_delta_entries, write_delta_layer};
+pub use writer::{
+    DeltaLayerSummary, EntrySection, RecordSection, WriteDeltaLayerError, write_delta_entries,
+    write_delta_layer,
+};
 
 #[cfg(test)]
 mod tests;

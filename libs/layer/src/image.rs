@@ -11,7 +11,8 @@
 //!
 //! All numbers are little-endian but the key, which is big-endian so that it sorts. The index is at
 //! the end because the order in which a base backup sends pages is not the order of keys. A value
-//! shorter than a page whose key is a page is lz4-compressed.
+//! shorter than a page whose key is a page is lz4-compressed. How long a value may be depends on its
+//! key (`image/lengths.rs`), and no two share bytes, so an index claims no more than the file has.
 
 use std::ops::Range;
 
@@ -20,8 +21,11 @@ use palimpsest_codec::{Cursor, TruncatedError, crc32c};
 use palimpsest_types::{BlockNumber, InvalidKeyError, Key, KeyRange, Lsn, PAGE_SIZE};
 use palimpsest_wal::Value;
 
+mod lengths;
 mod pieces;
 
+pub use lengths::MAX_RELATION_MAP;
+use lengths::lengths;
 pub use pieces::{IndexPiece, IndexPieces};
 
 /// Makes the bytes of an image layer. Keys may come in any order, each once.
@@ -79,6 +83,14 @@ pub enum ImageLayerError {
     /// An index entry's key is unknown to this version.
     #[error(transparent)]
     Key(#[from] InvalidKeyError),
+    /// No value of such a key is as long or as short, so none is read.
+    #[error("the index says that the value of {key} has {len} bytes, which none has")]
+    Length {
+        /// The key.
+        key: Key,
+        /// What the index says.
+        len: u32,
+    },
     /// Lengths or order contradict each other.
     #[error("the {0} is malformed")]
     Malformed(&'static str),
@@ -146,6 +158,8 @@ impl ImageLayerWriter {
     }
 
     fn put(&mut self, key: Key, stored: &[u8]) {
+        let readable = lengths(key).is_some_and(|lengths| lengths.contains(&stored.len()));
+        debug_assert!(readable, "{key} with {} bytes", stored.len());
         let offset = self.bytes.len() as u64;
         let value = ValueRef {
             offset,
@@ -319,22 +333,32 @@ impl ValueRef {
 fn decode_entries(footer: &Footer, bytes: &Bytes) -> Result<Vec<Entry>, ImageLayerError> {
     let mut cursor = Cursor::new(bytes.clone());
     let mut entries: Vec<Entry> = Vec::with_capacity(bytes.len() / ENTRY_LEN as usize);
+    let mut claimed = 0;
     while cursor.remaining() > 0 {
         let key = Key::from_bytes(&cursor.array("key")?)?;
         let offset = cursor.u64("offset")?;
         let len = cursor.u32("length")?;
         let crc = cursor.u32("checksum")?;
         let in_order = entries.last().is_none_or(|before| before.key < key);
-        let inside = offset
-            .checked_add(u64::from(len))
-            .is_some_and(|e| e <= footer.index_offset);
+        let inside = offset >= HEADER_LEN as u64
+            && offset
+                .checked_add(u64::from(len))
+                .is_some_and(|e| e <= footer.index_offset);
         if !in_order || !inside {
             return Err(ImageLayerError::Malformed("index"));
         }
+        if !lengths(key).is_some_and(|lengths| lengths.contains(&(len as usize))) {
+            return Err(ImageLayerError::Length { key, len });
+        }
+        // No overflow: fewer than 2^32 values of fewer than 2^32 bytes.
+        claimed += u64::from(len);
         entries.push(Entry {
             key,
             value: ValueRef { offset, len, crc },
         });
+    }
+    if claimed > footer.index_offset - HEADER_LEN as u64 {
+        return Err(ImageLayerError::Malformed("index"));
     }
     Ok(entries)
 }

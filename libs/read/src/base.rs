@@ -84,13 +84,17 @@ impl BaseLayers {
         let mut opened = stream::iter(opened.collect::<Vec<_>>()).buffered(OPENED_AT_ONCE);
         let (mut layers, mut runs, mut sizes) = (Vec::new(), Vec::new(), BTreeMap::new());
         while let Some(next) = opened.try_next().await? {
+            for (key, size) in next.sizes {
+                if sizes.insert(key, size).is_some() {
+                    return Err(in_another(Some(&next.layer)));
+                }
+            }
             layers.push(Arc::new(next.layer));
             runs.extend(next.runs);
-            sizes.extend(next.sizes);
         }
         let runs = Runs::new(runs).map_err(|spot| {
-            let path = layers.get(spot.layer as usize).map(|layer| &layer.path);
-            not_as_listed(path, "it has a key that another base layer has, too")
+            let layer = layers.get(spot.layer as usize);
+            in_another(layer.map(AsRef::as_ref))
         })?;
         Ok(Self {
             lsn,
@@ -314,6 +318,12 @@ impl Layer {
     fn confused(&self) -> ReadError {
         not_as_listed(Some(&self.path), "its index is another's")
     }
+}
+
+/// Which version counts, nobody could tell.
+fn in_another(layer: Option<&Layer>) -> ReadError {
+    let path = layer.map(|layer| &layer.path);
+    not_as_listed(path, "it has a key that another base layer has, too")
 }
 
 fn is_size(key: Key) -> bool {

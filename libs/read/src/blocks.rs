@@ -10,13 +10,17 @@ use palimpsest_layer::{
 use palimpsest_types::ByteCount;
 use quick_cache::{Weighter, sync::Cache};
 
-use crate::{cache::CacheUse, error::ReadError};
+use crate::{
+    cache::CacheUse,
+    error::ReadError,
+    loads::{Loaded, get_or_load},
+};
 
 /// Blocks of layers and their indexes, checked and unpacked, of all timelines, within a bound of
 /// bytes.
 #[derive(Debug)]
 pub struct BlockCache {
-    blocks: Cache<BlockId, Block, ByBytes>,
+    blocks: Cache<BlockId, Loaded<Block>, ByBytes>,
     files: AtomicU64,
 }
 
@@ -55,13 +59,14 @@ const OVERHEAD: u64 = 128;
 /// Blocks are about so large; the cache sizes its tables by it.
 const USUAL: usize = 32 << 10;
 
-impl Weighter<BlockId, Block> for ByBytes {
-    fn weight(&self, _: &BlockId, block: &Block) -> u64 {
+impl Weighter<BlockId, Loaded<Block>> for ByBytes {
+    fn weight(&self, _: &BlockId, block: &Loaded<Block>) -> u64 {
         let size = match block {
-            Block::Entries(block) => block.size(),
-            Block::Records(block) => block.size(),
-            Block::Index(index) => index.size(),
-            Block::IndexPiece(piece) => piece.size(),
+            Loaded::Here(Block::Entries(block)) => block.size(),
+            Loaded::Here(Block::Records(block)) => block.size(),
+            Loaded::Here(Block::Index(index)) => index.size(),
+            Loaded::Here(Block::IndexPiece(piece)) => piece.size(),
+            Loaded::Failed(_) => ByteCount::ZERO,
         };
         size.get() + OVERHEAD
     }
@@ -94,15 +99,16 @@ impl BlockCache {
 
     /// Whether the block is there now. Nothing is counted by it.
     pub(crate) fn has(&self, id: BlockId) -> bool {
-        self.blocks.peek(&id).is_some()
+        self.blocks.peek(&id).and_then(Loaded::value).is_some()
     }
 
-    /// The block, read by `read` unless it is there or being read.
+    /// The block, read by `read` unless it is there or being read. An error is that of all who wait
+    /// for it.
     pub(crate) async fn get_or_read(
         &self,
         id: BlockId,
         read: impl Future<Output = Result<Block, ReadError>>,
     ) -> Result<Block, ReadError> {
-        self.blocks.get_or_insert_async(&id, read).await
+        get_or_load(&self.blocks, &id, read).await
     }
 }

@@ -4,14 +4,17 @@ use bytes::Bytes;
 use palimpsest_types::{ByteCount, Key, Lsn, PAGE_SIZE, TimelineId, WriterEpoch};
 use quick_cache::sync::Cache;
 
-use crate::error::ReadError;
+use crate::{
+    error::ReadError,
+    loads::{Loaded, get_or_load},
+};
 
 /// Versions of pages that were made already, of all timelines, within a bound.
 ///
 /// Identical reads at the same time make a page once.
 #[derive(Debug)]
 pub struct PageCache {
-    pages: Cache<Version, Bytes>,
+    pages: Cache<Version, Loaded<Bytes>>,
     /// How often one was made. The cache's own count of misses has looks for older versions, too.
     made: AtomicU64,
 }
@@ -62,10 +65,11 @@ impl PageCache {
 
     /// The version, if it is there.
     pub(crate) fn get(&self, version: &Version) -> Option<Bytes> {
-        self.pages.get(version)
+        self.pages.get(version).and_then(Loaded::value)
     }
 
-    /// The version, made by `make` unless it is there or being made.
+    /// The version, made by `make` unless it is there or being made. An error is that of all who wait
+    /// for it.
     pub(crate) async fn get_or_make(
         &self,
         version: &Version,
@@ -75,6 +79,6 @@ impl PageCache {
             self.made.fetch_add(1, Ordering::Relaxed);
             make.await
         };
-        self.pages.get_or_insert_async(version, made).await
+        get_or_load(&self.pages, version, made).await
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     layer_map::Place,
     layers::LayerFiles,
     parts::{Part, parts},
+    room::{Room, USUAL, needed, portions},
 };
 
 /// A delta layer file as the manifest lists it. Nothing of it is in memory but what the cache has.
@@ -56,8 +57,8 @@ pub(crate) type Newest = BTreeMap<Key, (Lsn, Value)>;
 /// So much is read of the end of a file in the hope that the index is in it, as it is of files up
 /// to some tens of megabytes.
 const END: u64 = 64 << 10;
-/// Blocks of a file that are in memory for one reader of many keys.
-const BLOCKS: usize = 32;
+/// Blocks of a file that are in memory for one reader of many keys, and bytes that they take.
+const PORTION: (usize, u64) = (32, 1 << 20);
 
 impl DeltaFile {
     /// The layer of a manifest's entry.
@@ -79,12 +80,18 @@ impl DeltaFile {
         &self.name
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &StorePath {
+        &self.path
+    }
+
     /// Which versions it may have.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Opens it to look for versions of these keys, each at or before an LSN.
+    /// Opens it to look for versions of these keys, each at or before an LSN. Blocks that are larger
+    /// than usual are left to be read by who comes to them.
     pub(crate) async fn open(
         self: Arc<Self>,
         files: &LayerFiles,
@@ -92,7 +99,11 @@ impl DeltaFile {
     ) -> Result<OpenDelta, ReadError> {
         let index = self.index(files).await?;
         let newest = keys.filter_map(|(key, up_to)| index.blocks_of(key, up_to).next());
-        let mut numbers: Vec<_> = newest.collect();
+        let is_usual = |no: &BlockNo| {
+            let place = index.place(*no);
+            place.is_ok_and(|place| u64::from(place.raw_len) <= USUAL)
+        };
+        let mut numbers: Vec<_> = newest.filter(is_usual).collect();
         numbers.sort_unstable();
         numbers.dedup();
         let blocks = self.some_entries(files, &index, &numbers).await?;
@@ -107,14 +118,22 @@ impl DeltaFile {
     pub(crate) async fn range(
         &self,
         files: &LayerFiles,
+        room: &Room,
         keys: KeyRange,
         up_to: Lsn,
         visit: &mut (dyn FnMut(Key, Lsn, Value) + Send),
     ) -> Result<(), ReadError> {
         let index = self.index(files).await?;
-        let numbers: Vec<_> = index.blocks_in(keys.clone()).collect();
-        for numbers in numbers.chunks(BLOCKS) {
-            for block in self.some_entries(files, &index, numbers).await? {
+        let blocks = index.blocks_in(keys.clone());
+        let blocks = blocks.map(|no| Ok((no, needed(&index, no)?)));
+        let blocks = blocks.collect::<Result<Vec<_>, _>>();
+        let blocks = blocks.map_err(|source| self.damaged(source))?;
+        for portion in portions(&blocks, PORTION) {
+            let _room = room
+                .take(portion.iter().map(|(_, bytes)| bytes).sum())
+                .await;
+            let numbers: Vec<_> = portion.iter().map(|(no, _)| *no).collect();
+            for block in self.some_entries(files, &index, &numbers).await? {
                 for (key, lsn, stored) in block.range(keys.clone()) {
                     if lsn <= up_to {
                         visit(key, lsn, self.value(files, &index, stored).await?);
@@ -129,12 +148,13 @@ impl DeltaFile {
     pub(crate) async fn newest_in(
         self: Arc<Self>,
         files: &LayerFiles,
+        room: &Room,
         keys: KeyRange,
         up_to: Lsn,
     ) -> Result<Newest, ReadError> {
         let mut newest = Newest::new();
         let mut insert = |key, at, value| drop(newest.insert(key, (at, value)));
-        self.range(files, keys, up_to, &mut insert).await?;
+        self.range(files, room, keys, up_to, &mut insert).await?;
         Ok(newest)
     }
 
@@ -155,6 +175,7 @@ impl DeltaFile {
     pub(crate) async fn first_range(
         &self,
         files: &LayerFiles,
+        room: &Room,
         keys: KeyRange,
         visit: &mut (dyn FnMut(Key, Lsn, Value) + Send),
     ) -> Result<(), ReadError> {
@@ -167,6 +188,8 @@ impl DeltaFile {
             .await?;
         for no in index.blocks_in(keys.clone()) {
             let place = self.place_of(&index, no)?;
+            let needed = needed(&index, no).map_err(|source| self.damaged(source))?;
+            let _room = room.take(needed).await;
             let part = end.get(&place).map(Part::known);
             let block = self.entries(files, &index, no, part).await?;
             for (key, lsn, stored) in block.range(keys.clone()) {
@@ -176,7 +199,10 @@ impl DeltaFile {
         Ok(())
     }
 
-    async fn read_index(&self, files: &LayerFiles) -> Result<DeltaLayerIndex, ReadError> {
+    pub(crate) async fn read_index(
+        &self,
+        files: &LayerFiles,
+    ) -> Result<DeltaLayerIndex, ReadError> {
         let end = self.read_end(files).await?;
         self.decode_index(files, &end).await
     }
@@ -311,7 +337,11 @@ impl DeltaFile {
         }
     }
 
-    fn place_of(&self, index: &DeltaLayerIndex, no: BlockNo) -> Result<Range<u64>, ReadError> {
+    pub(crate) fn place_of(
+        &self,
+        index: &DeltaLayerIndex,
+        no: BlockNo,
+    ) -> Result<Range<u64>, ReadError> {
         let place = index.place(no).map_err(|source| self.damaged(source))?;
         Ok(place.offset..place.offset + u64::from(place.stored_len))
     }
@@ -328,14 +358,14 @@ impl DeltaFile {
         self.damaged(DeltaLayerError::NoBlock(no))
     }
 
-    fn damaged(&self, source: DeltaLayerError) -> ReadError {
+    pub(crate) fn damaged(&self, source: DeltaLayerError) -> ReadError {
         ReadError::DeltaLayer {
             layer: self.path.to_string(),
             source,
         }
     }
 
-    fn not_as_listed(&self, problem: &'static str) -> ReadError {
+    pub(crate) fn not_as_listed(&self, problem: &'static str) -> ReadError {
         ReadError::NotAsListed {
             layer: self.path.to_string(),
             problem,
@@ -356,12 +386,15 @@ impl OpenDelta {
     pub(crate) async fn versions(
         &self,
         files: &LayerFiles,
+        room: &Room,
         key: Key,
         up_to: Lsn,
         visit: &mut (dyn FnMut(WriterEpoch, Lsn, &Value) -> Visit + Send),
     ) -> Result<Visit, ReadError> {
         let epoch = self.index.epoch();
         for no in self.index.blocks_of(key, up_to) {
+            let needed = needed(&self.index, no).map_err(|source| self.file.damaged(source))?;
+            let _room = room.take(needed).await;
             let block = match self.blocks.get(&no) {
                 Some(block) => Arc::clone(block),
                 None => self.file.entries(files, &self.index, no, None).await?,

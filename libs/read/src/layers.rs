@@ -18,6 +18,7 @@ use crate::{
     error::ReadError,
     layer_map::LayerMap,
     parts::READS,
+    room::Room,
     versions::Versions,
 };
 
@@ -119,6 +120,14 @@ impl Layers {
         })
     }
 
+    /// Whether these are the layers of a manifest.
+    pub fn are_of(&self, manifest: &TimelineManifest) -> bool {
+        let deltas = self.listed.iter().map(|file| file.name());
+        let images: Vec<_> = images(manifest).collect();
+        let listed = self::deltas(manifest).map(|((.., name), _)| name);
+        deltas.eq(listed) && self.base.consists_of(&images)
+    }
+
     /// All versions up to here are in them.
     pub fn lsn(&self) -> Lsn {
         self.lsn
@@ -186,10 +195,11 @@ impl Versions for Layers {
                 newest.insert(key, (self.base.lsn(), value));
             }
         }
+        let room = Room::new();
         let layers = self.map.overlapping(&keys, up_to).into_iter();
         let reads = layers.map(|(_, file)| {
             let file = Arc::clone(file);
-            file.newest_in(&self.files, keys.clone(), up_to)
+            file.newest_in(&self.files, &room, keys.clone(), up_to)
         });
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS);
         while let Some(found) = reads.try_next().await? {

@@ -19,12 +19,45 @@ pub async fn relations_at<V: Versions>(
     versions: &V,
     lsn: Lsn,
 ) -> Result<BTreeMap<RelTag, BlockNumber>, ReadError> {
+    let newest = sizes_at(versions, |_| true, lsn).await?;
+    Ok(newest.into_iter().filter_map(existing).collect())
+}
+
+/// Blocks of all forks of a database at an LSN, in all its tablespaces; `None` if it has no fork.
+///
+/// # Errors
+/// If a version can't be read.
+pub(crate) async fn blocks_at<V: Versions>(
+    versions: &V,
+    db: Oid,
+    lsn: Lsn,
+) -> Result<Option<u64>, ReadError> {
+    let newest = sizes_at(versions, |database| database.db == db, lsn).await?;
+    let blocks = newest.into_iter().filter_map(existing);
+    let blocks = blocks.map(|(_, blocks)| u64::from(blocks.get()));
+    Ok(blocks.reduce(u64::saturating_add))
+}
+
+/// The newest sizes of all forks of these databases, as their databases' histories have it. Keys begin
+/// with the tablespace, so all are read; of others than these nothing is kept.
+async fn sizes_at<V: Versions>(
+    versions: &V,
+    of: impl Fn(Database) -> bool,
+    lsn: Lsn,
+) -> Result<BTreeMap<Key, Value>, ReadError> {
     let databases = versions.newest_in(all_databases(), lsn).await?;
-    let databases: BTreeMap<_, _> = databases.into_iter().filter_map(event).collect();
+    let databases: BTreeMap<_, _> = databases
+        .into_iter()
+        .filter_map(event)
+        .filter(|(database, _)| of(*database))
+        .collect();
     let sizes = versions.newest_in(all_sizes(), lsn).await?;
     let mut newest = BTreeMap::new();
     for (key, (at, value)) in sizes {
-        let began = database_of(key).and_then(|database| databases.get(&database));
+        let Some(database) = database_of(key).filter(|database| of(*database)) else {
+            continue;
+        };
+        let began = databases.get(&database);
         if began.is_none_or(|(began, _)| *began <= at) {
             newest.insert(key, value);
         }
@@ -36,8 +69,7 @@ pub async fn relations_at<V: Versions>(
             }
         }
     }
-    let existing = newest.into_iter().filter_map(existing);
-    Ok(existing.collect())
+    Ok(newest)
 }
 
 /// The sizes that a copied database came with.

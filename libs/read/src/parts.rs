@@ -28,12 +28,15 @@ type Run = Shared<BoxFuture<'static, Result<Bytes, ReadError>>>;
 const READ_OVER: u64 = 4 << 10;
 /// So much is read at once, unless one part alone is longer.
 const READ_AT_ONCE: u64 = 1 << 20;
-/// Reads under way for parts that were asked for together.
+/// Reads under way for parts that were asked for together, unless they are longer than usual: then
+/// fewer, so that they are not of more bytes.
 pub(crate) const READS: usize = 16;
+/// Bytes that such reads are of, at most, unless one alone is of more.
+const READING: u64 = READS as u64 * READ_AT_ONCE;
 
 /// Parts of a file, in order of where they begin; those that lie together are read at once.
 pub(crate) fn parts(files: &LayerFiles, path: &StorePath, places: &[Range<u64>]) -> Vec<Part> {
-    let permits = Arc::new(Semaphore::new(READS));
+    let permits = Arc::new(Semaphore::new(READING as usize));
     let mut parts = Vec::with_capacity(places.len());
     for together in runs(places) {
         let Some(bounds) = bounds(together) else {
@@ -58,8 +61,14 @@ async fn read(
     permits: Arc<Semaphore>,
 ) -> Result<Bytes, ReadError> {
     // Nobody closes it.
-    let _permit = permits.acquire().await;
+    let _permit = permits.acquire_many(share(&range)).await;
     files.read(&path, range).await
+}
+
+/// What a read takes of [`READING`]: what it is of, at least what makes it one of [`READS`].
+fn share(range: &Range<u64>) -> u32 {
+    let len = range.end.saturating_sub(range.start);
+    len.clamp(READ_AT_ONCE, READING) as u32
 }
 
 /// Places in order, cut into such as are worth reading at once.
@@ -127,6 +136,16 @@ mod tests {
         let halves = [0..mib / 2, mib / 2..mib, mib..mib + 1, mib + 1..mib + 2];
         assert_eq!(lengths(&halves), [2, 2]);
         assert_eq!(lengths(&[0..2 * mib, 2 * mib..2 * mib + 1]), [1, 1]);
+    }
+
+    #[test]
+    fn reads_are_bounded_by_number_and_by_bytes() {
+        let at_once = |len: u64| READING / u64::from(share(&(7..7 + len)));
+        assert_eq!(at_once(1), READS as u64);
+        assert_eq!(at_once(READ_AT_ONCE), READS as u64);
+        assert_eq!(at_once(READ_AT_ONCE + 1), READS as u64 - 1);
+        assert_eq!(at_once(4 * READ_AT_ONCE), READS as u64 / 4);
+        assert_eq!(at_once(u64::from(u32::MAX) << 20), 1);
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use crate::{
     error::ReadError,
     layers::Layers,
     lineage::{Database, Lineage},
-    listing::relations_at,
+    listing::{blocks_at, relations_at},
     tail::{Pieces, Tail},
     times::ReadTimes,
     versions::Versions,
@@ -180,6 +180,14 @@ impl<E: Engine> TimelineReader<E> {
     /// If a layer can't be read.
     pub async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>, ReadError> {
         Ok(relations_at(self, lsn).await?.into_iter().collect())
+    }
+
+    /// Blocks of all forks of a database, in all its tablespaces; `None` if it has no fork.
+    ///
+    /// # Errors
+    /// If a layer can't be read.
+    pub async fn database_size(&self, db: Oid, lsn: Lsn) -> Result<Option<u64>, ReadError> {
+        blocks_at(self, db, lsn).await
     }
 }
 

@@ -76,6 +76,12 @@ impl EntryBlock {
         })
     }
 
+    /// All of it, rising by key, then LSN.
+    pub fn into_entries(self) -> impl Iterator<Item = (Key, Lsn, Stored)> {
+        let entries = self.entries.into_iter();
+        entries.map(|entry| (entry.version.0, entry.version.1, entry.stored))
+    }
+
     /// Memory it takes, about.
     pub fn size(&self) -> ByteCount {
         self.size

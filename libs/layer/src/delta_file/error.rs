@@ -42,12 +42,14 @@ pub enum DeltaLayerError {
         problem: &'static str,
     },
     /// A block's lengths can't be those of a block, so nothing is allocated for it.
-    #[error("a block of {stored} bytes can't hold {raw}")]
+    #[error("a block of {stored} bytes and {items} entries or records can't hold {raw} bytes")]
     BlockLength {
         /// Length in the file.
         stored: u32,
         /// Length unpacked, as the index claims.
         raw: u32,
+        /// What is in it, as the index claims.
+        items: u32,
     },
     /// The block asked for belongs to another layer or section.
     #[error("block {0} is not a block of this section of this delta layer")]

@@ -1,7 +1,6 @@
 //! The file as it grows: blocks, behind them their index, and the footer.
 
 use std::{
-    collections::BTreeMap,
     io::{self, Write},
     ops::Range,
 };
@@ -9,17 +8,17 @@ use std::{
 use bytes::BytesMut;
 use palimpsest_codec::crc32c;
 use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
-use palimpsest_wal::RawRecord;
 
 use super::{
-    entry::{RecordPlace, encode_record, record_len},
+    entry::RecordPlace,
     footer::{Footer, encode_header},
-    frame::{Frame, MAX_RAW, TARGET_RAW},
+    frame::{Frame, MAX_RAW, MAX_SHARED_RAW},
     index::{BlockNo, Span},
     writer::WriteDeltaLayerError,
 };
 
 /// The part of the file that is written, and its index.
+#[derive(Debug)]
 pub(super) struct FileWriter<W> {
     to: W,
     offset: u64,
@@ -29,14 +28,11 @@ pub(super) struct FileWriter<W> {
 }
 
 /// A block that may still grow.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct OpenBlock {
     raw: Vec<u8>,
     items: u32,
 }
-
-/// Shared records by where they start, with where they were written.
-pub(super) type Placed = BTreeMap<Lsn, (RawRecord, RecordPlace)>;
 
 impl<W: Write> FileWriter<W> {
     pub(super) fn begin(to: W) -> io::Result<Self> {
@@ -57,32 +53,24 @@ impl<W: Write> FileWriter<W> {
         Ok(())
     }
 
-    /// Writes the section of shared records, in LSN order, which must be before any entries.
-    pub(super) fn write_records(
-        &mut self,
-        records: BTreeMap<Lsn, RawRecord>,
-    ) -> Result<Placed, WriteDeltaLayerError> {
-        let mut block = OpenBlock::default();
-        let mut placed = Placed::new();
-        for (start, record) in records {
-            let len = record_len(&record);
-            if !block.has_room(len)? {
-                self.write_record_block(&mut block)?;
-            }
-            let at = RecordPlace {
-                block: BlockNo::new(self.record_blocks),
-                offset: block.raw.len() as u32,
-            };
-            encode_record(&record, block.extend(len));
-            placed.insert(start, (record, at));
-        }
-        if !block.raw.is_empty() {
-            self.write_record_block(&mut block)?;
-        }
-        Ok(placed)
+    /// Bytes so far.
+    pub(super) fn len(&self) -> ByteCount {
+        ByteCount::new(self.offset)
     }
 
-    fn write_record_block(&mut self, block: &mut OpenBlock) -> Result<(), WriteDeltaLayerError> {
+    /// Where the next record stands that is added to this block, which is not written yet.
+    pub(super) fn next_record(&self, block: &OpenBlock) -> RecordPlace {
+        RecordPlace {
+            block: BlockNo::new(self.record_blocks),
+            offset: block.raw.len() as u32,
+        }
+    }
+
+    /// Writes a block of records, before any entries.
+    pub(super) fn write_record_block(
+        &mut self,
+        block: &mut OpenBlock,
+    ) -> Result<(), WriteDeltaLayerError> {
         let frame = self.write_block(block)?;
         frame.encode(&mut self.index);
         self.record_blocks += 1;
@@ -146,7 +134,11 @@ impl OpenBlock {
         if len > MAX_RAW as usize {
             return Err(WriteDeltaLayerError::TooLong(len));
         }
-        Ok(self.raw.is_empty() || self.raw.len() + len <= TARGET_RAW)
+        Ok(self.raw.is_empty() || self.raw.len() + len <= MAX_SHARED_RAW as usize)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items == 0
     }
 
     /// Where an item of `len` bytes is to be appended.
@@ -159,7 +151,7 @@ impl OpenBlock {
     /// Empties it. What one huge item needed is not kept.
     fn clear(&mut self) {
         self.raw.clear();
-        self.raw.shrink_to(TARGET_RAW);
+        self.raw.shrink_to(MAX_SHARED_RAW as usize);
         self.items = 0;
     }
 }

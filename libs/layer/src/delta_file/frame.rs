@@ -4,15 +4,20 @@ use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use palimpsest_codec::{Cursor, crc32c};
+use palimpsest_wal::RecordReader;
 
-use super::error::{DeltaLayerError, check, ensure};
+use super::{
+    entry::{HEAD_LEN, RECORD_HEAD_LEN},
+    error::{DeltaLayerError, check, ensure},
+};
 
-/// A block is closed before it grows past this. Larger blocks make a read fetch and unpack more
-/// than it wants; smaller ones compress worse and make the index longer.
-pub(super) const TARGET_RAW: usize = 32 << 10;
+/// No block of several items unpacks to more: it is closed before it grows past this. Larger blocks
+/// make a read fetch and unpack more than it wants; smaller ones compress worse and make the index
+/// longer.
+pub(super) const MAX_SHARED_RAW: u32 = 32 << 10;
 
-/// No block unpacks to more. PostgreSQL's largest record (1020 MiB) fits, with its entry.
-pub(super) const MAX_RAW: u32 = 1 << 30;
+/// No block unpacks to more: the longest entry is that of the longest record that is read.
+pub(super) const MAX_RAW: u32 = RecordReader::MAX_RECORD_LEN + (HEAD_LEN + RECORD_HEAD_LEN) as u32;
 
 /// Length of an encoded frame.
 pub(super) const FRAME_LEN: u64 = 16;
@@ -34,7 +39,8 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// The stored form of a block of `items`, at least one, and at most [`MAX_RAW`] bytes.
+    /// The stored form of a block of `items`, at least one, and at most as many bytes as
+    /// [`max_raw`] says.
     pub(super) fn seal(raw: &[u8], items: u32) -> (Self, Cow<'_, [u8]>) {
         let compressed = lz4_flex::block::compress(raw);
         let stored = if compressed.len() < raw.len() {
@@ -54,7 +60,8 @@ impl Frame {
     /// The raw bytes of the block that is stored like this.
     ///
     /// The lengths were checked by [`Frame::decode`] against each other, and here against what came,
-    /// so an allocation is at most 255 times what was fetched.
+    /// so an allocation is at most 255 times what was fetched, and more than [`MAX_SHARED_RAW`] only
+    /// for an item that is as long.
     pub(super) fn open(&self, what: &'static str, stored: Bytes) -> Result<Bytes, DeltaLayerError> {
         let as_long = stored.len() as u64 == u64::from(self.stored_len);
         ensure(as_long, what, "it has another length than the index says")?;
@@ -90,13 +97,21 @@ impl Frame {
             crc: cursor.u32("index")?,
             items: cursor.u32("index")?,
         };
-        let (stored, raw) = (frame.stored_len, frame.raw_len);
+        let (stored, raw, items) = (frame.stored_len, frame.raw_len, frame.items);
         let unpackable = u64::from(raw) <= u64::from(stored) * LZ4_MAX_RATIO;
-        if raw == 0 || raw > MAX_RAW || stored > raw || !unpackable {
-            return Err(DeltaLayerError::BlockLength { stored, raw });
+        if raw == 0 || raw > max_raw(items) || stored > raw || !unpackable {
+            return Err(DeltaLayerError::BlockLength { stored, raw, items });
         }
-        let counted = (1..=raw).contains(&frame.items);
+        let counted = (1..=raw).contains(&items);
         ensure(counted, "index", "a block can't hold as many items")?;
         Ok(frame)
+    }
+}
+
+/// So many bytes at most are a block of so many items.
+const fn max_raw(items: u32) -> u32 {
+    match items {
+        0 | 1 => MAX_RAW,
+        _ => MAX_SHARED_RAW,
     }
 }

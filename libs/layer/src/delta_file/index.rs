@@ -32,6 +32,8 @@ pub struct BlockPlace {
     pub offset: u64,
     /// Number of bytes.
     pub stored_len: u32,
+    /// Number of bytes unpacked.
+    pub raw_len: u32,
 }
 
 /// The index of a delta layer: which keys and versions it has, and in which blocks.
@@ -44,6 +46,20 @@ pub struct DeltaLayerIndex {
     blocks: Vec<Block>,
     /// Of the entry blocks, which are the last of `blocks`.
     spans: Vec<Span>,
+    largest_record_block: u32,
+}
+
+/// What the index says of an entry block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryBlockSpan {
+    /// Its number.
+    pub no: BlockNo,
+    /// Its first version.
+    pub first: (Key, Lsn),
+    /// Its last version.
+    pub last: (Key, Lsn),
+    /// Bytes that it takes in the file.
+    pub stored_len: u32,
 }
 
 /// The first and the last version in an entry block.
@@ -98,10 +114,13 @@ impl DeltaLayerIndex {
             entries: footer.entries,
             blocks: Vec::with_capacity(count),
             spans: Vec::with_capacity(entry_blocks as usize),
+            largest_record_block: 0,
         };
         let mut cursor = Cursor::new(bytes.clone());
         for _ in 0..record_blocks {
-            index.push_block(Frame::decode(&mut cursor)?);
+            let frame = Frame::decode(&mut cursor)?;
+            index.largest_record_block = index.largest_record_block.max(frame.raw_len);
+            index.push_block(frame);
         }
         let mut entries = 0;
         for _ in 0..entry_blocks {
@@ -144,6 +163,12 @@ impl DeltaLayerIndex {
         self.entries
     }
 
+    /// Length, unpacked, of the largest block of records; 0 if there is none. Looking into an entry
+    /// block may take one of these, too.
+    pub fn largest_record_block(&self) -> u32 {
+        self.largest_record_block
+    }
+
     /// Memory it takes, about.
     pub fn size(&self) -> ByteCount {
         let blocks = self.blocks.capacity() * size_of::<Block>();
@@ -167,6 +192,20 @@ impl DeltaLayerIndex {
         self.numbers(from..to)
     }
 
+    /// All entry blocks, in order.
+    pub fn entry_blocks(&self) -> impl Iterator<Item = EntryBlockSpan> + '_ {
+        let numbered = self.numbers(0..self.spans.len()).zip(&self.spans);
+        let blocks = self.blocks.iter().skip(self.record_blocks());
+        numbered
+            .zip(blocks)
+            .map(|((no, span), block)| EntryBlockSpan {
+                no,
+                first: span.first,
+                last: span.last,
+                stored_len: block.frame.stored_len,
+            })
+    }
+
     /// Where a block of this layer stands in its file.
     ///
     /// # Errors
@@ -176,6 +215,7 @@ impl DeltaLayerIndex {
         Ok(BlockPlace {
             offset: block.offset,
             stored_len: block.frame.stored_len,
+            raw_len: block.frame.raw_len,
         })
     }
 

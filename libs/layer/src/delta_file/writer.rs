@@ -2,16 +2,18 @@
 
 use std::{
     borrow::Borrow,
+    collections::BTreeMap,
     io::{self, Write},
     ops::Range,
 };
 
 use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
-use palimpsest_wal::Value;
+use palimpsest_wal::{RawRecord, Value};
 
 use super::{
-    entry::ToStore,
-    file_writer::{FileWriter, OpenBlock, Placed},
+    entry::{RecordPlace, ToStore, encode_record, record_len},
+    file_writer::{FileWriter, OpenBlock},
+    frame::MAX_RAW,
     index::{Span, Version, is_inside},
     shared::shared_records,
 };
@@ -42,6 +44,12 @@ pub enum WriteDeltaLayerError {
         /// Its LSN.
         lsn: Lsn,
     },
+    /// Records must come in the order in which they start, each once.
+    #[error("the record at {start} came out of order, or twice")]
+    RecordOrder {
+        /// Where it starts.
+        start: Lsn,
+    },
     /// The change does not belong into the layer.
     #[error("the version of {key} at {lsn} is outside of the layer, after {} up to {}", .lsns.start, .lsns.end)]
     Outside {
@@ -53,7 +61,7 @@ pub enum WriteDeltaLayerError {
         lsns: Range<Lsn>,
     },
     /// No block is as large as the version or record.
-    #[error("{0} bytes are too many for a block of a delta layer, which takes 1 GiB")]
+    #[error("{0} bytes are too many for a block of a delta layer, which takes {MAX_RAW}")]
     TooLong(usize),
     /// Blocks are counted in 32 bits.
     #[error("a delta layer takes no more than 2^32 blocks; write smaller ones")]
@@ -99,32 +107,21 @@ pub fn write_delta_entries<V: Borrow<Value>>(
     to: impl Write,
 ) -> Result<DeltaLayerSummary, WriteDeltaLayerError> {
     let shared = shared_records(entries.clone().map(|(_, _, value)| value));
-    let mut file = FileWriter::begin(to)?;
-    let shared = file.write_records(shared)?;
-    let mut section = EntrySection::new(&mut file, lsns.clone());
-    for (key, lsn, value) in entries {
-        section.add((key, lsn), to_store(value.borrow(), &shared))?;
+    let mut records = RecordSection::begin(epoch, lsns, to)?;
+    let mut placed = Placed::new();
+    for (start, record) in shared {
+        let at = records.add(&record)?;
+        placed.insert(start, (record, at));
     }
-    let EntrySection { keys, entries, .. } = section.finish()?;
-    let size = file.finish(epoch, lsns, entries)?;
-    Ok(DeltaLayerSummary {
-        size,
-        keys,
-        entries,
-    })
+    let mut section = records.end()?;
+    for (key, lsn, value) in entries {
+        section.put((key, lsn), to_store(value.borrow(), &placed))?;
+    }
+    section.finish()
 }
 
-/// The entries, of which the last block is still open.
-struct EntrySection<'a, W> {
-    file: &'a mut FileWriter<W>,
-    lsns: Range<Lsn>,
-    block: OpenBlock,
-    /// Of the open block.
-    span: Option<Span>,
-    /// Of all.
-    keys: Option<KeyRangeInclusive>,
-    entries: u64,
-}
+/// Shared records by where they start, with where they were written.
+type Placed = BTreeMap<Lsn, (RawRecord, RecordPlace)>;
 
 /// An entry refers to a record that has a place, if it is that one, and has any other itself.
 fn to_store<'a>(value: &'a Value, shared: &Placed) -> ToStore<'a> {
@@ -140,19 +137,139 @@ fn to_store<'a>(value: &'a Value, shared: &Placed) -> ToStore<'a> {
     ToStore::Value(value)
 }
 
-impl<'a, W: Write> EntrySection<'a, W> {
-    fn new(file: &'a mut FileWriter<W>, lsns: Range<Lsn>) -> Self {
-        Self {
-            file,
+/// The first part of a delta layer that is written bit by bit: records that several of its versions
+/// refer to. Memory is a block and the index.
+#[derive(Debug)]
+pub struct RecordSection<W> {
+    file: FileWriter<W>,
+    epoch: WriterEpoch,
+    lsns: Range<Lsn>,
+    block: OpenBlock,
+    /// Where the last one starts.
+    last: Option<Lsn>,
+}
+
+/// The second part: its versions, of which the last block is still open.
+#[derive(Debug)]
+pub struct EntrySection<W> {
+    file: FileWriter<W>,
+    epoch: WriterEpoch,
+    lsns: Range<Lsn>,
+    block: OpenBlock,
+    /// Of the open block.
+    span: Option<Span>,
+    /// Of all.
+    keys: Option<KeyRangeInclusive>,
+    entries: u64,
+}
+
+impl<W: Write> RecordSection<W> {
+    /// Begins a layer of changes at these LSNs, the start excluded and the end included.
+    ///
+    /// # Errors
+    /// If `to` fails.
+    pub fn begin(
+        epoch: WriterEpoch,
+        lsns: Range<Lsn>,
+        to: W,
+    ) -> Result<Self, WriteDeltaLayerError> {
+        Ok(Self {
+            file: FileWriter::begin(to)?,
+            epoch,
             lsns,
             block: OpenBlock::default(),
+            last: None,
+        })
+    }
+
+    /// Adds a record, and tells where it is now. They come in the order in which they start.
+    ///
+    /// # Errors
+    /// If the file can't be written, or the record is out of order.
+    pub fn add(&mut self, record: &RawRecord) -> Result<RecordPlace, WriteDeltaLayerError> {
+        let start = record.start_lsn;
+        if self.last.is_some_and(|last| last >= start) {
+            return Err(WriteDeltaLayerError::RecordOrder { start });
+        }
+        self.last = Some(start);
+        let len = record_len(record);
+        if !self.block.has_room(len)? {
+            self.file.write_record_block(&mut self.block)?;
+        }
+        let at = self.file.next_record(&self.block);
+        encode_record(record, self.block.extend(len));
+        Ok(at)
+    }
+
+    /// Goes on to the versions.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn end(mut self) -> Result<EntrySection<W>, WriteDeltaLayerError> {
+        if !self.block.is_empty() {
+            self.file.write_record_block(&mut self.block)?;
+        }
+        Ok(EntrySection {
+            file: self.file,
+            epoch: self.epoch,
+            lsns: self.lsns,
+            block: self.block,
             span: None,
             keys: None,
             entries: 0,
-        }
+        })
+    }
+}
+
+impl<W: Write> EntrySection<W> {
+    /// Adds a version, which holds its record itself if it is one. They come by key, then LSN.
+    ///
+    /// # Errors
+    /// If the file can't be written, or the version is out of order or outside of the layer.
+    pub fn add(&mut self, key: Key, lsn: Lsn, value: &Value) -> Result<(), WriteDeltaLayerError> {
+        self.put((key, lsn), ToStore::Value(value))
     }
 
-    fn add(&mut self, version: Version, entry: ToStore<'_>) -> Result<(), WriteDeltaLayerError> {
+    /// Adds a version that is a record which was added to this layer before.
+    ///
+    /// # Errors
+    /// As [`EntrySection::add`].
+    pub fn refer(
+        &mut self,
+        key: Key,
+        lsn: Lsn,
+        at: RecordPlace,
+        will_init: bool,
+    ) -> Result<(), WriteDeltaLayerError> {
+        self.put((key, lsn), ToStore::Shared { at, will_init })
+    }
+
+    /// Ends the file. To make it durable is the caller's.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn finish(mut self) -> Result<DeltaLayerSummary, WriteDeltaLayerError> {
+        self.close_block()?;
+        let (keys, entries) = (self.keys, self.entries);
+        let size = self.file.finish(self.epoch, self.lsns, entries)?;
+        Ok(DeltaLayerSummary {
+            size,
+            keys,
+            entries,
+        })
+    }
+
+    /// Bytes of the file so far, without the block that is open.
+    pub fn len(&self) -> ByteCount {
+        self.file.len()
+    }
+
+    /// Whether it has no versions yet.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    fn put(&mut self, version: Version, entry: ToStore<'_>) -> Result<(), WriteDeltaLayerError> {
         self.check(version)?;
         let len = entry.entry_len();
         if !self.block.has_room(len)? {
@@ -189,10 +306,5 @@ impl<'a, W: Write> EntrySection<'a, W> {
             Some(span) => self.file.write_entry_block(&mut self.block, span),
             None => Ok(()),
         }
-    }
-
-    fn finish(mut self) -> Result<Self, WriteDeltaLayerError> {
-        self.close_block()?;
-        Ok(self)
     }
 }

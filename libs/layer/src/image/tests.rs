@@ -1,4 +1,5 @@
 use palimpsest_types::{Fork, RelTag, SlruKind};
+use palimpsest_wal::RecordReader;
 use proptest::prelude::*;
 
 use super::*;
@@ -109,6 +110,76 @@ proptest! {
         let file = file();
         prop_assert!(open(&file.slice(..len.min(file.len() - 1))).is_err());
     }
+}
+
+/// What a reader says of an index with one entry of this length, of a file of nearly any length.
+fn open_one(key: Key, len: u32) -> Result<ImageLayerIndex, ImageLayerError> {
+    open_forged(&[(key, HEADER_LEN as u64, len)], 1 << 40)
+}
+
+/// What a reader says of an index with these entries (key, offset, length), which stands at `at`.
+fn open_forged(entries: &[(Key, u64, u32)], at: u64) -> Result<ImageLayerIndex, ImageLayerError> {
+    let mut index = BytesMut::new();
+    for (key, offset, len) in entries {
+        index.put_slice(&key.to_bytes());
+        index.put_u64_le(*offset);
+        index.put_u32_le(*len);
+        index.put_u32_le(0);
+    }
+    let footer = Footer {
+        lsn: Lsn::new(77),
+        index_offset: at,
+        index_len: index.len() as u64,
+        index_crc: crc32c(&index),
+    };
+    ImageLayerIndex::decode(&footer, &index.freeze())
+}
+
+#[test]
+fn a_value_is_as_long_as_its_key_allows() {
+    let page = PAGE_SIZE as u32;
+    let two_phase = RecordReader::MAX_RECORD_LEN;
+    let map = Key::RelMap { spc: 1663, db: 5 };
+    for (key, shortest, longest) in [
+        (block(1), 1, page),
+        (Key::SlruBlock(SlruKind::Clog, 0), 1, page),
+        (Key::RelSize(REL), 4, 4),
+        (SEGMENT, 4, 4),
+        (map, 0, 524),
+        (Key::TwoPhase(700), 0, two_phase),
+        (Key::Parameters, 0, 28),
+        (Key::ControlFile, 0, 512),
+        (Key::ControlData, 0, 76),
+        (Key::NextMultiXact, 0, 8),
+        (Key::CommitTime, 0, 16),
+        (Key::Origin(1), 0, 8),
+    ] {
+        for len in [shortest, longest] {
+            assert!(open_one(key, len).is_ok(), "{key} of {len} bytes");
+        }
+        for len in [shortest.wrapping_sub(1), longest + 1, u32::MAX] {
+            assert!(open_one(key, len).is_err(), "{key} of {len} bytes");
+        }
+    }
+    let expected = ImageLayerError::Length {
+        key: SEGMENT,
+        len: 5,
+    };
+    assert_eq!(open_one(SEGMENT, 5), Err(expected));
+    let database = Key::Database { spc: 1663, db: 5 };
+    assert!(open_one(database, 0).is_err(), "no image has such keys");
+}
+
+#[test]
+fn values_share_no_bytes_and_stand_behind_the_header() {
+    let header = HEADER_LEN as u64;
+    let two = |offset, at| open_forged(&[(block(1), header, 9), (block(2), offset, 9)], at);
+    assert!(two(header + 9, header + 18).is_ok());
+    assert!(
+        two(header, header + 17).is_err(),
+        "there is no room for both"
+    );
+    assert!(two(header - 1, header + 18).is_err());
 }
 
 /// More than three pieces.

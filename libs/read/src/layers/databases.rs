@@ -16,6 +16,7 @@ use crate::{
     error::ReadError,
     listing::all_databases,
     parts::READS,
+    room::Room,
 };
 
 /// All versions of keys of databases in the layers of a manifest, in memory: one for each database
@@ -37,8 +38,11 @@ impl Databases {
         files: &LayerFiles,
         changes: &Changes,
     ) -> Result<Arc<Self>, ReadError> {
+        let room = Room::new();
         let added = changes.added.iter().filter(|file| may_tell(file));
-        let reads: Vec<_> = added.map(|file| read(files, Arc::clone(file))).collect();
+        let reads: Vec<_> = added
+            .map(|file| read(files, &room, Arc::clone(file)))
+            .collect();
         let reads = stream::iter(reads).buffer_unordered(READS);
         let told = |read: &(u64, Arc<[Event]>)| future::ready(!read.1.is_empty());
         let added: Vec<_> = reads.try_filter(told).try_collect().await?;
@@ -96,9 +100,14 @@ fn number_of(file: &DeltaFile) -> u64 {
     file.place().number
 }
 
-async fn read(files: &LayerFiles, file: Arc<DeltaFile>) -> Result<(u64, Arc<[Event]>), ReadError> {
+async fn read(
+    files: &LayerFiles,
+    room: &Room,
+    file: Arc<DeltaFile>,
+) -> Result<(u64, Arc<[Event]>), ReadError> {
     let mut events = Vec::new();
     let mut visit = |key, at, value| events.push((key, at, value));
-    file.first_range(files, all_databases(), &mut visit).await?;
+    file.first_range(files, room, all_databases(), &mut visit)
+        .await?;
     Ok((number_of(&file), events.into()))
 }

@@ -13,6 +13,7 @@ use crate::{
     error::ReadError,
     layer_map::LayerMap,
     parts::READS,
+    room::Room,
 };
 
 /// Looks for versions of a key, newest first.
@@ -55,7 +56,7 @@ struct Look {
 /// Layers that are read side by side, at most: what has not come to an end after some layers mostly
 /// goes on through many.
 const AHEAD: usize = 16;
-/// Visits that are read ahead, at most: each may hold a block in memory.
+/// Visits that are read ahead, at most: each may hold a block of usual size (16 MiB in all) in memory.
 const VISITS_AHEAD: usize = 256;
 
 /// Shows seekers the versions of their keys, newest first, each until it says stop. A layer that
@@ -81,6 +82,7 @@ async fn descend<S: Seek>(
     map: &LayerMap<Arc<DeltaFile>>,
     mut cursors: Vec<Cursor<'_, S>>,
 ) -> Result<(), ReadError> {
+    let room = Room::new();
     let mut ahead = 1;
     loop {
         let steps = plan(map, &mut cursors, ahead);
@@ -96,7 +98,7 @@ async fn descend<S: Seek>(
             if looks.iter().all(|look| cursors[look.cursor].stopped) {
                 continue;
             }
-            visit(files, &delta?, &looks, &mut cursors).await?;
+            visit((files, &room), &delta?, &looks, &mut cursors).await?;
         }
         ahead = (2 * ahead).min(AHEAD);
     }
@@ -142,7 +144,7 @@ async fn open(files: &LayerFiles, step: Step) -> (Result<OpenDelta, ReadError>, 
 
 /// Has the cursors look into a layer, unless they have stopped meanwhile.
 async fn visit<S: Seek>(
-    files: &LayerFiles,
+    from: (&LayerFiles, &Room),
     delta: &OpenDelta,
     looks: &[Look],
     cursors: &mut [Cursor<'_, S>],
@@ -152,7 +154,7 @@ async fn visit<S: Seek>(
     for (number, cursor) in cursors.iter_mut().enumerate() {
         let look = looks.next_if(|look| look.cursor == number);
         if let Some(look) = look.filter(|_| !cursor.stopped) {
-            under_way.push(cursor.look(files, delta, look.up_to));
+            under_way.push(cursor.look(from, delta, look.up_to));
         }
     }
     // Most need nothing more; those whose records stand elsewhere may have to wait for them.
@@ -184,14 +186,14 @@ impl<'a, S: Seek> Cursor<'a, S> {
 
     async fn look(
         &mut self,
-        files: &LayerFiles,
+        (files, room): (&LayerFiles, &Room),
         delta: &OpenDelta,
         up_to: Lsn,
     ) -> Result<(), ReadError> {
         let seeker = &mut *self.seeker;
         let key = seeker.key();
         let mut take = |epoch, at, value: &Value| seeker.take(epoch, at, value);
-        let wish = delta.versions(files, key, up_to, &mut take).await?;
+        let wish = delta.versions(files, room, key, up_to, &mut take).await?;
         self.stopped = wish == Visit::Stop;
         Ok(())
     }

@@ -80,14 +80,19 @@ impl<E: Engine> TimelineReader<E> {
         let mut unfinished: Vec<_> = unfinished.collect();
         unfinished.sort_unstable_by_key(|search| search.key);
         layers.seek(&mut unfinished).await?;
-        based(&layers, searches).await
+        based(&layers, searches, lsns).await
     }
 }
 
-/// What was found, with where in the base it begins.
-async fn based(layers: &Layers, searches: Vec<Search<'_>>) -> Result<Vec<Found>, ReadError> {
+/// What was found in a stretch, with where in the base it begins.
+async fn based(
+    layers: &Layers,
+    searches: Vec<Search<'_>>,
+    lsns: &RangeInclusive<Lsn>,
+) -> Result<Vec<Found>, ReadError> {
     let base = layers.base();
-    let found = searches.into_iter().map(|search| search.end(base.lsn()));
+    let in_stretch = Some(base.lsn()).filter(|base| lsns.contains(base));
+    let found = searches.into_iter().map(|search| search.end(in_stretch));
     let mut found: Vec<_> = found.collect();
     let mut open: Vec<_> = found
         .iter_mut()
@@ -134,18 +139,18 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What was found, and whether it begins with the version in the base, which is of this LSN.
-    fn end(mut self, base: Lsn) -> (Found, bool) {
+    /// What was found, and whether it begins with the version in the base, whose LSN this is if that is
+    /// in the stretch.
+    fn end(mut self, base: Option<Lsn>) -> (Found, bool) {
         self.changes.reverse();
         // Without the base a stretch may have no version at all. Then it begins with an LSN at which
         // nothing is cached.
-        let oldest = self.version_at(WriterEpoch::FIRST, self.from.max(base));
-        let has_base = self.from <= base;
-        if self.version.is_none() && has_base {
+        let oldest = self.version_at(WriterEpoch::FIRST, base.unwrap_or(self.from));
+        if self.version.is_none() && base.is_some() {
             self.cached = self.cache.get(&oldest);
         }
         let stands_alone = self.changes.first().is_some_and(Value::stands_alone);
-        let asks_base = self.cached.is_none() && !stands_alone && has_base;
+        let asks_base = self.cached.is_none() && !stands_alone && base.is_some();
         let found = Found {
             version: self.version.unwrap_or(oldest),
             beginning: self.cached.map_or(Beginning::Nothing, Beginning::Cached),

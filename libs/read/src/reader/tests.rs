@@ -14,6 +14,7 @@ use super::*;
 use crate::{blocks::BlockCache, layers::LayerFiles};
 
 mod batches;
+mod bounds;
 mod databases;
 mod manifests;
 mod outside_relations;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use palimpsest_layer::image::ImageLayerWriter;
+use palimpsest_layer::image::{ImageLayerWriter, MAX_RELATION_MAP};
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind};
 use palimpsest_postgres::{ControlFile, ReplicationOrigins, TarDecoder, TarEvent};
 use palimpsest_store::{ObjectStore, StorePath};
@@ -15,7 +15,7 @@ use palimpsest_wal::{OriginProgress, RecordReader, segment_of};
 use tokio::time::Instant;
 
 use self::facts::{control_data_of, next_multixact_of, parameters_of};
-use super::{error::IngestError, timeline::BackOff};
+use super::{back_off::BackOff, error::IngestError};
 
 mod facts;
 
@@ -77,8 +77,8 @@ enum WholeFile {
 const LAYER_SIZE: usize = 32 << 20;
 /// So long an object store may be away before the backup is given up.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Control and map files are a page at most.
-const MAX_WHOLE_FILE: usize = PAGE_SIZE;
+/// A control file is a page.
+const MAX_CONTROL_FILE: usize = PAGE_SIZE;
 /// What is kept of a prepared transaction grows with its locks and dropped relations: some bytes for
 /// each. The log's reader takes no larger record either.
 const MAX_TWO_PHASE_FILE: usize = RecordReader::MAX_RECORD_LEN as usize;
@@ -347,7 +347,8 @@ enum BackupFile {
 impl WholeFile {
     const fn max_len(self) -> usize {
         match self {
-            Self::ControlFile | Self::RelationMap { .. } => MAX_WHOLE_FILE,
+            Self::ControlFile => MAX_CONTROL_FILE,
+            Self::RelationMap { .. } => MAX_RELATION_MAP,
             Self::TwoPhase(_) => MAX_TWO_PHASE_FILE,
             Self::Origins => ReplicationOrigins::MAX_LEN,
         }

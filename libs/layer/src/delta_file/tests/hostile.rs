@@ -6,7 +6,7 @@ use super::{
     super::{
         entry::{ToStore, encode_record},
         footer::encode_header,
-        frame::{Frame, MAX_RAW},
+        frame::{Frame, MAX_RAW, MAX_SHARED_RAW},
         index::{Span, Version},
     },
     sample::{EPOCH, START, any_layer, block, noise, record_at, small_layer},
@@ -138,22 +138,53 @@ fn a_well_forged_file_is_read() {
 fn impossible_lengths_are_refused_before_anything_is_allocated() {
     let content = zero_pages(&[at(1, 1001)]);
     let span = (at(1, 1001), at(1, 1001));
-    for (stored, raw) in [
-        (10, 2551),
-        (10, MAX_RAW),
-        (MAX_RAW, MAX_RAW + 1),
-        (u32::MAX, u32::MAX),
-        (11, 10),
-        (0, 0),
-        (0, 1),
+    for (stored, raw, items) in [
+        (10, 2551, 1),
+        (10, MAX_RAW, 1),
+        (MAX_RAW, MAX_RAW + 1, 1),
+        (MAX_RAW / 255, MAX_RAW, 2),
+        (MAX_SHARED_RAW, MAX_SHARED_RAW + 1, 2),
+        (MAX_SHARED_RAW + 1, MAX_SHARED_RAW + 1, u32::MAX),
+        (u32::MAX, u32::MAX, 1),
+        (11, 10, 1),
+        (0, 0, 1),
+        (0, 1, 1),
     ] {
         let forged = Forged::new().framed(span, &content, |frame| {
             frame.stored_len = stored;
             frame.raw_len = raw;
+            frame.items = items;
         });
-        let expected = DeltaLayerError::BlockLength { stored, raw };
+        let expected = DeltaLayerError::BlockLength { stored, raw, items };
         assert_eq!(forged.read().unwrap_err(), expected);
     }
+}
+
+#[test]
+fn a_block_of_several_is_as_large_as_a_writer_lets_one_grow_and_one_alone_larger() {
+    let entry_len = zero_pages(&[at(1, 1001)]).len();
+    let several = MAX_SHARED_RAW as usize / entry_len;
+    let versions: Vec<_> = (0..=several as u32)
+        .map(|number| at(number, 1001))
+        .collect();
+    let read = |versions: &[Version]| {
+        let span = (versions[0], versions[versions.len() - 1]);
+        let items = versions.len() as u32;
+        Forged::new()
+            .entries(span, &zero_pages(versions), items)
+            .read()
+    };
+    assert_eq!(read(&versions[..several]).unwrap().len(), several);
+    let refused = read(&versions);
+    assert!(
+        matches!(refused, Err(DeltaLayerError::BlockLength { .. })),
+        "{refused:?}"
+    );
+
+    let file = Value::File(vec![0; 2 * MAX_SHARED_RAW as usize].into());
+    let content = raw(&[(at(1, 1001), ToStore::Value(&file))]);
+    let alone = Forged::new().entries((at(1, 1001), at(1, 1001)), &content, 1);
+    assert_eq!(alone.read().unwrap().len(), 1);
 }
 
 #[test]
@@ -330,7 +361,12 @@ proptest! {
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in any::<prop::sample::Index>(),
     ) {
-        let entries = layer.entries().take(20);
+        let mut len = 0;
+        let fits = |(_, _, value): &(Key, Lsn, &Value)| {
+            len += ToStore::Value(value).entry_len();
+            len <= MAX_SHARED_RAW as usize
+        };
+        let entries = layer.entries().take(20).take_while(fits).collect::<Vec<_>>().into_iter();
         let versions: Vec<Version> = entries.clone().map(|(key, lsn, _)| (key, lsn)).collect();
         let (Some(first), Some(last)) = (versions.first(), versions.last()) else {
             return Ok(());

@@ -1,6 +1,12 @@
 use std::io;
 
+use palimpsest_wal::RecordReader;
+
 use super::{
+    super::{
+        entry::{HEAD_LEN, RECORD_HEAD_LEN},
+        file_writer::OpenBlock,
+    },
     sample::{EPOCH, START, block, small_layer},
     *,
 };
@@ -48,6 +54,18 @@ fn says_that_the_disk_is_full() {
         panic!("{error}");
     };
     assert_eq!(cause.kind(), io::ErrorKind::WriteZero);
+}
+
+#[test]
+fn what_is_read_of_a_log_fits() {
+    let (longest, block) = (RecordReader::MAX_RECORD_LEN as usize, OpenBlock::default());
+    let record = RECORD_HEAD_LEN + longest;
+    let file = 4 + longest;
+    for body in [record, file] {
+        assert!(block.has_room(HEAD_LEN + body).unwrap());
+    }
+    let longer = block.has_room(HEAD_LEN + record + 1);
+    assert!(matches!(longer, Err(WriteDeltaLayerError::TooLong(_))));
 }
 
 #[test]

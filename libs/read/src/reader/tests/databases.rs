@@ -208,6 +208,16 @@ fn listing(model: &Model) -> Vec<(RelTag, BlockNumber)> {
 async fn check(reader: &TimelineReader<NamedEngine>, model: &Model, lsn: Lsn) {
     let relations = reader.relations(lsn).await.unwrap();
     assert_eq!(relations, listing(model), "at {lsn}");
+    for Database { db, .. } in DATABASES {
+        let its = relations.iter().filter(|(rel, _)| rel.db == db);
+        let blocks = its.map(|(_, blocks)| u64::from(blocks.get()));
+        let size = reader.database_size(db, lsn).await.unwrap();
+        assert_eq!(
+            size,
+            blocks.reduce(|sum, blocks| sum + blocks),
+            "{db} at {lsn}"
+        );
+    }
     for (rel, blocks) in relations {
         let size = reader.relation_size(rel, lsn).await.unwrap();
         assert_eq!(size, Some(blocks), "{rel} at {lsn}");

@@ -39,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Requests under way at each page-serve, and through the pool.
 const READERS: usize = 3;
 const BLOCKS: u32 = 8;
-/// Nobody waits longer for an answer: one attempt of 12 seconds, and then somebody else's.
+/// Nobody waits longer for an answer: one that stands still is noticed within 10 seconds, and then
+/// somebody else's.
 const LONGEST: Duration = Duration::from_secs(20);
 /// Answers under load that are asked for again in the end, about; more would prove no more.
 const KEPT: usize = 400;

@@ -34,18 +34,38 @@ pub const MAX_MESSAGE: usize = 64 << 20;
 /// # Errors
 /// If it is not an address.
 pub fn connect_lazily(address: &str) -> Result<Channel, RemoteError> {
+    let endpoint = endpoint(address)?.http2_keep_alive_interval(KEEP_ALIVE);
+    Ok(InterceptedService::new(
+        endpoint.connect_lazy(),
+        TraceContext,
+    ))
+}
+
+/// The same for who can ask somebody else: that the other side stands still is noticed within twice
+/// `ping`, and all calls to it fail then.
+///
+/// # Errors
+/// If it is not an address.
+pub fn connect_watched(address: &str, ping: Duration) -> Result<Channel, RemoteError> {
+    let endpoint = endpoint(address)?
+        .http2_keep_alive_interval(ping)
+        .keep_alive_timeout(ping);
+    Ok(InterceptedService::new(
+        endpoint.connect_lazy(),
+        TraceContext,
+    ))
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, RemoteError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| RemoteError::new(ErrorKind::Invalid, format!("{address:?}: {error}")))?;
-    let channel = endpoint
+    Ok(endpoint
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .connect_lazy();
-    Ok(InterceptedService::new(channel, TraceContext))
+        .max_frame_size(MAX_FRAME))
 }
 
 impl Interceptor for TraceContext {

@@ -2,12 +2,14 @@
 
 mod catalog;
 mod files;
+mod limits;
 mod pool;
 mod sizes;
 mod stream;
 
 pub use catalog::TimelineAt;
 pub use files::{RelationMapFile, SlruSegment, slru_kind};
+pub use limits::{ANSWER_LIMIT, LSN_PATIENCE};
 pub use pool::PagePool;
 pub use sizes::{DatabaseSize, RelationSize};
 

@@ -2,6 +2,7 @@
 
 mod connection;
 mod convert;
+mod limits;
 mod metrics;
 mod quarantine;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use crate::{
 
 use connection::Pending;
 pub use convert::result_to_wire;
+pub use limits::{BEAT, JOB_LIMIT, SILENCE};
 use metrics::PoolMetrics;
 use quarantine::{Quarantine, Suspect};
 use workers::{REST, Worker, Workers};
@@ -56,8 +58,10 @@ pub struct RedoPool {
     workers: Arc<Mutex<Workers>>,
     quarantine: Arc<Mutex<Quarantine>>,
     metrics: PoolMetrics,
-    /// A worker that has jobs and says nothing for so long is stuck.
+    /// A worker that has jobs and says nothing for so long stands still.
     silence: Duration,
+    /// A job that is not done after so long has failed.
+    job_limit: Duration,
     scope: TaskScope,
 }
 
@@ -114,7 +118,8 @@ impl RedoPool {
             workers: Arc::default(),
             quarantine: Arc::default(),
             metrics: PoolMetrics::default(),
-            silence: connection::SILENCE,
+            silence: SILENCE,
+            job_limit: JOB_LIMIT,
             scope,
         }
     }
@@ -190,9 +195,21 @@ impl RedoPool {
         Ok(Worker::new(address.to_owned(), jobs))
     }
 
+    /// Has a job done within the limit for jobs, which holds for all that is waited for: a worker, room
+    /// in its queue, its answer.
+    async fn apply(&self, tenant: RedoTenant, request: ApplyRequest) -> Result<Bytes, RemoteError> {
+        // Cancel-safe: a job whose answer nobody waits for is done or not, and nothing comes of it.
+        let done = tokio::time::timeout(self.job_limit, self.attempt(tenant, request)).await;
+        done.unwrap_or_else(|_| Err(late(self.job_limit)))
+    }
+
     /// Has a job done by one worker after the other, until one can do it. A job that kills the process
     /// that does it gets one more; then its records are left alone for a while.
-    async fn apply(&self, tenant: RedoTenant, request: ApplyRequest) -> Result<Bytes, RemoteError> {
+    async fn attempt(
+        &self,
+        tenant: RedoTenant,
+        request: ApplyRequest,
+    ) -> Result<Bytes, RemoteError> {
         let suspect = Suspect::of(tenant.tenant, &request);
         if let Some(suspect) = &suspect {
             self.refuse_quarantined(suspect, &request)?;
@@ -216,7 +233,7 @@ impl RedoPool {
             if worker.jobs.send(job).await.is_err() {
                 continue;
             }
-            // A worker that says nothing has its connection ended, so this comes to an end.
+            // A worker that says nothing has its connection ended, which ends this before the limit.
             let outcome = answered.await;
             drop(load);
             match outcome {
@@ -289,6 +306,11 @@ fn reason_of(error: &RemoteError) -> Reason {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn late(limit: Duration) -> RemoteError {
+    let message = format!("no redo worker did the job within {limit:?}; try again later");
+    RemoteError::new(ErrorKind::NotReady, message).because(Reason::NoWorker)
 }
 
 fn no_worker() -> RemoteError {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use palimpsest_redo::{REQUEST_LIMIT, START_LIMIT};
 use palimpsest_types::ByteCount;
 
 use crate::run_as::RunAs;
@@ -67,8 +68,8 @@ impl EngineSettings {
             scratch: std::env::temp_dir(),
             wal_log_hints: false,
             run_as: None,
-            request_timeout: Duration::from_secs(10),
-            start_timeout: Duration::from_secs(10),
+            request_timeout: REQUEST_LIMIT,
+            start_timeout: START_LIMIT,
             memory_limit: ByteCount::mib(384),
             max_in_flight: 128,
             max_in_flight_bytes: ByteCount::mib(16),

@@ -1,8 +1,13 @@
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 use palimpsest_types::{BlockNumber, ErrorKind, Reason, RelTag};
 use palimpsest_wal::RawRecord;
+
+/// How long an engine may take to have a process: a healthy one takes some ten milliseconds.
+pub const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a process may work on one request, a bounded piece of a chain, before it is killed.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
 /// Records to replay on one page.
 #[derive(Debug, Clone, PartialEq, Eq)]

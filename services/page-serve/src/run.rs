@@ -19,7 +19,7 @@ use palimpsest_types::{ByteCount, ErrorKind};
 
 use crate::{
     core::{Limits, Timelines},
-    grpc::PageHandler,
+    grpc::{Holding, PageHandler},
     settings::Settings,
 };
 
@@ -81,6 +81,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     let pages = PageServiceServer::new(PageHandler::new(timelines, scope.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let pages = Holding::new(pages, scope.clone());
     server.start(Services::default().with(pages), &readiness, scope);
     tracing::info!(%address, %side, "page-serve is up");
     Ok(Running { address, side })

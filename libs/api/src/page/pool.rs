@@ -1,5 +1,8 @@
 //! Pages from any of the page-serves that are alive.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,10 +12,10 @@ use std::{
 use palimpsest_types::ErrorKind;
 use tokio::{sync::watch, time::timeout};
 
-use super::{PageClient, Pages, PagesRequest};
+use super::{PageClient, Pages, PagesRequest, limits::limited};
 use crate::{
     broker::{ClusterView, Role},
-    channel::connect_lazily,
+    channel::connect_watched,
     status::RemoteError,
 };
 
@@ -22,6 +25,8 @@ use crate::{
 pub struct PagePool {
     cluster: watch::Receiver<ClusterView>,
     known: Mutex<Known>,
+    /// How often a page-serve is asked whether it is there; and how long it may take to say so.
+    ping: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -33,9 +38,8 @@ struct Known {
 
 /// How often all of them are asked before a request fails.
 const ROUNDS: u32 = 3;
-/// A page-serve that does not answer within this is stuck: it gives up waiting for an LSN after ten
-/// seconds, unless it is set otherwise.
-const DEADLINE: Duration = Duration::from_secs(12);
+/// A page-serve that stands still is noticed within twice this, whatever it was asked for.
+const PING: Duration = Duration::from_secs(5);
 /// Between two rounds: one that died may be started again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,10 +49,12 @@ impl PagePool {
         Self {
             cluster,
             known: Mutex::default(),
+            ping: PING,
         }
     }
 
-    /// Pages at an LSN.
+    /// Pages at an LSN. Each page-serve that is asked waits for it as long as the request says, or
+    /// [`LSN_PATIENCE`](super::LSN_PATIENCE), however it is set.
     ///
     /// # Errors
     /// What a page-serve says; not ready if none of them answers.
@@ -72,10 +78,11 @@ impl PagePool {
     }
 
     async fn ask(&self, address: &str, request: PagesRequest) -> Result<Pages, RemoteError> {
+        let (request, deadline) = limited(request);
         let asked = async { self.client(address).await?.pages(request).await };
         // Cancel-safe: nobody waits for an answer that comes after this.
-        let answer = timeout(DEADLINE, asked).await;
-        answer.unwrap_or_else(|_| Err(stuck(address)))
+        let answer = timeout(deadline, asked).await;
+        answer.unwrap_or_else(|_| Err(stuck(address, deadline)))
     }
 
     /// Those that are alive, the favourite first. Who left is forgotten.
@@ -93,7 +100,7 @@ impl PagePool {
             return Ok(Arc::clone(client));
         }
         // Two at once may both connect; the later stays.
-        let client = Arc::new(PageClient::connect(connect_lazily(address)?).await?);
+        let client = Arc::new(PageClient::connect(connect_watched(address, self.ping)?).await?);
         let mut known = self.lock();
         known
             .clients
@@ -111,9 +118,9 @@ fn is_local(error: &RemoteError) -> bool {
     matches!(error.kind, ErrorKind::NotReady | ErrorKind::Throttled)
 }
 
-fn stuck(address: &str) -> RemoteError {
+fn stuck(address: &str, deadline: Duration) -> RemoteError {
     RemoteError::unreachable(format!(
-        "the page-serve at {address} did not answer within {DEADLINE:?}"
+        "the page-serve at {address} did not answer within {deadline:?}"
     ))
 }
 

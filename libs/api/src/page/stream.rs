@@ -1,7 +1,7 @@
 //! The long-lived stream over which pages are asked for, and its successors.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     collections::HashMap,

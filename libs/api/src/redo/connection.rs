@@ -20,10 +20,7 @@ const MAX_BATCH: usize = 32;
 const BATCH_BYTES: usize = 8 << 20;
 /// Messages on their way to a worker, at most.
 const MESSAGES: usize = 4;
-/// A worker that has jobs and answers none of them for this long is stuck: it gives up a single job
-/// after ten seconds by itself.
-pub(super) const SILENCE: Duration = Duration::from_secs(12);
-/// How often that is looked at while it lasts.
+/// How often it is looked whether the worker is silent, while it may be without being given up.
 const LOOKS: u32 = 12;
 
 /// Why a connection ended before its time.
@@ -32,8 +29,8 @@ pub(super) enum ConnectionError {
     /// It was lost, or never made.
     #[error(transparent)]
     Broke(#[from] RemoteError),
-    /// The worker is stuck.
-    #[error("the worker has jobs and has answered none of them for {0:?}")]
+    /// The worker stands still.
+    #[error("the worker has jobs and has said nothing for {0:?}")]
     Silent(Duration),
 }
 
@@ -57,6 +54,7 @@ pub(super) async fn serve(
                 if count == 0 {
                     return Ok(());
                 }
+                pending.forget_abandoned();
             }
             permit = messages.reserve(), if !pending.unsent.is_empty() => {
                 let Ok(permit) = permit else { return Ok(()) };
@@ -83,11 +81,16 @@ pub(super) struct Pending {
     next_id: u64,
     unsent: Vec<Job>,
     sent: HashMap<u64, oneshot::Sender<Result<Bytes, RemoteError>>>,
-    /// Since when an answer has been due: since the last one, or since there is a job to answer.
+    /// Since when a word has been due: since the last one, or since there is a job to answer.
     due_since: Option<Instant>,
 }
 
 impl Pending {
+    /// Leaves out what nobody waits for any more: who has much to do need not do that.
+    fn forget_abandoned(&mut self) {
+        self.unsent.retain(|job| !job.answer.is_closed());
+    }
+
     /// Takes jobs of the first one's tenant and makes a message of them.
     fn batch(&mut self) -> wire::ApplyRequest {
         let Some(tenant) = self.unsent.first().map(|job| job.tenant) else {
@@ -113,6 +116,7 @@ impl Pending {
         }
     }
 
+    /// Hands out what is answered. A message without answers says that the worker is there.
     fn answer(&mut self, message: wire::ApplyResponse) {
         for result in message.results {
             let Some(answer) = self.sent.remove(&result.job_id) else {
@@ -131,5 +135,31 @@ impl Pending {
         self.due_since
             .map(|since| now.saturating_duration_since(since))
             .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{TENANT, request},
+        *,
+    };
+
+    #[test]
+    fn jobs_that_nobody_waits_for_any_more_are_not_sent() {
+        let (answer, answered) = oneshot::channel();
+        let job = Job {
+            tenant: TENANT,
+            request: request(0),
+            traceparent: None,
+            answer,
+        };
+        let mut pending = Pending::default();
+        pending.unsent.push(job);
+        pending.forget_abandoned();
+        assert_eq!(pending.unsent.len(), 1);
+        drop(answered);
+        pending.forget_abandoned();
+        assert!(pending.unsent.is_empty());
     }
 }

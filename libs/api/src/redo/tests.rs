@@ -22,6 +22,8 @@ use crate::{broker::Member, status::error_detail};
 enum Manner {
     Answers,
     SaysNothing,
+    /// It is there, and that is all.
+    OnlyBeats,
     LosesItsProcess,
 }
 
@@ -46,6 +48,9 @@ impl RedoService for FakeWorker {
         let (manner, jobs) = (self.manner, Arc::clone(&self.jobs));
         let mut requests = request.into_inner();
         let (answers, outgoing) = mpsc::channel(8);
+        if manner == Manner::OnlyBeats {
+            tokio::spawn(beat(answers.clone()));
+        }
         tokio::spawn(async move {
             while let Some(Ok(request)) = requests.next().await {
                 jobs.fetch_add(request.jobs.len(), Ordering::Relaxed);
@@ -53,11 +58,24 @@ impl RedoService for FakeWorker {
                     .jobs
                     .iter()
                     .filter_map(|job| answer(manner, job.job_id));
-                let results = results.collect();
+                let results: Vec<_> = results.collect();
+                if results.is_empty() {
+                    continue;
+                }
                 let _ = answers.send(Ok(wire::ApplyResponse { results })).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+async fn beat(answers: mpsc::Sender<Result<wire::ApplyResponse, Status>>) {
+    while answers
+        .send(Ok(wire::ApplyResponse::default()))
+        .await
+        .is_ok()
+    {
+        tokio::time::sleep(SILENCE / 3).await;
     }
 }
 
@@ -67,7 +85,7 @@ fn answer(manner: Manner, job_id: u64) -> Option<wire::apply_response::Result> {
         ..Default::default()
     };
     match manner {
-        Manner::SaysNothing => return None,
+        Manner::SaysNothing | Manner::OnlyBeats => return None,
         Manner::Answers => result.page = PAGE.into(),
         Manner::LosesItsProcess => {
             let fault = Fault::new(ErrorKind::Internal, Reason::RedoDied);
@@ -110,7 +128,7 @@ async fn pool(manners: &[Manner]) -> (RedoPool, Vec<Arc<AtomicUsize>>, watch::Se
     (pool, counts, sender)
 }
 
-fn request(block: u32) -> ApplyRequest {
+pub(super) fn request(block: u32) -> ApplyRequest {
     ApplyRequest {
         rel: "1663/5/16384".parse().unwrap(),
         block: BlockNumber::new(block),
@@ -123,7 +141,7 @@ fn request(block: u32) -> ApplyRequest {
     }
 }
 
-const TENANT: RedoTenant = RedoTenant {
+pub(super) const TENANT: RedoTenant = RedoTenant {
     tenant: TenantId::from_bytes([1; 16]),
     pg_version: 15,
     wal_log_hints: false,
@@ -152,6 +170,29 @@ async fn p8_jobs_of_a_worker_that_says_nothing_are_done_by_another() {
         pool.apply(TENANT, request(block)).await.unwrap();
     }
     assert_eq!(counts[0].load(Ordering::Relaxed), stuck);
+}
+
+#[tokio::test]
+async fn p8_jobs_of_a_worker_that_is_there_and_does_none_fail_in_time() {
+    let (pool, counts, _cluster) = pool(&[Manner::OnlyBeats]).await;
+    let pool = RedoPool {
+        job_limit: 4 * SILENCE,
+        ..pool
+    };
+    // More than the queue holds: those that wait to get into it fail, too.
+    let jobs = (0..2 * QUEUE as u32).map(|block| {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.apply(TENANT, request(block)).await })
+    });
+    for job in jobs.collect::<Vec<_>>() {
+        let answer = tokio::time::timeout(LIMIT, job).await.unwrap().unwrap();
+        let error = answer.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NotReady);
+        assert_eq!(error.reason, Some(Reason::NoWorker));
+        assert!(error.message.contains("within"), "{error}");
+    }
+    assert!(given(&counts) > 0);
+    assert_eq!(pool.metrics.breaks.get(), 0, "it was there all the time");
 }
 
 #[tokio::test]

@@ -37,6 +37,12 @@ pub enum ServeError {
         /// For how long it was waited for.
         waited: Duration,
     },
+    /// Making the answer took too long: whoever is waited for takes too much time.
+    #[error("the answer was not ready within {limit:?}; ask again later")]
+    Late {
+        /// How long it may take.
+        limit: Duration,
+    },
     /// No further stream is served.
     #[error("{limit} streams are open already, which is all that are allowed")]
     TooManyStreams {
@@ -55,7 +61,9 @@ impl ServeError {
             Self::UnknownTimeline(_) => ErrorKind::NotFound,
             Self::NotHeard(_) | Self::NotOpen { .. } => ErrorKind::NotReady,
             Self::Damaged { .. } => ErrorKind::Corrupt,
-            Self::Overloaded { .. } | Self::TooManyStreams { .. } => ErrorKind::Throttled,
+            Self::Overloaded { .. } | Self::Late { .. } | Self::TooManyStreams { .. } => {
+                ErrorKind::Throttled
+            }
             Self::Read(error) => error.kind(),
         }
     }
@@ -66,7 +74,9 @@ impl ServeError {
             Self::UnknownTimeline(_) => Reason::UnknownTimeline,
             Self::NotHeard(_) | Self::NotOpen { .. } => Reason::NotOpen,
             Self::Damaged { .. } => Reason::Damaged,
-            Self::Overloaded { .. } | Self::TooManyStreams { .. } => Reason::Overloaded,
+            Self::Overloaded { .. } | Self::Late { .. } | Self::TooManyStreams { .. } => {
+                Reason::Overloaded
+            }
             Self::Read(error) => error.reason(),
         };
         Fault::new(self.kind(), reason)

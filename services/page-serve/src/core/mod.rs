@@ -1,6 +1,7 @@
 //! What page-serve does, without gRPC.
 
 mod admission;
+mod answer_memory;
 mod error;
 mod follow;
 mod metrics;
@@ -8,8 +9,11 @@ mod opening;
 mod room;
 mod served;
 mod timelines;
+mod within;
 
-pub use admission::{Admission, Lane, Room};
+pub use admission::{Admission, Call, Lane, Room};
+pub use answer_memory::{AnswerMemory, InvalidAnswerMemoryError};
 pub use error::ServeError;
 pub use metrics::{ReadMetrics, Timer};
 pub use timelines::{Limits, Timelines};
+pub use within::within;

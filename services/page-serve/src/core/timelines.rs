@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     admission::Admission,
+    answer_memory::AnswerMemory,
     error::ServeError,
     metrics::{self, ReadMetrics},
     room::TailRoom,
@@ -44,8 +45,8 @@ pub struct Limits {
     pub block_cache: ByteCount,
     /// Changes kept that no layer has yet, of all timelines.
     pub tail: ByteCount,
-    /// Answers that are made or not sent, of all streams.
-    pub answers: ByteCount,
+    /// Answers that are made or not sent, all together.
+    pub answers: AnswerMemory,
     /// How long a request waits for its LSN.
     pub patience: Duration,
 }

@@ -1,11 +1,11 @@
 use std::{mem, pin::Pin, sync::Arc};
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _};
 use palimpsest_api::{
     TimelineRef, error_detail, error_status,
-    page::{PagesRequest, ReadAt, slru_kind},
+    page::{ANSWER_LIMIT, PagesRequest, ReadAt, slru_kind},
     redo::TenantRedo,
-    rel_tag, rel_tag_to_wire,
+    rel_tag,
 };
 use palimpsest_proto::{
     common::v1 as common,
@@ -14,19 +14,18 @@ use palimpsest_proto::{
         GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
         GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest,
         GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse, ReadLsn,
-        get_slru_segment_response::SlruPage, list_relations_response::Relation,
-        page_service_server::PageService,
+        get_slru_segment_response::SlruPage, page_service_server::PageService,
     },
 };
 use palimpsest_read::{ReadError, TimelineReader};
 use palimpsest_runtime::TaskScope;
 use palimpsest_telemetry::trace;
-use palimpsest_types::{BlockNumber, Fault, Lsn, Oid, RelTag};
+use palimpsest_types::{Fault, Lsn};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
-use super::stream::AnswerStream;
-use crate::core::{Lane, Room, ServeError, Timelines, Timer};
+use super::{hold::holding, listing, stream::AnswerStream};
+use crate::core::{Call, Lane, Room, ServeError, Timelines, Timer, within};
 
 /// Answers `PageService`.
 #[derive(Debug, Clone)]
@@ -35,8 +34,12 @@ pub(crate) struct PageHandler {
     scope: TaskScope,
 }
 
-/// Relations in one message of a listing.
-const RELATIONS: usize = 1000;
+/// What a call is answered with.
+struct Reading {
+    reader: Arc<TimelineReader<TenantRedo>>,
+    lsn: Lsn,
+    room: Room,
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -80,16 +83,20 @@ impl PageHandler {
         (answer, room)
     }
 
-    /// The reader of the timeline that a request names, and the LSN to read at.
-    async fn reader_at(
+    /// The reader of the timeline that a call names, the LSN to read at, and room for the answer.
+    async fn begin(
         &self,
+        call: Call,
         timeline: Option<common::TimelineRef>,
         read_lsn: Option<ReadLsn>,
-    ) -> Result<(Arc<TimelineReader<TenantRedo>>, Lsn), Status> {
+    ) -> Result<Reading, Status> {
         let timeline = TimelineRef::try_from(timeline).map_err(invalid)?;
         let reader = self.timelines.reader(timeline).map_err(status)?;
         let lsn = self.settle(&reader, read_lsn.into()).await;
-        Ok((reader, lsn.map_err(failed)?))
+        let lsn = lsn.map_err(failed)?;
+        let room = self.timelines.admission().call(call).await;
+        let room = room.map_err(status)?;
+        Ok(Reading { reader, lsn, room })
     }
 
     /// The LSN to read at, once everything that is needed of it has arrived.
@@ -124,8 +131,15 @@ impl PageHandler {
         // Before there is room for it: who waits for an LSN keeps nobody else from working.
         let lsn = self.settle(&reader, request.at).await?;
         timer.settled();
-        let room = lane.enter(request.blocks.len()).await?;
-        let pages = reader.pages(request.rel, &request.blocks, lsn).await?;
+        let made = within(ANSWER_LIMIT, async {
+            let room = lane.enter(request.blocks.len()).await?;
+            let pages = reader.pages(request.rel, &request.blocks, lsn).await?;
+            Ok::<_, ServeError>((pages, room))
+        });
+        let late = ServeError::Late {
+            limit: ANSWER_LIMIT,
+        };
+        let (pages, room) = made.await.unwrap_or(Err(late))?;
         let answer = GetPagesResponse {
             lsn: lsn.get(),
             pages,
@@ -156,13 +170,15 @@ impl PageService for PageHandler {
     ) -> Result<Response<GetRelationSizeResponse>, Status> {
         let message = request.into_inner();
         let rel = rel_tag(message.rel).map_err(invalid)?;
-        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let begun = self.begin(Call::Small, message.timeline, message.read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
         let blocks = reader.relation_size(rel, lsn).await.map_err(failed)?;
-        Ok(Response::new(GetRelationSizeResponse {
+        let answer = GetRelationSizeResponse {
             exists: blocks.is_some(),
             blocks: blocks.unwrap_or_default().get(),
             lsn: lsn.get(),
-        }))
+        };
+        Ok(holding(room, answer))
     }
 
     async fn get_database_size(
@@ -170,14 +186,16 @@ impl PageService for PageHandler {
         request: Request<GetDatabaseSizeRequest>,
     ) -> Result<Response<GetDatabaseSizeResponse>, Status> {
         let message = request.into_inner();
-        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
-        let relations = reader.relations(lsn).await.map_err(failed)?;
-        let blocks = database_blocks(&relations, message.db_oid);
-        Ok(Response::new(GetDatabaseSizeResponse {
+        let begun = self.begin(Call::Listing, message.timeline, message.read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
+        let blocks = reader.database_size(message.db_oid, lsn).await;
+        let blocks = blocks.map_err(failed)?;
+        let answer = GetDatabaseSizeResponse {
             exists: blocks.is_some(),
             blocks: blocks.unwrap_or_default(),
             lsn: lsn.get(),
-        }))
+        };
+        Ok(holding(room, answer))
     }
 
     async fn list_relations(
@@ -185,23 +203,12 @@ impl PageService for PageHandler {
         request: Request<ListRelationsRequest>,
     ) -> Result<Response<Self::ListRelationsStream>, Status> {
         let message = request.into_inner();
-        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let begun = self.begin(Call::Listing, message.timeline, message.read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
         let relations = reader.relations(lsn).await.map_err(failed)?;
-        let relation = |(rel, blocks): &(_, BlockNumber)| Relation {
-            rel: Some(rel_tag_to_wire(*rel)),
-            blocks: blocks.get(),
-        };
-        let message = |some: &[_]| ListRelationsResponse {
-            lsn: lsn.get(),
-            relations: some.iter().map(relation).collect(),
-        };
-        let mut messages: Vec<_> = relations.chunks(RELATIONS).map(message).collect();
-        if messages.is_empty() {
-            messages.push(message(&[]));
-        }
-        Ok(Response::new(Box::pin(stream::iter(
-            messages.into_iter().map(Ok),
-        ))))
+        let messages: Self::ListRelationsStream =
+            Box::pin(listing::messages(lsn, relations).map(Ok));
+        Ok(holding(room, messages))
     }
 
     async fn get_slru_segment(
@@ -211,13 +218,15 @@ impl PageService for PageHandler {
         let message = request.into_inner();
         let kind = slru_kind(message.kind).map_err(invalid)?;
         let segment = message.segment_number;
-        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let begun = self.begin(Call::SlruSegment, message.timeline, message.read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
         let pages = reader.slru_segment(kind, segment, lsn).await;
         let page = |(page_number, data)| SlruPage { page_number, data };
-        Ok(Response::new(GetSlruSegmentResponse {
+        let answer = GetSlruSegmentResponse {
             lsn: lsn.get(),
             pages: pages.map_err(failed)?.into_iter().map(page).collect(),
-        }))
+        };
+        Ok(holding(room, answer))
     }
 
     async fn get_relation_map(
@@ -226,12 +235,14 @@ impl PageService for PageHandler {
     ) -> Result<Response<GetRelationMapResponse>, Status> {
         let message = request.into_inner();
         let (spc, db) = (message.spc_oid, message.db_oid);
-        let (reader, lsn) = self.reader_at(message.timeline, message.read_lsn).await?;
+        let begun = self.begin(Call::Small, message.timeline, message.read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
         let content = reader.relation_map(spc, db, lsn).await.map_err(failed)?;
-        Ok(Response::new(GetRelationMapResponse {
+        let answer = GetRelationMapResponse {
             lsn: lsn.get(),
             content,
-        }))
+        };
+        Ok(holding(room, answer))
     }
 
     async fn get_readable(
@@ -274,11 +285,4 @@ fn status(error: ServeError) -> Status {
 
 fn failed(error: ReadError) -> Status {
     error_status(Fault::new(error.kind(), error.reason()), &error)
-}
-
-/// Blocks of all forks of a database; `None` if it has none.
-fn database_blocks(relations: &[(RelTag, BlockNumber)], db: Oid) -> Option<u64> {
-    let of_database = relations.iter().filter(|(rel, _)| rel.db == db);
-    let blocks = of_database.map(|(_, blocks)| u64::from(blocks.get()));
-    blocks.reduce(|sum, blocks| sum + blocks)
 }

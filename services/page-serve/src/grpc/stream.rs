@@ -20,7 +20,7 @@ use crate::core::{Lane, Room};
 /// once, because the others may wait for their LSN, and a page that is at hand behind them must not.
 const READ_AHEAD: usize = 512;
 /// A client that takes no answer for so long while there are some is cut off.
-const STUCK: Duration = Duration::from_secs(60);
+pub(super) const STUCK: Duration = Duration::from_secs(60);
 
 /// The answers, in the order in which they become ready.
 pub(crate) struct AnswerStream {

@@ -15,11 +15,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use palimpsest_api::redo::RedoTenant;
-use palimpsest_redo::{ApplyRequest, Engine, EngineError};
+use palimpsest_redo::{ApplyRequest, Engine, EngineError, START_LIMIT};
 use palimpsest_telemetry::Gauge;
 use palimpsest_types::{ErrorKind, Reason};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::metrics::RedoMetrics;
 
@@ -169,7 +173,10 @@ impl<S: ProcessSource> TenantEngines<S> {
         self.source.check(&tenant).map_err(failed)?;
         let slot = self.slot(tenant).map_err(failed)?;
         let started = slot.started.get_or_try_init(|| self.start(&tenant));
-        started.await.map_err(failed)?.apply(request).await
+        // Cancel-safe: of those who wait for the same processes, the next goes on.
+        let started = timeout(START_LIMIT, started).await;
+        let started = started.unwrap_or_else(|_| Err(overdue()));
+        started.map_err(failed)?.apply(request).await
     }
 
     /// How many processes died or were killed over jobs.
@@ -236,13 +243,17 @@ impl<S: ProcessSource> TenantEngines<S> {
             kind: ErrorKind::NotReady,
             message: "there is no room for processes".to_owned(),
         })?;
-        let mut processes = Vec::with_capacity(self.limits.processes_per_tenant.get());
-        for _ in 0..self.limits.processes_per_tenant.get() {
-            processes.push(Counted {
-                process: self.source.start(tenant).await?,
-                outstanding: AtomicUsize::new(0),
-            });
-        }
+        // All at once: the first job waits for one start, however many there are.
+        let starts = (0..self.limits.processes_per_tenant.get()).map(|_| self.source.start(tenant));
+        let counted = |process| Counted {
+            process,
+            outstanding: AtomicUsize::new(0),
+        };
+        let processes: Vec<_> = try_join_all(starts)
+            .await?
+            .into_iter()
+            .map(counted)
+            .collect();
         self.metrics.starts.inc_by(processes.len() as u64);
         tracing::debug!(tenant = %tenant.tenant, "redo processes started");
         Ok(Started {
@@ -254,6 +265,14 @@ impl<S: ProcessSource> TenantEngines<S> {
 
     fn lock(&self) -> MutexGuard<'_, Tenants<S::Process>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Not ready, so that the job is tried elsewhere.
+fn overdue() -> StartFailure {
+    StartFailure {
+        kind: ErrorKind::NotReady,
+        message: format!("no redo process of the tenant was there within {START_LIMIT:?}"),
     }
 }
 

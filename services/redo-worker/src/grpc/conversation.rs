@@ -5,12 +5,15 @@ use std::{collections::VecDeque, mem, sync::Arc};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use palimpsest_api::{
     InvalidMessageError, error_status,
-    redo::{Batch, BatchJob, BatchStream, RedoTenant, result_to_wire},
+    redo::{BEAT, Batch, BatchJob, BatchStream, RedoTenant, result_to_wire},
 };
 use palimpsest_proto::redo::v1::{self as wire, apply_response::Result as JobResult};
 use palimpsest_runtime::CancellationToken;
 use palimpsest_telemetry::trace;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tonic::Status;
 use tracing::{Instrument as _, Span};
 
@@ -63,9 +66,11 @@ impl<S: ProcessSource> Conversation<S> {
         token: CancellationToken,
     ) {
         let mut reading = true;
+        let mut beats = interval_at(Instant::now() + BEAT, BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while reading || !self.is_idle() {
             self.start_jobs();
-            // Cancel-safe: `message`, `next` and `reserve` lose nothing when dropped.
+            // Cancel-safe: `message`, `next`, `reserve` and `tick` lose nothing when dropped.
             tokio::select! {
                 () = answers.closed() => return,
                 () = token.cancelled(), if reading => {
@@ -87,6 +92,10 @@ impl<S: ProcessSource> Conversation<S> {
                     let Ok(permit) = permit else { return };
                     let results = mem::take(&mut self.ready);
                     permit.send(Ok(wire::ApplyResponse { results }));
+                }
+                // Without room for it there are other messages on their way.
+                _ = beats.tick(), if !self.is_idle() => {
+                    let _ = answers.try_send(Ok(wire::ApplyResponse::default()));
                 }
             }
             self.collect();

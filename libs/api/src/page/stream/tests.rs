@@ -107,15 +107,15 @@ impl PageService for FakePageServe {
     }
 }
 
-struct Server {
-    address: SocketAddr,
+pub(in crate::page) struct Server {
+    pub(in crate::page) address: SocketAddr,
     streams: Arc<AtomicU64>,
     end: watch::Sender<u64>,
     task: JoinHandle<()>,
 }
 
 impl Server {
-    async fn start(address: &str) -> Self {
+    pub(in crate::page) async fn start(address: &str) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ends) = watch::channel(0);
@@ -149,7 +149,7 @@ impl Server {
     }
 }
 
-fn request(block: u32) -> PagesRequest {
+pub(in crate::page) fn request(block: u32) -> PagesRequest {
     PagesRequest {
         timeline: TimelineRef {
             tenant: TenantId::from_bytes([1; 16]),

@@ -1,5 +1,10 @@
+use std::time::Duration;
+
 use palimpsest_types::{BlockNumber, Fork, RelTag, TenantId};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
 use super::*;
 
@@ -8,6 +13,7 @@ struct Fake {
     gate: watch::Sender<bool>,
     living: Arc<AtomicUsize>,
     started: AtomicUsize,
+    start_takes: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -31,6 +37,7 @@ impl Fake {
             gate: watch::Sender::new(true),
             living: Arc::default(),
             started: AtomicUsize::new(0),
+            start_takes: Duration::ZERO,
         }
     }
 }
@@ -48,6 +55,9 @@ impl ProcessSource for Fake {
 
     async fn start(&self, _: &RedoTenant) -> Result<FakeProcess, StartFailure> {
         self.started.fetch_add(1, Ordering::SeqCst);
+        if !self.start_takes.is_zero() {
+            sleep(self.start_takes).await;
+        }
         self.living.fetch_add(1, Ordering::SeqCst);
         Ok(FakeProcess {
             gate: self.gate.subscribe(),
@@ -126,7 +136,7 @@ async fn a_busy_tenant_ends_its_jobs_before_another_takes_its_room() {
         tokio::task::yield_now().await;
     }
     let mut second = apply(2);
-    let early = timeout(std::time::Duration::from_millis(20), &mut second).await;
+    let early = timeout(Duration::from_millis(20), &mut second).await;
     assert!(early.is_err(), "there is no room yet");
     assert_eq!(engines.source.started.load(Ordering::SeqCst), 1);
 
@@ -152,4 +162,36 @@ async fn refuses_what_it_cannot_serve_and_everything_once_stopped() {
     assert_eq!(engines.source.living.load(Ordering::SeqCst), 0);
     let error = engines.apply(tenant(1), request()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotReady);
+}
+
+fn slow_engines(processes: usize, start_takes: Duration) -> TenantEngines<Fake> {
+    let source = Fake {
+        start_takes,
+        ..Fake::new()
+    };
+    let limits = Limits {
+        processes_per_tenant: NonZeroUsize::new(processes).unwrap(),
+        tenants: NonZeroUsize::MIN,
+    };
+    TenantEngines::new(source, limits)
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_processes_take_no_longer_to_start_than_one() {
+    let engines = slow_engines(8, START_LIMIT / 2);
+    let begun = Instant::now();
+    engines.apply(tenant(1), request()).await.unwrap();
+    assert_eq!(begun.elapsed(), START_LIMIT / 2);
+    assert_eq!(engines.source.living.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p8_every_job_that_waits_for_processes_in_vain_is_told_in_time() {
+    let engines = slow_engines(1, 2 * START_LIMIT);
+    let begun = Instant::now();
+    let jobs = (0..5).map(|_| engines.apply(tenant(1), request()));
+    for outcome in futures::future::join_all(jobs).await {
+        assert_eq!(outcome.unwrap_err().kind, ErrorKind::NotReady);
+    }
+    assert_eq!(begun.elapsed(), START_LIMIT);
 }

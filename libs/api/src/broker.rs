@@ -2,13 +2,17 @@
 
 mod client;
 mod convert;
+mod logical_size;
 
 use palimpsest_types::{ByteCount, Lsn, NodeId, WriterEpoch};
 
 use crate::convert::TimelineRef;
 
 pub use client::{BrokerClient, watch_cluster};
-pub use convert::{assignment_to_wire, leaving_from_wire, status_from_wire, view_to_wire};
+pub use convert::{
+    assignment_to_wire, claim_from_wire, leaving_from_wire, status_from_wire, view_to_wire,
+};
+pub use logical_size::{DatabaseSize, LogicalSize};
 
 /// A service's duty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +23,8 @@ pub enum Role {
     PageServe,
     /// Replays records.
     RedoWorker,
+    /// Makes layers anew.
+    Compactor,
 }
 
 /// A live service instance.
@@ -87,6 +93,8 @@ pub struct TimelineStatus {
     pub slot_retained: ByteCount,
     /// What needs attention though the timeline goes on.
     pub warnings: Vec<String>,
+    /// How large its databases are, once that was added up.
+    pub logical_size: Option<LogicalSize>,
 }
 
 /// A timeline that the broker proposes a writer for.

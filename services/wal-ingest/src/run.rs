@@ -1,9 +1,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
-use palimpsest_api::{
-    RemoteError,
-    broker::{Role, watch_cluster},
-};
+use palimpsest_api::{RemoteError, broker::Role};
 use palimpsest_disk::{Disk, OsDisk};
 use palimpsest_proto::ingest::v1::feed_service_server::FeedServiceServer;
 use palimpsest_runtime::TaskScope;
@@ -16,7 +13,7 @@ use palimpsest_telemetry::{Sampled, registry};
 use palimpsest_types::ErrorKind;
 
 use crate::{
-    core::{Limits, Node},
+    core::{Broker, Limits, Node},
     grpc::FeedHandler,
     settings::Settings,
 };
@@ -78,7 +75,7 @@ pub async fn run_on(
     let Backing { disk, store } = backing;
     let server = GrpcServer::bind(&settings.listen).await?;
     let address = server.address();
-    let cluster = watch_cluster(&settings.broker, scope).map_err(StartError::Broker)?;
+    let broker = Broker::new(&settings.broker, scope).map_err(StartError::Broker)?;
     let limits = Limits {
         memory: settings.memory,
         local_disk: settings.local_disk,
@@ -92,9 +89,15 @@ pub async fn run_on(
         store,
         (disk, settings.data),
         limits,
-        cluster,
-        scope.clone(),
+        broker,
+        // Of their own: they end after the rest, when what they have is handed on.
+        TaskScope::default(),
     ));
+    let (leaving, token) = (Arc::clone(&node), scope.token().clone());
+    scope.spawn("leave", async move {
+        token.cancelled().await;
+        leaving.leave(settings.flush_at_shutdown).await;
+    });
 
     let (freezing, token) = (Arc::clone(&node), scope.token().clone());
     scope.spawn("freeze", async move {

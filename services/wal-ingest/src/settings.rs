@@ -41,6 +41,11 @@ pub struct Settings {
     /// WAL that a slot of ours may hold back on the source's disk before it is dropped
     #[arg(long)]
     pub slot_retention_limit: ByteCount,
+    /// At shutdown, time for changes to reach the object store, of all timelines; 0s leaves them on
+    /// the local disk, where the next start finds them, as it does what takes longer
+    #[arg(long, value_parser = duration::parse)]
+    #[serde(with = "duration")]
+    pub flush_at_shutdown: Duration,
 }
 
 /// With less, timelines would be paused for ever.
@@ -63,6 +68,7 @@ impl palimpsest_settings::Settings for Settings {
             layer_size: ByteCount::mib(256),
             layer_age: Duration::from_secs(300),
             slot_retention_limit: ByteCount::gib(10),
+            flush_at_shutdown: Duration::from_secs(10),
         }
     }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use palimpsest_proto::{admin::v1 as admin, broker::v1 as wire};
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{ErrorKind, NodeId};
+use palimpsest_types::{ErrorKind, NodeId, SystemIdentifier};
 use tokio::sync::watch;
 use tonic::Streaming;
 
@@ -73,6 +73,23 @@ impl BrokerClient {
         Ok(())
     }
 
+    /// Claims a cluster for the tenant of a timeline. If another tenant has it, that one's name.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn claim_cluster(
+        &mut self,
+        timeline: TimelineRef,
+        cluster: SystemIdentifier,
+    ) -> Result<Option<String>, RemoteError> {
+        let request = wire::ClaimClusterRequest {
+            timeline: Some(timeline.into()),
+            system_identifier: cluster.get(),
+        };
+        let answer = within_deadline(self.membership.claim_cluster(request)).await?;
+        Ok(Some(answer.held_by).filter(|name| !name.is_empty()))
+    }
+
     /// The picture as it is now.
     ///
     /// # Errors
@@ -102,6 +119,23 @@ impl BrokerClient {
             slot_name: slot.unwrap_or_default().to_owned(),
         };
         let answer = within_deadline(self.admin.attach_tenant(request)).await?;
+        answer.timeline.try_into().map_err(malformed)
+    }
+
+    /// Changes how the source of a tenant is reached.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn set_tenant_source(
+        &mut self,
+        name: &str,
+        source: &str,
+    ) -> Result<TimelineRef, RemoteError> {
+        let request = admin::SetTenantSourceRequest {
+            name: name.to_owned(),
+            source_conninfo: source.to_owned(),
+        };
+        let answer = within_deadline(self.admin.set_tenant_source(request)).await?;
         answer.timeline.try_into().map_err(malformed)
     }
 

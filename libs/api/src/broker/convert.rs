@@ -1,9 +1,9 @@
 use palimpsest_proto::broker::v1 as wire;
-use palimpsest_types::{ByteCount, Lsn, NodeId, WriterEpoch};
+use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, WriterEpoch};
 
 use super::{
-    AssignedTask, Assignment, ClusterView, Member, Role, TimelineState, TimelineStatus,
-    TimelineView,
+    AssignedTask, Assignment, ClusterView, DatabaseSize, LogicalSize, Member, Role, TimelineState,
+    TimelineStatus, TimelineView,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -13,6 +13,7 @@ impl From<Member> for wire::Member {
             Role::WalIngest => wire::Role::WalIngest,
             Role::PageServe => wire::Role::PageServe,
             Role::RedoWorker => wire::Role::RedoWorker,
+            Role::Compactor => wire::Role::Compactor,
         };
         Self {
             node_id: id_to_wire(member.node.as_bytes()),
@@ -32,6 +33,20 @@ pub fn leaving_from_wire(message: &wire::LeaveRequest) -> Result<NodeId, Invalid
     Ok(NodeId::from_bytes(bytes))
 }
 
+/// Which timeline is to be attached to which cluster.
+///
+/// # Errors
+/// If one of them is missing or malformed.
+pub fn claim_from_wire(
+    message: wire::ClaimClusterRequest,
+) -> Result<(TimelineRef, SystemIdentifier), InvalidMessageError> {
+    let timeline = message.timeline.try_into()?;
+    match message.system_identifier {
+        0 => Err(InvalidMessageError::missing("system_identifier")),
+        cluster => Ok((timeline, SystemIdentifier::new(cluster))),
+    }
+}
+
 impl TryFrom<wire::Member> for Member {
     type Error = InvalidMessageError;
 
@@ -40,6 +55,7 @@ impl TryFrom<wire::Member> for Member {
             wire::Role::WalIngest => Role::WalIngest,
             wire::Role::PageServe => Role::PageServe,
             wire::Role::RedoWorker => Role::RedoWorker,
+            wire::Role::Compactor => Role::Compactor,
             wire::Role::Unspecified => return Err(InvalidMessageError::missing("role")),
         };
         let node = NodeId::from_bytes(id_bytes("node_id", &message.node_id)?);
@@ -85,6 +101,7 @@ pub(super) fn status_to_wire(
     timeline: TimelineRef,
     status: TimelineStatus,
 ) -> wire::TimelineStatus {
+    let size = status.logical_size;
     wire::TimelineStatus {
         timeline: Some(timeline.into()),
         state: state_to_wire(status.state).into(),
@@ -100,7 +117,32 @@ pub(super) fn status_to_wire(
         backup_bytes_total: status.backup_total.get(),
         slot_retained_bytes: status.slot_retained.get(),
         warnings: status.warnings,
+        logical_size_lsn: size.as_ref().map_or(0, |size| size.at.get()),
+        logical_size_bytes: size.as_ref().map_or(0, |size| size.total.get()),
+        database_sizes: size.map_or_else(Vec::new, databases_to_wire),
     }
+}
+
+fn databases_to_wire(size: LogicalSize) -> Vec<wire::DatabaseSize> {
+    let database = |DatabaseSize { database, size }| wire::DatabaseSize {
+        database_oid: database,
+        bytes: size.get(),
+    };
+    size.databases.into_iter().map(database).collect()
+}
+
+/// `None` unless it was added up.
+fn size_from_wire(at: u64, total: u64, databases: Vec<wire::DatabaseSize>) -> Option<LogicalSize> {
+    let database = |message: wire::DatabaseSize| DatabaseSize {
+        database: message.database_oid,
+        size: ByteCount::new(message.bytes),
+    };
+    let listed = databases.into_iter().take(LogicalSize::LISTED);
+    (at > 0).then(|| LogicalSize {
+        at: Lsn::new(at),
+        total: ByteCount::new(total),
+        databases: listed.map(database).collect(),
+    })
 }
 
 /// A timeline's status from its message.
@@ -125,6 +167,11 @@ pub fn status_from_wire(
         backup_total: ByteCount::new(message.backup_bytes_total),
         slot_retained: ByteCount::new(message.slot_retained_bytes),
         warnings: message.warnings,
+        logical_size: size_from_wire(
+            message.logical_size_lsn,
+            message.logical_size_bytes,
+            message.database_sizes,
+        ),
     };
     Ok((message.timeline.try_into()?, status))
 }
@@ -210,5 +257,43 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
                 .map(timeline)
                 .collect::<Result<_, _>>()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_types::{TenantId, TimelineId};
+
+    use super::*;
+
+    fn across(status: TimelineStatus) -> TimelineStatus {
+        let timeline = TimelineRef {
+            tenant: TenantId::from_bytes([1; 16]),
+            timeline: TimelineId::from_bytes([2; 16]),
+        };
+        let message = status_to_wire(timeline, status);
+        status_from_wire(message).unwrap().1
+    }
+
+    #[test]
+    fn sizes_cross_the_wire_and_unknown_ones_stay_unknown() {
+        let sizes = [(0, 8192), (5, 1 << 40)].map(|(oid, size)| (oid, ByteCount::new(size)));
+        let status = TimelineStatus {
+            logical_size: Some(LogicalSize::of(Lsn::new(8), sizes)),
+            ..TimelineStatus::default()
+        };
+        assert_eq!(across(status.clone()), status);
+        let unknown = TimelineStatus::default();
+        assert_eq!(across(unknown.clone()), unknown);
+    }
+
+    #[test]
+    fn no_more_databases_are_taken_in_than_are_listed() {
+        let database = wire::DatabaseSize {
+            database_oid: 5,
+            bytes: 1,
+        };
+        let size = size_from_wire(8, 1, vec![database; 200]).unwrap();
+        assert_eq!(size.databases.len(), LogicalSize::LISTED);
     }
 }

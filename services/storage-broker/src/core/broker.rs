@@ -11,19 +11,19 @@ use palimpsest_api::{
 };
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
-use palimpsest_types::{ErrorKind, NodeId, TenantId, TimelineId};
+use palimpsest_types::{ErrorKind, NodeId, SystemIdentifier, TenantId, TimelineId};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
-    catalog::{Catalog, Change},
+    catalog::{Catalog, CatalogError, Change},
     catalog_store::{CatalogStore, CatalogStoreError},
     catalog_writer::{ChangeError, Command, write_catalog},
     membership::{Membership, Timing, TooManyMembersError},
     picture,
-    tenant::{NewTenant, Tenant, TenantName, TenantState},
+    tenant::{NewTenant, Source, Tenant, TenantName, TenantState},
 };
 
 /// The storage-broker. Clones share it.
@@ -181,6 +181,38 @@ impl Broker {
         self.change(Change::Delete { name, forget_slot }).await
     }
 
+    /// Changes how the source of a tenant is reached, durably. It is done even if the future is
+    /// dropped.
+    ///
+    /// # Errors
+    /// If there is no such tenant or the catalog can't be changed.
+    pub async fn set_source(
+        &self,
+        name: TenantName,
+        source: Source,
+    ) -> Result<TimelineRef, ChangeError> {
+        self.change(Change::SetSource { name, source }).await
+    }
+
+    /// Claims a cluster for the tenant of a timeline, durably. If another has it, that one's name.
+    ///
+    /// # Errors
+    /// If there is no such timeline or the catalog can't be changed.
+    pub async fn claim(
+        &self,
+        timeline: TimelineRef,
+        cluster: SystemIdentifier,
+    ) -> Result<Option<TenantName>, ChangeError> {
+        match self.change(Change::Claim { timeline, cluster }).await {
+            Ok(_) => Ok(None),
+            Err(ChangeError::Catalog(CatalogStoreError::Refused(CatalogError::ClusterTaken {
+                holder,
+                ..
+            }))) => Ok(Some(holder)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The whole picture, always the newest.
     pub fn watch(&self) -> watch::Receiver<ClusterView> {
         self.view.clone()
@@ -205,6 +237,7 @@ fn samples(view: &ClusterView) -> Vec<Sample> {
         ("wal-ingest", Role::WalIngest),
         ("page-serve", Role::PageServe),
         ("redo-worker", Role::RedoWorker),
+        ("compactor", Role::Compactor),
     ] {
         let alive = view.addresses(role).len();
         members.push([("role", name.to_owned())], alive as f64);

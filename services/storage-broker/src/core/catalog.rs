@@ -4,10 +4,10 @@
 mod tests;
 
 use palimpsest_api::TimelineRef;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, SystemIdentifier};
 use serde::{Deserialize, Serialize};
 
-use super::tenant::{NewTenant, Tenant, TenantName, TenantState};
+use super::tenant::{NewTenant, Source, Tenant, TenantName, TenantState};
 
 /// All tenants. The only durable state of the storage-broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -28,12 +28,26 @@ pub enum Change {
         /// Ids that nothing has yet.
         ids: TimelineRef,
     },
+    /// The source of a tenant is reached in another way.
+    SetSource {
+        /// Its name.
+        name: TenantName,
+        /// How it is reached.
+        source: Source,
+    },
     /// A tenant is to go.
     Delete {
         /// Its name.
         name: TenantName,
         /// Do not insist on dropping its slot.
         forget_slot: bool,
+    },
+    /// A tenant is to be attached to a cluster.
+    Claim {
+        /// Its timeline.
+        timeline: TimelineRef,
+        /// What no other tenant may have.
+        cluster: SystemIdentifier,
     },
     /// Nothing is left of a tenant that was to go.
     Forget {
@@ -56,6 +70,17 @@ pub enum CatalogError {
     /// The name is taken by a tenant that goes.
     #[error("tenant {0} is being deleted; wait until it is gone")]
     BeingDeleted(TenantName),
+    /// No tenant has that timeline.
+    #[error("there is no timeline {0}")]
+    UnknownTimeline(TimelineRef),
+    /// One cluster is one tenant.
+    #[error("cluster {cluster} is attached already, as {holder}")]
+    ClusterTaken {
+        /// The cluster.
+        cluster: SystemIdentifier,
+        /// Who has it.
+        holder: TenantName,
+    },
     /// Two tenants can't read from one slot.
     #[error("tenant {owner} uses slot {slot} of that source already; name another slot")]
     SlotTaken {
@@ -70,8 +95,10 @@ impl CatalogError {
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unknown(_) => ErrorKind::NotFound,
-            Self::Differs(_) | Self::SlotTaken { .. } => ErrorKind::AlreadyExists,
+            Self::Unknown(_) | Self::UnknownTimeline(_) => ErrorKind::NotFound,
+            Self::Differs(_) | Self::SlotTaken { .. } | Self::ClusterTaken { .. } => {
+                ErrorKind::AlreadyExists
+            }
             Self::BeingDeleted(_) => ErrorKind::Conflict,
         }
     }
@@ -98,6 +125,8 @@ impl Catalog {
         match change {
             Change::Attach { new, ids } => self.attach(new, *ids),
             Change::Delete { name, forget_slot } => self.delete(name, *forget_slot),
+            Change::SetSource { name, source } => self.set_source(name, source),
+            Change::Claim { timeline, cluster } => self.claim(*timeline, *cluster),
             Change::Forget { timeline } => {
                 let gone = |tenant: &Tenant| {
                     let deleting = matches!(tenant.state, TenantState::Deleting { .. });
@@ -123,14 +152,67 @@ impl Catalog {
                 TenantState::Attached => Err(CatalogError::Differs(new.name.clone())),
             };
         }
-        let slot = new.slot();
-        let uses_slot = |tenant: &&Tenant| tenant.source == new.source && tenant.slot == slot;
-        if let Some(owner) = self.tenants.iter().find(uses_slot) {
-            let owner = owner.name.clone();
-            return Err(CatalogError::SlotTaken { slot, owner });
-        }
+        self.expect_free_slot(&new.name, &new.source, &new.slot())?;
         self.tenants.push(Tenant::attached(new.clone(), ids));
         Ok(ids)
+    }
+
+    /// Also of a tenant that goes: its slot may be dropped only so.
+    fn set_source(
+        &mut self,
+        name: &TenantName,
+        source: &Source,
+    ) -> Result<TimelineRef, CatalogError> {
+        let tenant = self.named(name);
+        let slot = tenant.map(|tenant| tenant.slot.clone());
+        let slot = slot.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        self.expect_free_slot(name, source, &slot)?;
+        let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
+        let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        tenant.source = source.clone();
+        Ok(tenant.timeline())
+    }
+
+    /// No other tenant uses this slot of that source.
+    fn expect_free_slot(
+        &self,
+        name: &TenantName,
+        source: &Source,
+        slot: &str,
+    ) -> Result<(), CatalogError> {
+        let mut others = self.tenants.iter().filter(|tenant| tenant.name != *name);
+        match others.find(|tenant| tenant.source == *source && tenant.slot == slot) {
+            Some(owner) => Err(CatalogError::SlotTaken {
+                slot: slot.to_owned(),
+                owner: owner.name.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The last word: of two that are attached at the same time the catalog takes one. An attach that
+    /// begins anew may find another cluster.
+    fn claim(
+        &mut self,
+        timeline: TimelineRef,
+        cluster: SystemIdentifier,
+    ) -> Result<TimelineRef, CatalogError> {
+        let holds = |tenant: &&Tenant| tenant.cluster == Some(cluster);
+        if let Some(holder) = self.tenants.iter().find(holds) {
+            if holder.timeline() == timeline {
+                return Ok(timeline);
+            }
+            let holder = holder.name.clone();
+            return Err(CatalogError::ClusterTaken { cluster, holder });
+        }
+        let mut tenants = self.tenants.iter_mut();
+        let tenant = tenants.find(|tenant| tenant.timeline() == timeline);
+        let tenant = tenant.ok_or(CatalogError::UnknownTimeline(timeline))?;
+        if let TenantState::Deleting { .. } = tenant.state {
+            return Err(CatalogError::BeingDeleted(tenant.name.clone()));
+        }
+        tenant.cluster = Some(cluster);
+        Ok(timeline)
     }
 
     /// A repeat may give up the slot, but not ask for its removal again.

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use palimpsest_api::TimelineRef;
 use palimpsest_postgres::{ConnInfo, ConnInfoError, InvalidSlotNameError, SlotName};
-use palimpsest_types::{TenantId, TimelineId};
+use palimpsest_types::{SystemIdentifier, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 /// A tenant and its only timeline.
@@ -23,6 +23,9 @@ pub struct Tenant {
     pub source: Source,
     /// The replication slot there.
     pub slot: String,
+    /// The cluster that it is, once an attach has found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<SystemIdentifier>,
     /// Whether it comes or goes.
     pub state: TenantState,
 }
@@ -90,6 +93,7 @@ impl Tenant {
             timeline_name: MAIN.to_owned(),
             slot: new.slot(),
             source: new.source,
+            cluster: None,
             name: new.name,
             state: TenantState::Attached,
         }

@@ -4,14 +4,14 @@ use futures::StreamExt as _;
 use palimpsest_api::{
     InvalidMessageError, TimelineRef,
     broker::{
-        Member, TimelineStatus, assignment_to_wire, leaving_from_wire, status_from_wire,
-        view_to_wire,
+        Member, TimelineStatus, assignment_to_wire, claim_from_wire, leaving_from_wire,
+        status_from_wire, view_to_wire,
     },
     error_status,
 };
 use palimpsest_proto::broker::v1::{
-    HeartbeatRequest, HeartbeatResponse, LeaveRequest, LeaveResponse, WatchClusterRequest,
-    WatchClusterResponse,
+    ClaimClusterRequest, ClaimClusterResponse, HeartbeatRequest, HeartbeatResponse, LeaveRequest,
+    LeaveResponse, WatchClusterRequest, WatchClusterResponse,
     membership_service_server::{MembershipService, MembershipServiceServer},
 };
 use palimpsest_runtime::CancellationToken;
@@ -66,6 +66,19 @@ impl MembershipService for MembershipApi {
         let left = self.broker.leave(node).await;
         left.map_err(|error| error_status(error.kind(), &error))?;
         Ok(Response::new(LeaveResponse {}))
+    }
+
+    async fn claim_cluster(
+        &self,
+        request: Request<ClaimClusterRequest>,
+    ) -> Result<Response<ClaimClusterResponse>, Status> {
+        let claim = claim_from_wire(request.into_inner());
+        let (timeline, cluster) = claim.map_err(|error| error_status(error.fault(), &error))?;
+        let claimed = self.broker.claim(timeline, cluster).await;
+        let holder = claimed.map_err(|error| error_status(error.kind(), &error))?;
+        Ok(Response::new(ClaimClusterResponse {
+            held_by: holder.map(String::from).unwrap_or_default(),
+        }))
     }
 
     async fn watch_cluster(

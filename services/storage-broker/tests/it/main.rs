@@ -19,7 +19,7 @@ use palimpsest_api::{
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{Heartbeat, new_member};
 use palimpsest_storage_broker::{Settings, core::Timing, run};
-use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
 use tokio::{sync::watch, time::timeout};
 
 const SOURCE: &str = "host=127.0.0.1 user=replicator password=hunter2";
@@ -136,6 +136,39 @@ async fn a_tenant_is_attached_assigned_shown_and_deleted() {
     wait_for(&mut views, |view| view.timelines.is_empty()).await;
     let error = client.delete_tenant("shop", false).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotFound);
+    ingest.scope.stop().await;
+    scope.stop().await;
+    broker.scope.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_two_claim_at_once_is_ones_until_that_is_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = start("127.0.0.1:0", directory.path().to_owned()).await;
+    let mut client = BrokerClient::new(&broker.address).unwrap();
+    let one = client.attach_tenant("one", SOURCE, None).await.unwrap();
+    let two = client.attach_tenant("two", SOURCE, None).await.unwrap();
+    let cluster = SystemIdentifier::new(7_312_345);
+    let mut other = client.clone();
+    let (first, second) = tokio::join!(
+        client.claim_cluster(one, cluster),
+        other.claim_cluster(two, cluster),
+    );
+    let (winner, loser, holder) = match (first.unwrap(), second.unwrap()) {
+        (None, Some(holder)) => ("one", two, holder),
+        (Some(holder), None) => ("two", one, holder),
+        both => panic!("{both:?}"),
+    };
+    assert_eq!(holder, winner);
+
+    let ingest = FakeIngest::start(&broker.address);
+    client.delete_tenant(winner, false).await.unwrap();
+    let scope = TaskScope::default();
+    let mut views = watch_cluster(&broker.address, &scope).unwrap();
+    wait_for(&mut views, |view| view.timelines.len() == 1).await;
+    assert_eq!(client.claim_cluster(loser, cluster).await.unwrap(), None);
+    let nobody = client.claim_cluster(loser, SystemIdentifier::new(0)).await;
+    assert_eq!(nobody.unwrap_err().kind, ErrorKind::Invalid);
     ingest.scope.stop().await;
     scope.stop().await;
     broker.scope.stop().await;

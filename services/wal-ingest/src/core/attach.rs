@@ -27,11 +27,12 @@ use self::{
     undo::give_up,
 };
 use super::{
+    back_off::BackOff,
     backup::BackupLayers,
     error::{IngestError, Remedy, Stop},
     keeper::{self, Duty},
     source::{CheckError, SourceReport, connect, expect_free_senders, inspect},
-    timeline::{BackOff, Timeline},
+    timeline::Timeline,
     warnings::Topic,
 };
 
@@ -111,13 +112,13 @@ async fn attempt(
     }
 }
 
-/// Finds out what there is to do, as soon as the store is there. An earlier attempt may have left a
-/// slot, so that the store is away is no reason to stop.
+/// Finds out what there is to do, as soon as the store and the storage-broker are there. An earlier
+/// attempt may have left a slot, so that they are away is no reason to stop.
 async fn take_turn(timeline: &Timeline, attempts: &Attempts) -> Result<Turn, IngestError> {
     let mut back_off = BackOff::default();
     loop {
         match try_turn(timeline, attempts).await {
-            Err(error) if error.is_of_store() && error.remedy() == Remedy::Retry => {
+            Err(error) if error.is_of_ours() && error.remedy() == Remedy::Retry => {
                 tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't begin to attach; trying again");
             }
             outcome => return outcome,
@@ -166,6 +167,7 @@ async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
         let slot = timeline.slot.to_string();
         return Err(Stop::ForeignSlot { slot }.into());
     }
+    claim(timeline, report.system_identifier).await?;
     Ok((connection, report))
 }
 
@@ -185,6 +187,7 @@ async fn reach_again(timeline: &Timeline) -> Result<Source, IngestError> {
             let (connection, report) = reach(timeline).await?;
             timeline.note_source(cluster(&report));
             refuse_second_attachment(timeline, report.system_identifier).await?;
+            claim(timeline, report.system_identifier).await?;
             Ok::<_, IngestError>((connection, report))
         };
         let error = match reached.await {
@@ -200,12 +203,21 @@ async fn reach_again(timeline: &Timeline) -> Result<Source, IngestError> {
     }
 }
 
-/// One cluster is one tenant: two slots would hold back its WAL twice for the same pages.
+/// One cluster is one tenant: two slots would hold back its WAL twice for the same pages. Of two
+/// that are attached at the same time, the catalog decides.
+async fn claim(timeline: &Timeline, id: SystemIdentifier) -> Result<(), IngestError> {
+    match timeline.shared.broker.claim(timeline.id(), id).await? {
+        Some(name) => Err(CheckError::AttachedAlready { id, name }.into()),
+        None => Ok(()),
+    }
+}
+
+/// Tenants that were attached before clusters were claimed have manifests only.
 async fn refuse_second_attachment(
     timeline: &Timeline,
     id: SystemIdentifier,
 ) -> Result<(), IngestError> {
-    for (other, name) in timeline.shared.other_timelines(timeline.id()) {
+    for (other, name) in timeline.shared.broker.other_timelines(timeline.id()) {
         let store = timeline.shared.store.clone();
         let manifests = TimelineManifests::new(store, other.tenant, other.timeline);
         let newest = manifests.newest().await?;

@@ -1,13 +1,14 @@
 //! From WAL bytes to changes in the tail: the part of ingest that needs the CPU.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::{Buf as _, Bytes};
+use palimpsest_api::broker::LogicalSize;
 use palimpsest_layer::LogRecord;
 use palimpsest_types::{ByteCount, Lsn};
-use palimpsest_wal::{Interpreter, LogIdentity, RecordReader, RelationSizes, SegmentSize};
+use palimpsest_wal::{Interpreter, LogIdentity, RecordReader, SegmentSize};
 
-use super::{budget::NoRoom, error::IngestError, growth::Growth};
+use super::{budget::NoRoom, error::IngestError, growth::Growth, logical_size::Adding};
 
 /// Decodes one timeline's WAL in order.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(super) struct Decoder {
     growth: Arc<Growth>,
     last_record: Lsn,
     records: u64,
+    adding: Adding,
 }
 
 /// Records that are made readable together.
@@ -37,6 +39,7 @@ impl Decoder {
             growth,
             last_record: start,
             records: 0,
+            adding: Adding::default(),
         }
     }
 
@@ -52,9 +55,19 @@ impl Decoder {
         self.records
     }
 
-    /// Sizes of all relations after the newest record.
-    pub(super) fn sizes(&self) -> &RelationSizes {
-        self.interpreter.sizes()
+    /// Whether the sizes of the databases are to be added up again.
+    pub(super) fn is_size_due(&self) -> bool {
+        self.adding.is_due(self.last_record, Instant::now())
+    }
+
+    /// The sizes of the databases after the newest record, if they are due. Blocking.
+    pub(super) fn due_size(&mut self) -> Option<LogicalSize> {
+        let now = Instant::now();
+        let due = self.adding.is_due(self.last_record, now);
+        due.then(|| {
+            let sizes = self.interpreter.sizes();
+            self.adding.add_up(self.last_record, now, sizes)
+        })
     }
 
     /// End of the newest whole record.

@@ -7,10 +7,7 @@ use palimpsest_store::StorePath;
 use palimpsest_types::ErrorKind;
 
 use super::{
-    attach::owns_slot,
-    error::IngestError,
-    source::connect,
-    timeline::{BackOff, Timeline},
+    attach::owns_slot, back_off::BackOff, error::IngestError, source::connect, timeline::Timeline,
 };
 
 /// How often, and after which pause, dropping a slot that is still in use is tried again.

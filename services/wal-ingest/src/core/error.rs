@@ -194,6 +194,7 @@ impl IngestError {
                 Remedy::GiveUp
             }
             Self::Attempt(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
+            Self::Broker(error) if error.kind != ErrorKind::NotReady => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
@@ -211,11 +212,16 @@ impl IngestError {
         }
     }
 
-    /// Whether it is the object store, or what lies there, that failed.
-    pub(super) fn is_of_store(&self) -> bool {
+    /// Whether it is the object store, what lies there, or the storage-broker that failed: nothing
+    /// that the source can do anything about.
+    pub(super) fn is_of_ours(&self) -> bool {
         matches!(
             self,
-            Self::Store(_) | Self::Manifest(_) | Self::Attempt(_) | Self::Layers(_)
+            Self::Store(_)
+                | Self::Manifest(_)
+                | Self::Attempt(_)
+                | Self::Layers(_)
+                | Self::Broker(_)
         )
     }
 

@@ -4,15 +4,15 @@ use std::{io, path::Path, sync::Arc};
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{AssignedTask, Assignment, ClusterView},
+    broker::{AssignedTask, Assignment},
 };
 use palimpsest_disk::OsDisk;
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
 use palimpsest_types::{TenantId, TimelineId};
-use tokio::sync::watch;
 
 use super::{
+    broker::Broker,
     node::{Limits, Shared},
     timeline::Timeline,
 };
@@ -29,9 +29,10 @@ pub(crate) fn timeline_of(
     directory: &Path,
     limits: Limits,
 ) -> Timeline {
-    let (_, cluster) = watch::channel(ClusterView::default());
     let disk = Arc::new(OsDisk);
-    let shared = Shared::new(store, (disk, directory.to_owned()), limits, cluster);
+    let scope = TaskScope::default();
+    let broker = broker(&scope);
+    let shared = Shared::new(store, (disk, directory.to_owned()), limits, broker);
     let assignment = Assignment {
         timeline: TimelineRef {
             tenant: TenantId::from_bytes([1; 16]),
@@ -42,7 +43,13 @@ pub(crate) fn timeline_of(
         task: AssignedTask::Ingest,
     };
     let slot = assignment.slot.parse().unwrap();
-    Timeline::new(assignment, slot, Arc::new(shared), TaskScope::default())
+    Timeline::new(assignment, slot, Arc::new(shared), scope)
+}
+
+/// A storage-broker that is not there.
+pub(crate) fn broker(scope: &TaskScope) -> Broker {
+    let address = format!("127.0.0.1:{}", unused_port().unwrap());
+    Broker::new(&address, scope).unwrap()
 }
 
 /// A port at which nobody listens.

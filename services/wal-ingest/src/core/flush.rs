@@ -20,9 +20,10 @@ use palimpsest_types::Lsn;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
+    back_off::BackOff,
     error::{IngestError, Remedy, Stop},
     local_layers::{LocalLayer, LocalLayers},
-    timeline::{BackOff, Opened, Timeline},
+    timeline::{Opened, Timeline},
     warnings::Topic,
 };
 

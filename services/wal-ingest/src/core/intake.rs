@@ -111,6 +111,18 @@ pub(super) async fn decode_rest(
     }
 }
 
+/// Adds up the sizes of the databases if they are due and no WAL comes that makes it happen.
+pub(super) async fn note_size(
+    timeline: &Timeline,
+    intake: &mut Option<Intake>,
+) -> Result<(), IngestError> {
+    let due = |intake: &Intake| intake.decoder.is_size_due();
+    match intake.as_ref().is_some_and(due) {
+        true => step(timeline, intake, None).await,
+        false => Ok(()),
+    }
+}
+
 async fn write(
     timeline: &Timeline,
     mut files: WalFiles,
@@ -146,21 +158,21 @@ async fn decode(
     mut decoder: Decoder,
     batch: Option<Batch>,
 ) -> Result<Decoder, IngestError> {
-    let Some(batch) = batch else {
+    if batch.is_none() && !decoder.is_size_due() {
         return Ok(decoder);
-    };
+    }
     let records = decoder.records();
     let decoded = timeline.spawn_blocking(move || {
-        let decoded = decode_chunks(&mut decoder, batch);
-        (decoder, decoded)
+        let decoded = batch.map_or(Ok(()), |batch| decode_chunks(&mut decoder, batch));
+        let size = decoder.due_size();
+        (decoder, decoded, size)
     });
     let decoded = decoded.await.map_err(|error| timeline.wal_failed(error))?;
-    let (decoder, decoded) = decoded;
+    let (decoder, decoded, size) = decoded;
     let metrics = &timeline.shared.metrics;
     metrics.records.inc_by(decoder.records() - records);
-    metrics.note_sizes(timeline.id(), decoder.sizes());
     // After an error, too: what was decoded is readable, and on its way to the object store.
-    timeline.update(|status| status.last_record = decoder.last_record());
+    timeline.note_decoded(decoder.last_record(), size);
     decoded.map(|()| decoder)
 }
 

@@ -20,10 +20,11 @@ use palimpsest_types::{ByteCount, Lsn};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
+    back_off::BackOff,
     error::{IngestError, Stop},
     slotless,
     source::{connect_as, warnings},
-    timeline::{BackOff, Timeline},
+    timeline::Timeline,
     warnings::Topic,
 };
 

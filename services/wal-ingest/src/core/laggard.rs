@@ -13,11 +13,8 @@ use palimpsest_wal::{Interpreter, RecordReader, SegmentSize, Value};
 
 use self::places::Behind;
 use super::{
-    error::IngestError,
-    follow::FollowError,
-    local_layers::LocalLayer,
-    timeline::{BackOff, Timeline},
-    wal_files::WalReader,
+    back_off::BackOff, error::IngestError, follow::FollowError, local_layers::LocalLayer,
+    timeline::Timeline, wal_files::WalReader,
 };
 
 mod places;

@@ -1,14 +1,13 @@
 //! What wal-ingest counts, and what it tells about its timelines when it is asked.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use palimpsest_api::{TimelineRef, broker::TimelineStatus};
 use palimpsest_telemetry::{Counter, Registry, Sample, Unit};
-use palimpsest_types::{ByteCount, Lsn, Oid, PAGE_SIZE};
-use palimpsest_wal::RelationSizes;
+use palimpsest_types::Lsn;
 use tokio::time::{Duration, Instant};
 
 /// What is counted as it happens, by all timelines together. Clones count together.
@@ -32,12 +31,7 @@ struct Source {
     end: Lsn,
     /// When everything that it had was here.
     caught_up: Instant,
-    sizes: BTreeMap<Oid, ByteCount>,
-    sized: Option<Instant>,
 }
-
-/// Sizes are added up no more often: it takes a look at every relation.
-const SIZES: Duration = Duration::from_secs(10);
 
 impl IngestMetrics {
     /// Makes them part of what the service tells.
@@ -86,18 +80,6 @@ impl IngestMetrics {
         }
     }
 
-    /// Adds up the sizes of a timeline's relations, if that was not done lately.
-    pub(super) fn note_sizes(&self, timeline: TimelineRef, sizes: &RelationSizes) {
-        let now = Instant::now();
-        let mut sources = self.lock();
-        let source = sources.entry(timeline).or_insert_with(|| Source::new(now));
-        if source.sized.is_some_and(|sized| now - sized < SIZES) {
-            return;
-        }
-        source.sized = Some(now);
-        source.sizes = by_database(sizes);
-    }
-
     /// What is known of these timelines; the others are forgotten.
     pub(super) fn samples(&self, statuses: &[(TimelineRef, TimelineStatus)]) -> Vec<Sample> {
         let mut sources = self.lock();
@@ -107,10 +89,6 @@ impl IngestMetrics {
         let mut behind = Sample::gauge("ingest_lag", Some(Unit::Bytes), help);
         let help = "Time since everything that the source had was readable here";
         let mut late = Sample::gauge("ingest_lag", Some(Unit::Seconds), help);
-        let help = "Sizes of all relations of a database, as they are at the newest LSN";
-        let mut database = Sample::gauge("database_logical_size", Some(Unit::Bytes), help);
-        let help = "Sizes of all relations of a timeline, as they are at the newest LSN";
-        let mut total = Sample::gauge("timeline_logical_size", Some(Unit::Bytes), help);
         for (timeline, status) in statuses {
             let Some(source) = sources.get(timeline) else {
                 continue;
@@ -123,17 +101,9 @@ impl IngestMetrics {
                 _ => source.caught_up.elapsed(),
             };
             late.push(label(), since.as_secs_f64());
-            let sum = source.sizes.values().map(|size| size.get()).sum();
-            total.push(label(), as_f64(sum));
-            for (oid, size) in &source.sizes {
-                let labels = [
-                    ("timeline", timeline.to_string()),
-                    ("database", oid.to_string()),
-                ];
-                database.push(labels, as_f64(size.get()));
-            }
         }
-        samples.extend([behind, late, total, database]);
+        samples.extend([behind, late]);
+        samples.extend(sizes(statuses));
         samples
     }
 
@@ -147,8 +117,6 @@ impl Source {
         Self {
             end: Lsn::ZERO,
             caught_up: now,
-            sizes: BTreeMap::new(),
-            sized: None,
         }
     }
 }
@@ -186,14 +154,28 @@ fn positions(statuses: &[(TimelineRef, TimelineStatus)]) -> Vec<Sample> {
     vec![position, retained, state]
 }
 
-fn by_database(sizes: &RelationSizes) -> BTreeMap<Oid, ByteCount> {
-    let mut databases = BTreeMap::<Oid, u64>::new();
-    for (rel, blocks) in sizes.iter() {
-        let size = u64::from(blocks.get()) * PAGE_SIZE as u64;
-        *databases.entry(rel.db).or_default() += size;
+/// How large each timeline and its largest databases are, as its status says.
+fn sizes(statuses: &[(TimelineRef, TimelineStatus)]) -> [Sample; 2] {
+    let help = "Sizes of all relations of a timeline, as they are at the newest LSN";
+    let mut total = Sample::gauge("timeline_logical_size", Some(Unit::Bytes), help);
+    let help =
+        "Sizes of all relations of a database, of the largest 100, as they are at the newest LSN";
+    let mut database = Sample::gauge("database_logical_size", Some(Unit::Bytes), help);
+    for (timeline, status) in statuses {
+        let Some(size) = &status.logical_size else {
+            continue;
+        };
+        let label = [("timeline", timeline.to_string())];
+        total.push(label, as_f64(size.total.get()));
+        for listed in &size.databases {
+            let labels = [
+                ("timeline", timeline.to_string()),
+                ("database", listed.database.to_string()),
+            ];
+            database.push(labels, as_f64(listed.size.get()));
+        }
     }
-    let sizes = databases.into_iter();
-    sizes.map(|(db, size)| (db, ByteCount::new(size))).collect()
+    [total, database]
 }
 
 /// Exact up to 2^53, which is enough for sizes and for 9 PB of WAL.
@@ -204,7 +186,8 @@ pub(super) fn as_f64(number: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_types::{BlockNumber, Fork, RelTag, TenantId, TimelineId};
+    use palimpsest_api::broker::LogicalSize;
+    use palimpsest_types::{ByteCount, TenantId, TimelineId};
 
     use super::*;
 
@@ -216,11 +199,15 @@ mod tests {
     }
 
     fn told(metrics: &IngestMetrics, flushed: u64) -> String {
-        let mut registry = palimpsest_telemetry::registry("wal-ingest");
         let status = TimelineStatus {
             flushed: Lsn::new(flushed),
             ..TimelineStatus::default()
         };
+        told_of(metrics, status)
+    }
+
+    fn told_of(metrics: &IngestMetrics, status: TimelineStatus) -> String {
+        let mut registry = palimpsest_telemetry::registry("wal-ingest");
         let metrics = metrics.clone();
         let sampled = palimpsest_telemetry::Sampled::new(move || {
             metrics.samples(&[(timeline(), status.clone())])
@@ -248,17 +235,14 @@ mod tests {
         assert_eq!(value(&text, "palimpsest_ingest_lag_seconds"), 5.0);
     }
 
-    #[tokio::test]
-    async fn sizes_are_added_up_by_database() {
-        let metrics = IngestMetrics::default();
-        let mut sizes = RelationSizes::default();
-        for (db, rel, blocks) in [(1, 1, 2), (1, 2, 3), (5, 1, 4)] {
-            let (spc, fork) = (1663, Fork::Main);
-            let rel = RelTag { spc, db, rel, fork };
-            sizes.set(rel, BlockNumber::new(blocks));
-        }
-        metrics.note_sizes(timeline(), &sizes);
-        let text = told(&metrics, 0);
+    #[test]
+    fn sizes_are_those_of_the_status() {
+        let sizes = [(1, 5 * 8192), (5, 4 * 8192)].map(|(oid, size)| (oid, ByteCount::new(size)));
+        let status = TimelineStatus {
+            logical_size: Some(LogicalSize::of(Lsn::new(8), sizes)),
+            ..TimelineStatus::default()
+        };
+        let text = told_of(&IngestMetrics::default(), status);
         assert_eq!(
             value(&text, "palimpsest_timeline_logical_size_bytes"),
             9.0 * 8192.0

@@ -6,11 +6,14 @@
 //!          stream: replication ─▶ WAL files (fsync) ─▶ Decoder ─▶ Tail ─▶ feed subscribers
 //!          keeper: moves the slot at the source to what the object store has
 //!          flush:  frozen pieces of the tail ─▶ local layers (fsync) ─▶ object store ─▶ manifest
+//!      ─ leave: at the node's end, what is not in the object store goes there, for a limited time
 //! ```
 
 mod arrivals;
 mod attach;
+mod back_off;
 mod backup;
+mod broker;
 mod budget;
 mod cluster;
 mod decoder;
@@ -25,13 +28,16 @@ mod freeze;
 mod growth;
 mod intake;
 mod keeper;
+mod known;
 mod laggard;
 mod local_layers;
+mod logical_size;
 mod metrics;
 mod node;
 mod replay;
 mod slotless;
 mod source;
+mod stays;
 mod stream;
 mod subscribers;
 mod timeline;
@@ -39,6 +45,7 @@ mod wal_files;
 mod warnings;
 
 pub use attach::AttemptError;
+pub use broker::Broker;
 pub use budget::NoRoom;
 pub use error::{IngestError, Stop};
 pub use follow::{FollowError, Follower};

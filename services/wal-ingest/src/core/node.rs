@@ -7,21 +7,23 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use palimpsest_api::{
     TimelineRef,
-    broker::{AssignedTask, Assignment, ClusterView, TimelineState, TimelineStatus},
+    broker::{AssignedTask, Assignment, TimelineState, TimelineStatus},
 };
 use palimpsest_disk::Disk;
-use palimpsest_runtime::TaskScope;
+use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::Sample;
 use palimpsest_types::{ByteCount, Lsn};
 use tokio::{
-    sync::{Semaphore, watch},
-    time::interval,
+    sync::Semaphore,
+    time::{interval, timeout},
 };
 
 use super::{
+    broker::Broker,
     budget::Budget,
     follow::Follower,
     freeze,
@@ -58,8 +60,10 @@ pub(super) struct Shared {
     pub(super) uploads: Semaphore,
     /// Feeds that are served from the local WAL.
     pub(super) laggards: Arc<Places>,
-    pub(super) cluster: watch::Receiver<ClusterView>,
+    pub(super) broker: Broker,
     pub(super) metrics: IngestMetrics,
+    /// Cancelled when the node leaves: no more WAL is read, and what was is handed on.
+    pub(super) leaving: CancellationToken,
 }
 
 /// Runs a task for each assigned timeline.
@@ -83,6 +87,8 @@ struct Running {
     timeline: Arc<Timeline>,
     task: AssignedTask,
     scope: TaskScope,
+    /// Cancelled when its task has ended.
+    ended: CancellationToken,
 }
 
 /// Layers uploaded at once.
@@ -108,7 +114,7 @@ impl Shared {
         store: ObjectStore,
         (disk, directory): (Arc<dyn Disk>, PathBuf),
         limits: Limits,
-        cluster: watch::Receiver<ClusterView>,
+        broker: Broker,
     ) -> Self {
         Self {
             store,
@@ -118,18 +124,10 @@ impl Shared {
             uploads: Semaphore::new(UPLOADS),
             laggards: Arc::new(Places::new(LAGGARDS)),
             limits,
-            cluster,
+            broker,
             metrics: IngestMetrics::default(),
+            leaving: CancellationToken::new(),
         }
-    }
-
-    /// All other timelines of the cluster, with their tenants' names.
-    pub(super) fn other_timelines(&self, but: TimelineRef) -> Vec<(TimelineRef, String)> {
-        let view = self.cluster.borrow();
-        let others = view.timelines.iter().filter(|other| other.timeline != but);
-        others
-            .map(|other| (other.timeline, other.tenant_name.clone()))
-            .collect()
     }
 }
 
@@ -140,10 +138,10 @@ impl Node {
         store: ObjectStore,
         (disk, directory): (Arc<dyn Disk>, PathBuf),
         limits: Limits,
-        cluster: watch::Receiver<ClusterView>,
+        broker: Broker,
         scope: TaskScope,
     ) -> Self {
-        let shared = Arc::new(Shared::new(store, (disk, directory), limits, cluster));
+        let shared = Arc::new(Shared::new(store, (disk, directory), limits, broker));
         Self {
             shared,
             scope,
@@ -241,7 +239,8 @@ impl Node {
             let id = assignment.timeline;
             let before = match running.get(&id) {
                 // Of a writer that was superseded nothing runs; proposed again, it begins anew.
-                Some(entry) if entry.task == assignment.task && !entry.timeline.is_superseded() => {
+                // Read from another place, it begins anew, too.
+                Some(entry) if entry.does(&assignment) && !entry.timeline.is_superseded() => {
                     continue;
                 }
                 Some(entry) => Some(entry.scope.clone()),
@@ -251,9 +250,34 @@ impl Node {
         }
     }
 
+    /// Ends all timelines, side by side: each hands the object store what that does not have yet,
+    /// for no longer than `limit`; not at all if that is zero. What is not there then stays on the
+    /// local disk, as after a crash.
+    pub async fn leave(&self, limit: Duration) {
+        let timelines: Vec<_> = {
+            let timelines = self.lock();
+            let running = timelines.running.values();
+            running
+                .map(|running| (Arc::clone(&running.timeline), running.ended.clone()))
+                .collect()
+        };
+        if !limit.is_zero() {
+            self.shared.leaving.cancel();
+            let ended = timelines.iter().map(|(_, ended)| ended.cancelled());
+            // Cancel-safe: it only waits.
+            let _ = timeout(limit, join_all(ended)).await;
+        }
+        self.scope.stop().await;
+        for (timeline, _) in timelines {
+            timeline.tell_what_stays();
+        }
+    }
+
     /// Starts a timeline's task, after the one before it has ended.
     fn start(&self, assignment: Assignment, before: Option<TaskScope>) -> Running {
         let scope = self.scope.child();
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard();
         let task = assignment.task;
         let parsed = assignment.slot.parse();
         let invalid = parsed.as_ref().err().map(ToString::to_string);
@@ -271,18 +295,23 @@ impl Node {
                 timeline,
                 task,
                 scope,
+                ended,
             };
         }
         let token = scope.token().clone();
         let running = Arc::clone(&timeline);
         scope.spawn("timeline", async move {
+            let _end = end;
             if let Some(before) = before {
                 before.stop().await;
             }
             let work = async {
                 match task {
                     AssignedTask::Ingest => running.run().await,
-                    AssignedTask::Delete { forget_slot } => running.delete(forget_slot).await,
+                    AssignedTask::Delete { forget_slot } => {
+                        let deleting = running.delete(forget_slot);
+                        running.shared.leaving.run_until_cancelled(deleting).await;
+                    }
                 }
             };
             // Cancel-safe: WAL that was not fsynced was not acknowledged, an attach that is cut
@@ -296,6 +325,7 @@ impl Node {
             timeline,
             task,
             scope,
+            ended,
         }
     }
 
@@ -303,6 +333,14 @@ impl Node {
         self.timelines
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    /// Whether what is assigned is what runs.
+    fn does(&self, assignment: &Assignment) -> bool {
+        let source = &self.timeline.assignment.source;
+        self.task == assignment.task && *source == assignment.source
     }
 }
 

@@ -59,13 +59,15 @@ pub(super) async fn replay(timeline: &Timeline, resumed: Resumed) -> Result<Resu
         wait_for_room(timeline, &decoder).await;
         let decoding = timeline.spawn_blocking(move || {
             let outcome = decode_portion(&files, &mut decoder, &mut at);
-            (outcome, files, decoder, at)
+            let size = decoder.due_size();
+            (outcome, files, decoder, at, size)
         });
         let decoded = decoding.await;
-        let outcome;
-        (outcome, files, decoder, at) = decoded.map_err(|error| timeline.wal_failed(error))?;
+        let (outcome, size);
+        (outcome, files, decoder, at, size) =
+            decoded.map_err(|error| timeline.wal_failed(error))?;
         // After an error, too: what was decoded is readable, and on its way to the object store.
-        timeline.update(|status| status.last_record = decoder.last_record());
+        timeline.note_decoded(decoder.last_record(), size);
         if let Portion::End(damage) = outcome? {
             (files, decoder) = end(timeline, files, decoder, damage).await?;
             break;

@@ -10,11 +10,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
     arrivals::{Arrival, Arrivals, Batch},
+    back_off::BackOff,
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
     intake::{self, Intake},
     source::connect_as,
-    timeline::{BackOff, Resumed, Timeline},
+    timeline::{Resumed, Timeline},
     wal_files::WalTrim,
 };
 
@@ -32,9 +33,14 @@ pub(super) enum End {
     Stop(IngestError),
     /// The local files failed: the timeline is to be taken over anew from what is on disk.
     Reopen(IngestError),
+    /// The node leaves.
+    Left,
 }
 
-/// Streams until the timeline can't go on as it is. Connections that break are made again, and
+/// A connection was given up because the node leaves.
+struct Left;
+
+/// Streams until the timeline can't go on as it is, or the node leaves. Connections that break are made again, and
 /// closed while there is no room.
 pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
     let Resumed {
@@ -42,16 +48,18 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         files,
         decoder,
     } = resumed;
+    let leaving = &timeline.shared.leaving;
     let mut intake = Some(Intake::new(files, decoder));
     let mut back_off = BackOff::default();
     loop {
         let connected = Instant::now();
-        let error = match stream(timeline, &manifest, &mut intake).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        };
+        let ended = stream(timeline, &manifest, &mut intake).await;
         let decoded = intake::decode_rest(timeline, &mut intake).await;
-        let error = worse(error, decoded);
+        let error = match (ended, decoded) {
+            (Ok(Left), Err(error)) if error.remedy() == Remedy::GiveUp => return End::Stop(error),
+            (Ok(Left), _) => return End::Left,
+            (Err(error), decoded) => worse(error, decoded),
+        };
         let Some(intake) = &intake else {
             // A write or the decoder failed half-way: what is in memory is not to be trusted.
             return match error.remedy() {
@@ -62,12 +70,18 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         match error.remedy() {
             Remedy::GiveUp => return End::Stop(error),
             Remedy::Pause => {
-                if error.is_full_disk() {
-                    // The system may say that there is room where a quota leaves none.
-                    pause(timeline, intake.decoder(), &error, Some(intake.trim())).await;
-                    back_off.wait().await;
-                } else {
-                    pause(timeline, intake.decoder(), &error, None).await;
+                let disk = error.is_full_disk().then(|| intake.trim());
+                let decoder = intake.decoder();
+                let pausing = async {
+                    let full = disk.is_some();
+                    pause(timeline, decoder, &error, disk).await;
+                    if full {
+                        // The system may say that there is room where a quota leaves none.
+                        back_off.wait().await;
+                    }
+                };
+                if leaving.run_until_cancelled(pausing).await.is_none() {
+                    return End::Left;
                 }
                 continue;
             }
@@ -82,16 +96,18 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         if connected.elapsed() > SILENCE {
             back_off = BackOff::default();
         }
-        back_off.wait().await;
+        if leaving.run_until_cancelled(back_off.wait()).await.is_none() {
+            return End::Left;
+        }
     }
 }
 
-/// One connection, until it ends.
+/// One connection, until it ends or the node leaves.
 async fn stream(
     timeline: &Timeline,
     manifest: &TimelineManifest,
     intake: &mut Option<Intake>,
-) -> Result<std::convert::Infallible, IngestError> {
+) -> Result<Left, IngestError> {
     let from = match intake {
         Some(intake) => {
             intake.decoder().room()?;
@@ -99,7 +115,13 @@ async fn stream(
         }
         None => return Err(IngestError::Backup("the WAL files are not open")),
     };
-    let mut arrivals = Arrivals::new(open(timeline, manifest, from).await?);
+    let leaving = &timeline.shared.leaving;
+    // Cancel-safe: nothing was received.
+    let opening = leaving.run_until_cancelled(open(timeline, manifest, from));
+    let Some(opened) = opening.await else {
+        return Ok(Left);
+    };
+    let mut arrivals = Arrivals::new(opened?);
     timeline.update(|status| {
         status.state = TimelineState::Streaming;
         status.reason.clear();
@@ -110,7 +132,8 @@ async fn stream(
     let mut ticks = interval(STATUS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
-    loop {
+    // Between steps only: one that has begun is finished.
+    while !leaving.is_cancelled() {
         if intake.as_ref().is_some_and(Intake::is_behind) {
             let arrived = arrivals.arrived();
             advance(timeline, intake, &mut arrivals, arrived).await?;
@@ -119,9 +142,11 @@ async fn stream(
         }
         // Cancel-safe: `next` and `tick` lose nothing when dropped.
         let arrival = tokio::select! {
+            () = leaving.cancelled() => break,
             arrival = timeout_at(heard + SILENCE, arrivals.next()) => arrival,
             _ = ticks.tick() => {
                 arrivals.send_status(positions(timeline, false)).await?;
+                intake::note_size(timeline, intake).await?;
                 continue;
             }
         };
@@ -154,6 +179,7 @@ async fn stream(
             }
         }
     }
+    Ok(Left)
 }
 
 /// Does the next step with what has arrived, and receives more meanwhile. The source hears of what is

@@ -7,26 +7,20 @@ use std::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{Assignment, TimelineState, TimelineStatus},
+    broker::{Assignment, LogicalSize, TimelineState, TimelineStatus},
 };
 use palimpsest_layer::OpenLayer;
 use palimpsest_manifest::{SourceCluster, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_postgres::SlotName;
-use palimpsest_read::{
-    BlockCache, LayerFiles, Layers, ReadError, Tail, Versions as _, relations_at,
-};
+use palimpsest_read::Tail;
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::StorePath;
-use palimpsest_types::{ByteCount, Key, Lsn, SlruKind, WriterEpoch};
-use palimpsest_wal::{
-    BaseFacts, Interpreter, LogIdentity, RelationSizes, SegmentSize, SlruSegments, Value,
-    v15::Parameters,
-};
+use palimpsest_types::{Lsn, WriterEpoch};
+use palimpsest_wal::{LogIdentity, SegmentSize};
 use tokio::{
     sync::{Mutex, mpsc::UnboundedReceiver, watch},
     task::JoinHandle,
@@ -34,7 +28,7 @@ use tokio::{
 
 use super::{
     attach,
-    cluster::note_cluster,
+    back_off::BackOff,
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
     file_work::FileWork,
@@ -122,13 +116,6 @@ mod tests;
 
 type Prepared = (Arc<Opened>, Resumed, UnboundedReceiver<Arc<OpenLayer>>);
 
-/// How often to look whether all has reached the object store.
-const FLUSH_POLL: Duration = Duration::from_millis(500);
-/// Each block is read once when sizes are.
-const SIZES_CACHE: ByteCount = ByteCount::mib(32);
-/// Between attempts, growing from the first to the last.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
 impl Drop for Opened {
     fn drop(&mut self) {
         self.over.cancel();
@@ -171,6 +158,14 @@ impl Timeline {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut TimelineStatus)) {
         self.status.send_modify(change);
+    }
+
+    /// WAL is decoded up to here; and how large the databases are, if that was added up.
+    pub(super) fn note_decoded(&self, last_record: Lsn, size: Option<LogicalSize>) {
+        self.update(|status| {
+            status.last_record = last_record;
+            status.logical_size = size.or(status.logical_size.take());
+        });
     }
 
     /// Says in the status what is to be said about a topic from now on; whether that is news.
@@ -270,15 +265,18 @@ impl Timeline {
         &self.manifests
     }
 
-    /// Attaches or takes over, then reads WAL until something can't be mended.
+    /// Attaches or takes over, then reads WAL until something can't be mended or the node leaves.
     pub(super) async fn run(&self) {
+        let leaving = &self.shared.leaving;
         let mut back_off = BackOff::default();
         loop {
             // Boxed: its state is large, and starts anew with each turn.
             let error = match Box::pin(self.run_once()).await {
+                End::Left => return,
                 End::Stop(error) => {
                     self.stop(&error);
-                    return self.guard_slot(&error).await;
+                    leaving.run_until_cancelled(self.guard_slot(&error)).await;
+                    return;
                 }
                 End::Reopen(error) => error,
             };
@@ -288,23 +286,33 @@ impl Timeline {
                 status.state = TimelineState::Disconnected;
                 status.reason = reason;
             });
-            // A flush that was dropped may be writing still.
-            self.work.finished().await;
-            self.guarding(back_off.wait()).await;
+            let pause = async {
+                // A flush that was dropped may be writing still.
+                self.work.finished().await;
+                self.guarding(back_off.wait()).await;
+            };
+            if leaving.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
         }
     }
 
     async fn run_once(&self) -> End {
-        let (opened, resumed, frozen) = match self.prepare().await {
-            Ok(prepared) => prepared,
-            Err(error) => return End::Stop(error),
+        let leaving = &self.shared.leaving;
+        // Cancel-safe: an attach that is cut off begins anew, and a take-over is repeated.
+        let (opened, resumed, frozen) = match leaving.run_until_cancelled(self.prepare()).await {
+            Some(Ok(prepared)) => prepared,
+            Some(Err(error)) => return End::Stop(error),
+            None => return End::Left,
         };
         let source = resumed.manifest.source;
         let working = async {
-            let resumed = match replay(self, resumed).await {
-                Ok(resumed) => resumed,
-                Err(error) if error.remedy() != Remedy::GiveUp => return End::Reopen(error),
-                Err(error) => return End::Stop(error),
+            // Cancel-safe: what was decoded is in the tail, and the rest is decoded by the next start.
+            let resumed = match leaving.run_until_cancelled(replay(self, resumed)).await {
+                Some(Ok(resumed)) => resumed,
+                Some(Err(error)) if error.remedy() != Remedy::GiveUp => return End::Reopen(error),
+                Some(Err(error)) => return End::Stop(error),
+                None => return End::Left,
             };
             stream::run(self, resumed).await
         };
@@ -321,23 +329,31 @@ impl Timeline {
             end = working => end,
             Err(error) = &mut flushing => return End::Stop(error),
         };
-        if let End::Stop(error) = &end {
-            self.stop(error);
-            // What has come until now is history that the object store is to have.
-            opened.growth.freeze();
-            tokio::select! {
-                Err(error) = &mut flushing => return End::Stop(error),
-                () = self.guarding(self.flushed()) => {}
-            }
+        match &end {
+            End::Reopen(_) => return end,
+            End::Stop(error) => self.stop(error),
+            End::Left => {}
         }
-        end
+        // What has come until now is history that the object store is to have. Who leaves gives it
+        // no more than a limited time, and the slot is not looked after meanwhile.
+        opened.growth.freeze();
+        let flushed = async {
+            match end {
+                End::Left => self.flushed().await,
+                _ => self.guarding(self.flushed()).await,
+            }
+        };
+        tokio::select! {
+            Err(error) = &mut flushing => End::Stop(error),
+            () = flushed => end,
+        }
     }
 
     /// Waits until the object store has all that was decoded.
     async fn flushed(&self) {
-        while self.status().remote_consistent < self.status().last_record {
-            tokio::time::sleep(FLUSH_POLL).await;
-        }
+        let has_all = |status: &TimelineStatus| status.remote_consistent >= status.last_record;
+        // It can't fail: the sender is ours.
+        let _ = self.status.subscribe().wait_for(has_all).await;
     }
 
     /// A timeline that has stopped still has a slot, which must not fill the source's disk.
@@ -502,42 +518,6 @@ impl Timeline {
         Ok((opened, resumed, frozen))
     }
 
-    /// An interpreter that knows how things are at the manifest's LSN: how long every relation fork
-    /// and SLRU segment is, and the settings.
-    async fn interpreter(&self, manifest: &TimelineManifest) -> Result<Interpreter, IngestError> {
-        let store = self.shared.store.clone();
-        let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
-        let files = LayerFiles::new(store, self.store_path().child("layers"), blocks);
-        let layers = Layers::open(files, manifest, None).await?;
-        let mut sizes = RelationSizes::default();
-        for (rel, blocks) in relations_at(&layers, manifest.lsn).await? {
-            sizes.set(rel, blocks);
-        }
-        let mut segments = SlruSegments::default();
-        let newest = layers.newest_in(all_slru_segments(), manifest.lsn).await?;
-        for entry in newest {
-            if let (Key::SlruSegment(kind, segment), (_, Value::RelSize(pages))) = entry {
-                segments.set(kind, segment, pages.get());
-            }
-        }
-        let settings = layers
-            .newest(Key::Parameters, Lsn::ZERO..=manifest.lsn)
-            .await?;
-        let facts = base_facts(manifest, &parameters(settings)?);
-        let mut interpreter = Interpreter::new(sizes, facts).with_slru_segments(segments);
-        note_cluster(&mut interpreter, &layers, manifest.lsn).await?;
-        Ok(interpreter)
-    }
-
-    /// Asks the object store how things are where decoding can begin.
-    pub(super) async fn learn_beginning(&self, beginning: &Beginning) -> Result<(), IngestError> {
-        if let Some(Versioned { state: newest, .. }) = self.manifests().newest().await? {
-            let interpreter = self.interpreter(&newest).await?;
-            beginning.learn(newest.lsn, interpreter);
-        }
-        Ok(())
-    }
-
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {
         IngestError::WalFile {
             path: self.wal_directory(),
@@ -556,50 +536,5 @@ impl Timeline {
             status.state = TimelineState::Stopped;
             status.reason = reason;
         });
-    }
-}
-
-/// What the interpreter must know of the base backup, and of the settings since.
-fn base_facts(manifest: &TimelineManifest, settings: &Parameters) -> BaseFacts {
-    BaseFacts {
-        track_commit_timestamp: settings.track_commit_timestamp,
-        consistent_from: manifest.oldest_readable,
-        // True also stands for checksums, with which the setting has no effect.
-        wal_log_hints: (!manifest.source.wal_log_hints).then_some(false),
-    }
-}
-
-fn parameters(settings: Option<(Lsn, Value)>) -> Result<Parameters, ReadError> {
-    let key = Key::Parameters;
-    match settings.ok_or(ReadError::NotInBackup(key))? {
-        (_, Value::File(content)) => {
-            Parameters::decode(&content).map_err(|_| ReadError::WrongValue(key))
-        }
-        _ => Err(ReadError::WrongValue(key)),
-    }
-}
-
-/// Sizes of all segments of SLRU areas there can be.
-fn all_slru_segments() -> std::ops::Range<Key> {
-    Key::SlruSegment(SlruKind::Clog, 0)..Key::Parameters
-}
-
-/// Waits longer after each failure, with jitter so that many do not come back at once.
-#[derive(Debug)]
-pub(super) struct BackOff {
-    next: Duration,
-}
-
-impl Default for BackOff {
-    fn default() -> Self {
-        Self { next: BACK_OFF.0 }
-    }
-}
-
-impl BackOff {
-    pub(super) async fn wait(&mut self) {
-        let jitter = self.next.mul_f64(rand::random::<f64>() / 2.0);
-        tokio::time::sleep(self.next + jitter).await;
-        self.next = (self.next * 2).min(BACK_OFF.1);
     }
 }

@@ -77,3 +77,83 @@ fn a_tenant_goes_in_two_steps() {
     let error = catalog.apply(&delete("a", false)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
+
+fn claim(number: u8, cluster: u64) -> Change {
+    Change::Claim {
+        timeline: ids(number),
+        cluster: SystemIdentifier::new(cluster),
+    }
+}
+
+#[test]
+fn a_cluster_is_one_tenants_until_that_is_gone() {
+    let mut catalog = Catalog::default();
+    catalog.apply(&attach("a", SOURCE, None, 1)).unwrap();
+    catalog.apply(&attach("b", SOURCE, None, 2)).unwrap();
+    let taken = |holder: &str| CatalogError::ClusterTaken {
+        cluster: SystemIdentifier::new(7),
+        holder: holder.parse().unwrap(),
+    };
+    assert_eq!(catalog.apply(&claim(1, 7)), Ok(ids(1)));
+    assert_eq!(catalog.apply(&claim(1, 7)), Ok(ids(1)), "a repeat");
+    assert_eq!(catalog.apply(&claim(2, 7)), Err(taken("a")));
+    catalog.apply(&delete("a", false)).unwrap();
+    assert_eq!(
+        catalog.apply(&claim(2, 7)),
+        Err(taken("a")),
+        "a slot may be there"
+    );
+    let gone = Change::Forget { timeline: ids(1) };
+    catalog.apply(&gone).unwrap();
+    assert_eq!(catalog.apply(&claim(2, 7)), Ok(ids(2)));
+}
+
+#[test]
+fn who_goes_or_is_not_there_claims_nothing() {
+    let mut catalog = Catalog::default();
+    let unknown = Err(CatalogError::UnknownTimeline(ids(1)));
+    assert_eq!(catalog.apply(&claim(1, 7)), unknown);
+    catalog.apply(&attach("a", SOURCE, None, 1)).unwrap();
+    catalog.apply(&delete("a", false)).unwrap();
+    let error = catalog.apply(&claim(1, 7)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+}
+
+#[test]
+fn an_attach_that_begins_anew_may_find_another_cluster() {
+    let mut catalog = Catalog::default();
+    catalog.apply(&attach("a", SOURCE, None, 1)).unwrap();
+    catalog.apply(&attach("b", SOURCE, None, 2)).unwrap();
+    catalog.apply(&claim(1, 7)).unwrap();
+    catalog.apply(&claim(1, 8)).unwrap();
+    assert_eq!(catalog.apply(&claim(2, 7)), Ok(ids(2)));
+}
+
+fn set_source(name: &str, source: &str) -> Change {
+    Change::SetSource {
+        name: name.parse().unwrap(),
+        source: source.parse().unwrap(),
+    }
+}
+
+#[test]
+fn a_source_that_moved_stays_the_same_tenant() {
+    let mut catalog = Catalog::default();
+    let moved = "host=other user=u";
+    let error = catalog.apply(&set_source("a", moved)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    catalog.apply(&attach("a", SOURCE, None, 1)).unwrap();
+    catalog.apply(&claim(1, 7)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(catalog.apply(&set_source("a", moved)), Ok(ids(1)));
+    }
+    let tenant = catalog.tenant(ids(1)).unwrap();
+    assert_eq!(tenant.source.expose(), moved);
+    assert_eq!(tenant.cluster, Some(SystemIdentifier::new(7)));
+    assert_eq!(tenant.slot, "palimpsest_a");
+
+    let same_slot = attach("b", SOURCE, Some("palimpsest_a"), 2);
+    catalog.apply(&same_slot).unwrap();
+    let error = catalog.apply(&set_source("b", moved)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+}

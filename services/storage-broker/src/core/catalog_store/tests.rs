@@ -1,4 +1,4 @@
-use palimpsest_types::{TenantId, TimelineId};
+use palimpsest_types::{SystemIdentifier, TenantId, TimelineId};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -99,4 +99,42 @@ async fn a_broker_that_slept_does_not_bring_an_old_catalog_back() {
     let lost = store.sequence.append(1, late).await;
     assert!(matches!(lost, Err(SequenceError::Lost { .. })));
     assert_eq!(store.newest().await.unwrap(), newest);
+}
+
+#[tokio::test]
+async fn of_brokers_that_claim_a_cluster_at_once_one_succeeds() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut claims = JoinSet::new();
+    for broker in 1..=4_u8 {
+        let store = store(directory.path()).await;
+        claims.spawn(async move {
+            let attached = store
+                .change(&attach(&format!("tenant-{broker}"), broker))
+                .await;
+            let (_, timeline) = attached.unwrap();
+            let cluster = SystemIdentifier::new(7);
+            store.change(&Change::Claim { timeline, cluster }).await
+        });
+    }
+    let claims = claims.join_all().await;
+    assert_eq!(claims.iter().filter(|claim| claim.is_ok()).count(), 1);
+    let refused = claims.into_iter().filter_map(Result::err);
+    for error in refused {
+        let taken = matches!(
+            error,
+            CatalogStoreError::Refused(CatalogError::ClusterTaken { .. })
+        );
+        assert!(taken, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn catalogs_of_before_clusters_were_claimed_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let (now, _) = store.change(&attach("a", 1)).await.unwrap();
+    let json = serde_json::to_string(&now.state).unwrap();
+    assert!(!json.contains("cluster"), "{json}");
+    let read: Catalog = serde_json::from_str(&json).unwrap();
+    assert_eq!(read, now.state);
 }

@@ -5,9 +5,10 @@ use palimpsest_types::ErrorKind;
 
 use super::attempts::{Attempt, Attempts, BaseBackup, Fate};
 use crate::core::{
+    back_off::BackOff,
     error::{IngestError, Stop},
     source::connect,
-    timeline::{BackOff, Timeline},
+    timeline::Timeline,
 };
 
 /// Undoes an attempt that failed with `error`, however long that takes: its slot would keep the

@@ -11,6 +11,7 @@ use palimpsest_disk::{DiskEntry, DiskFile, OsDisk};
 use palimpsest_types::{TenantId, TimelineId};
 
 use super::*;
+use crate::core::fixtures;
 
 /// A disk on which the removal of a directory takes until it is let go on.
 #[derive(Debug, Default)]
@@ -102,18 +103,37 @@ fn deletion() -> Assignment {
     }
 }
 
+/// A node whose only work is to remove directories, slowly.
+struct Scene {
+    disk: Arc<SlowDisk>,
+    scope: TaskScope,
+    node: Node,
+    _files: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(&files.path().join("store")).await;
+        let disk = Arc::new(SlowDisk::default());
+        let local = (Arc::clone(&disk) as Arc<dyn Disk>, files.path().join("wal"));
+        let scope = TaskScope::default();
+        let (limits, broker) = (Limits::default(), fixtures::broker(&scope));
+        let node = Node::new(store.unwrap(), local, limits, broker, scope.clone());
+        Self {
+            disk,
+            scope,
+            node,
+            _files: files,
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_timeline_that_comes_back_waits_for_what_it_left_running() {
-    let files = tempfile::tempdir().unwrap();
-    let store = ObjectStore::open(&files.path().join("store"))
-        .await
-        .unwrap();
-    let disk = Arc::new(SlowDisk::default());
-    let (_view, cluster) = watch::channel(ClusterView::default());
-    let local = (Arc::clone(&disk) as Arc<dyn Disk>, files.path().join("wal"));
-    let scope = TaskScope::default();
-    let node = Node::new(store, local, Limits::default(), cluster, scope.clone());
-
+    let Scene {
+        disk, scope, node, ..
+    } = &Scene::new().await;
     node.assign(vec![deletion()]);
     assert!(disk.has_begun(1).await);
     // Given back, taken again and given back, while its first work still blocks.
@@ -128,4 +148,25 @@ async fn a_timeline_that_comes_back_waits_for_what_it_left_running() {
     disk.allow_one();
     scope.stop().await;
     assert_eq!(disk.begun.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_whose_source_moved_begins_anew() {
+    let Scene {
+        disk, scope, node, ..
+    } = &Scene::new().await;
+    node.assign(vec![deletion()]);
+    assert!(disk.has_begun(1).await);
+    let moved = Assignment {
+        source: "host=elsewhere".to_owned(),
+        ..deletion()
+    };
+    node.assign(vec![moved.clone()]);
+    disk.allow_one();
+    assert!(disk.has_begun(2).await);
+    node.assign(vec![moved]);
+    disk.allow_one();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    scope.stop().await;
+    assert_eq!(disk.begun.load(Ordering::SeqCst), 2, "nothing is new");
 }

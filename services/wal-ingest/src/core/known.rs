@@ -1,0 +1,79 @@
+//! What is known of the cluster where decoding begins.
+
+use std::sync::Arc;
+
+use palimpsest_manifest::{TimelineManifest, Versioned};
+use palimpsest_read::{BlockCache, LayerFiles, Layers, ReadError, Versions as _, relations_at};
+use palimpsest_types::{ByteCount, Key, Lsn, SlruKind};
+use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SlruSegments, Value, v15::Parameters};
+
+use super::{cluster::note_cluster, error::IngestError, laggard::Beginning, timeline::Timeline};
+
+/// Each block is read once when sizes are.
+const SIZES_CACHE: ByteCount = ByteCount::mib(32);
+
+impl Timeline {
+    /// An interpreter that knows how things are at the manifest's LSN: how long every relation fork
+    /// and SLRU segment is, and the settings.
+    pub(super) async fn interpreter(
+        &self,
+        manifest: &TimelineManifest,
+    ) -> Result<Interpreter, IngestError> {
+        let store = self.shared.store.clone();
+        let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
+        let files = LayerFiles::new(store, self.store_path().child("layers"), blocks);
+        let layers = Layers::open(files, manifest, None).await?;
+        let mut sizes = RelationSizes::default();
+        for (rel, blocks) in relations_at(&layers, manifest.lsn).await? {
+            sizes.set(rel, blocks);
+        }
+        let mut segments = SlruSegments::default();
+        let newest = layers.newest_in(all_slru_segments(), manifest.lsn).await?;
+        for entry in newest {
+            if let (Key::SlruSegment(kind, segment), (_, Value::RelSize(pages))) = entry {
+                segments.set(kind, segment, pages.get());
+            }
+        }
+        let settings = layers
+            .newest(Key::Parameters, Lsn::ZERO..=manifest.lsn)
+            .await?;
+        let facts = base_facts(manifest, &parameters(settings)?);
+        let mut interpreter = Interpreter::new(sizes, facts).with_slru_segments(segments);
+        note_cluster(&mut interpreter, &layers, manifest.lsn).await?;
+        Ok(interpreter)
+    }
+
+    /// Asks the object store how things are where decoding can begin.
+    pub(super) async fn learn_beginning(&self, beginning: &Beginning) -> Result<(), IngestError> {
+        if let Some(Versioned { state: newest, .. }) = self.manifests().newest().await? {
+            let interpreter = self.interpreter(&newest).await?;
+            beginning.learn(newest.lsn, interpreter);
+        }
+        Ok(())
+    }
+}
+
+/// What the interpreter must know of the base backup, and of the settings since.
+fn base_facts(manifest: &TimelineManifest, settings: &Parameters) -> BaseFacts {
+    BaseFacts {
+        track_commit_timestamp: settings.track_commit_timestamp,
+        consistent_from: manifest.oldest_readable,
+        // True also stands for checksums, with which the setting has no effect.
+        wal_log_hints: (!manifest.source.wal_log_hints).then_some(false),
+    }
+}
+
+fn parameters(settings: Option<(Lsn, Value)>) -> Result<Parameters, ReadError> {
+    let key = Key::Parameters;
+    match settings.ok_or(ReadError::NotInBackup(key))? {
+        (_, Value::File(content)) => {
+            Parameters::decode(&content).map_err(|_| ReadError::WrongValue(key))
+        }
+        _ => Err(ReadError::WrongValue(key)),
+    }
+}
+
+/// Sizes of all segments of SLRU areas there can be.
+fn all_slru_segments() -> std::ops::Range<Key> {
+    Key::SlruSegment(SlruKind::Clog, 0)..Key::Parameters
+}

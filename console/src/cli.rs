@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     commands::{
-        attach::AttachArgs, completions::CompletionsArgs, doctor::DoctorArgs, page::PageCommand,
-        rel::RelCommand, tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
+        attach::AttachArgs, completions::CompletionsArgs, doctor::DoctorArgs,
+        layers::LayersCommand, page::PageCommand, rel::RelCommand, tenant::TenantCommand,
+        timeline::TimelineCommand, up::UpArgs,
     },
     output::Format,
 };
@@ -81,6 +82,9 @@ pub enum Command {
     /// Show a page at an LSN, or what changed in it between two.
     #[command(subcommand)]
     Page(PageCommand),
+    /// List or draw the layers of a timeline, or compact them.
+    #[command(subcommand)]
+    Layers(LayersCommand),
     /// Print the completion script of a shell.
     Completions(CompletionsArgs),
 }

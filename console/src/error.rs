@@ -64,6 +64,9 @@ pub enum CliError {
     /// No page-serve is alive.
     #[error("no page-serve has registered with the storage-broker")]
     NoPageServe,
+    /// No compactor is alive.
+    #[error("no compactor has registered with the storage-broker")]
+    NoCompactor,
     /// An attach, deletion or check ended badly.
     #[error("{what}")]
     Failed {
@@ -157,7 +160,9 @@ impl CliError {
                 "is `pal up` running? start it, or name another broker by --endpoint or --data"
                     .to_owned(),
             ),
-            Self::NoPageServe => Some("wait a second if it has just started".to_owned()),
+            Self::NoPageServe | Self::NoCompactor => {
+                Some("wait a second if it has just started".to_owned())
+            }
             Self::UnknownTimeline { known, .. } | Self::UnknownTenant { known, .. } => {
                 Some(known_names(known))
             }

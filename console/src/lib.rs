@@ -8,6 +8,7 @@
 //! client      the services as commands see them
 //! output      standard output: text, tables, JSON
 //! page_view   a page's bytes in words
+//! layer_picture  the layers of a timeline as SVG
 //! ```
 //!
 //! Commands decide nothing about storage; they only know `libs/api`. Errors say what failed, where,
@@ -18,6 +19,7 @@ mod client;
 pub mod commands;
 mod error;
 mod hex_dump;
+mod layer_picture;
 mod output;
 mod page_view;
 pub mod place;

@@ -38,6 +38,7 @@ pub struct ServiceSettings {
     redo_worker: Effective<palimpsest_redo_worker::Settings>,
     page_serve: Effective<palimpsest_page_serve::Settings>,
     wal_ingest: Effective<palimpsest_wal_ingest::Settings>,
+    compactor: Effective<palimpsest_compactor::Settings>,
 }
 
 /// The services, running.
@@ -154,6 +155,13 @@ impl Stack {
         let running = running.map_err(|error| failed(service, error.kind(), error))?;
         self.add(service, (running.address(), running.side_address()), scope);
 
+        let (scope, service) = (TaskScope::default(), Service::Compactor);
+        let mut own = settings.compactor.settings;
+        own.broker.clone_from(&broker);
+        let running = palimpsest_compactor::run(own, &scope).await;
+        let running = running.map_err(|error| failed(service, error.kind(), error))?;
+        self.add(service, (running.address(), running.side_address()), scope);
+
         let (scope, service) = (TaskScope::default(), Service::WalIngest);
         let mut own = settings.wal_ingest.settings;
         own.broker = broker;
@@ -254,6 +262,10 @@ impl StackSettings {
             store: store.clone().into(),
             ..palimpsest_page_serve::Settings::defaults(self.port_base)
         };
+        let compactor = palimpsest_compactor::Settings {
+            store: store.clone().into(),
+            ..palimpsest_compactor::Settings::defaults(self.port_base)
+        };
         let wal_ingest = palimpsest_wal_ingest::Settings {
             store: store.into(),
             data: dir.join("wal-ingest"),
@@ -266,13 +278,19 @@ impl StackSettings {
         let redo_worker = noting(&mut problems, merge(&redo_worker, &redo));
         let page_serve = noting(&mut problems, merge(&page_serve, &storing));
         let wal_ingest = noting(&mut problems, merge(&wal_ingest, &storing));
-        match (storage_broker, redo_worker, page_serve, wal_ingest) {
-            (Some(storage_broker), Some(redo_worker), Some(page_serve), Some(wal_ingest)) => {
+        let compactor = noting(&mut problems, merge(&compactor, &storing));
+        let storing = (storage_broker, page_serve, wal_ingest, compactor);
+        match (redo_worker, storing) {
+            (
+                Some(redo_worker),
+                (Some(storage_broker), Some(page_serve), Some(wal_ingest), Some(compactor)),
+            ) => {
                 let services = ServiceSettings {
                     storage_broker,
                     redo_worker,
                     page_serve,
                     wal_ingest,
+                    compactor,
                 };
                 services.with_one_store()
             }
@@ -309,7 +327,10 @@ impl ServiceSettings {
             .map(|message| self.page_serve.problem("store", message));
         let wal_ingest = differs(&self.wal_ingest.settings.store)
             .map(|message| self.wal_ingest.problem("store", message));
-        let problems: Vec<_> = page_serve.into_iter().chain(wal_ingest).collect();
+        let compactor = differs(&self.compactor.settings.store)
+            .map(|message| self.compactor.problem("store", message));
+        let problems = [page_serve, wal_ingest, compactor];
+        let problems: Vec<_> = problems.into_iter().flatten().collect();
         match problems.is_empty() {
             true => Ok(self),
             false => Err(Problems(problems)),
@@ -337,7 +358,7 @@ impl ServiceSettings {
     }
 
     /// Where each service is to listen.
-    pub fn listens(&self) -> [(Service, &str); 4] {
+    pub fn listens(&self) -> [(Service, &str); 5] {
         [
             (
                 Service::StorageBroker,
@@ -349,6 +370,7 @@ impl ServiceSettings {
                 Service::RedoWorker,
                 self.redo_worker.settings.listen.as_str(),
             ),
+            (Service::Compactor, self.compactor.settings.listen.as_str()),
         ]
     }
 
@@ -359,6 +381,7 @@ impl ServiceSettings {
             self.wal_ingest.to_toml(),
             self.page_serve.to_toml(),
             self.redo_worker.to_toml(),
+            self.compactor.to_toml(),
         ]
         .join("\n")
     }
@@ -440,7 +463,7 @@ mod tests {
         assert_eq!(services.store().to_string(), "s3://one/below");
         let printed = services.to_toml();
         let line = "store = \"s3://one/below\" # --store";
-        assert_eq!(printed.matches(line).count(), 3, "{printed}");
+        assert_eq!(printed.matches(line).count(), 4, "{printed}");
     }
 
     #[test]

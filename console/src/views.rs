@@ -1,7 +1,7 @@
 //! What is printed about services and timelines.
 
-use palimpsest_api::broker::{ClusterView, Member, Role, TimelineView};
-use palimpsest_types::{ByteCount, Lsn};
+use palimpsest_api::broker::{ClusterView, DatabaseSize, Member, Role, TimelineView};
+use palimpsest_types::{ByteCount, Lsn, Oid};
 use serde::Serialize;
 
 use crate::{client::full_name, output::Column};
@@ -37,7 +37,17 @@ pub(crate) struct TimelineLine {
     slot_retained_bytes: u64,
     backup_done_bytes: u64,
     backup_total_bytes: u64,
+    logical_size_lsn: Option<Lsn>,
+    logical_size_bytes: Option<u64>,
+    databases: Vec<DatabaseLine>,
     warnings: Vec<String>,
+}
+
+/// How large a database is.
+#[derive(Debug, Serialize)]
+struct DatabaseLine {
+    oid: Oid,
+    bytes: u64,
 }
 
 pub(crate) const MEMBER_COLUMNS: [Column; 4] = [
@@ -47,11 +57,12 @@ pub(crate) const MEMBER_COLUMNS: [Column; 4] = [
     Column::Left("NODE"),
 ];
 
-pub(crate) const TIMELINE_COLUMNS: [Column; 7] = [
+pub(crate) const TIMELINE_COLUMNS: [Column; 8] = [
     Column::Left("TIMELINE"),
     Column::Left("STATE"),
     Column::Left("OLDEST"),
     Column::Left("NEWEST"),
+    Column::Right("SIZE"),
     Column::Right("LAG"),
     Column::Right("SLOT KEEPS"),
     Column::Left("SOURCE"),
@@ -71,6 +82,8 @@ impl From<&Member> for MemberLine {
 impl From<&TimelineView> for TimelineLine {
     fn from(view: &TimelineView) -> Self {
         let status = &view.status;
+        let size = status.logical_size.as_ref();
+        let databases = size.map_or(&[][..], |size| &size.databases);
         Self {
             name: full_name(view),
             tenant_id: view.timeline.tenant.to_string(),
@@ -91,7 +104,19 @@ impl From<&TimelineView> for TimelineLine {
             slot_retained_bytes: status.slot_retained.get(),
             backup_done_bytes: status.backup_done.get(),
             backup_total_bytes: status.backup_total.get(),
+            logical_size_lsn: size.map(|size| size.at),
+            logical_size_bytes: size.map(|size| size.total.get()),
+            databases: databases.iter().map(DatabaseLine::from).collect(),
             warnings: status.warnings.clone(),
+        }
+    }
+}
+
+impl From<&DatabaseSize> for DatabaseLine {
+    fn from(listed: &DatabaseSize) -> Self {
+        Self {
+            oid: listed.database,
+            bytes: listed.size.get(),
         }
     }
 }
@@ -130,6 +155,7 @@ impl TimelineLine {
             self.state.to_owned(),
             shown(self.oldest_readable),
             shown(self.last_record),
+            self.logical_size(),
             ByteCount::new(self.lag_bytes).to_string(),
             ByteCount::new(self.slot_retained_bytes).to_string(),
             self.source.clone(),
@@ -180,11 +206,37 @@ impl TimelineLine {
                 ),
             ),
         ];
+        details.extend(self.sizes());
         if !self.reason.is_empty() {
             details.insert(4, ("reason", self.reason.clone()));
         }
         details.extend(self.warnings.iter().map(|text| ("warning", text.clone())));
         details
+    }
+}
+
+impl TimelineLine {
+    /// All relations of all databases, for people.
+    fn logical_size(&self) -> String {
+        let known = self.logical_size_bytes;
+        known.map_or_else(|| "-".to_owned(), |bytes| ByteCount::new(bytes).to_string())
+    }
+
+    /// How large it is and its databases are, as names and values.
+    fn sizes(&self) -> Vec<(&'static str, String)> {
+        let Some(at) = self.logical_size_lsn else {
+            return vec![("logical size", self.logical_size())];
+        };
+        let mut sizes = vec![("logical size", format!("{} at {at}", self.logical_size()))];
+        sizes.extend(self.databases.iter().map(|listed| {
+            let size = ByteCount::new(listed.bytes);
+            let whose = match listed.oid {
+                0 => "shared by all databases".to_owned(),
+                oid => format!("of database {oid}"),
+            };
+            ("", format!("{size} {whose}"))
+        }));
+        sizes
     }
 }
 
@@ -194,6 +246,7 @@ pub(crate) const fn role_name(role: Role) -> &'static str {
         Role::WalIngest => "wal-ingest",
         Role::PageServe => "page-serve",
         Role::RedoWorker => "redo-worker",
+        Role::Compactor => "compactor",
     }
 }
 
@@ -203,4 +256,58 @@ fn known(lsn: Lsn) -> Option<Lsn> {
 
 fn shown(lsn: Option<Lsn>) -> String {
     lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_api::{
+        TimelineRef,
+        broker::{LogicalSize, TimelineStatus},
+    };
+    use palimpsest_types::{TenantId, TimelineId};
+
+    use super::*;
+
+    fn line(logical_size: Option<LogicalSize>) -> TimelineLine {
+        let status = TimelineStatus {
+            logical_size,
+            ..TimelineStatus::default()
+        };
+        TimelineLine::from(&TimelineView {
+            timeline: TimelineRef {
+                tenant: TenantId::from_bytes([1; 16]),
+                timeline: TimelineId::from_bytes([2; 16]),
+            },
+            tenant_name: "demo".into(),
+            timeline_name: "main".into(),
+            status,
+            writer: None,
+            source: String::new(),
+            slot: String::new(),
+        })
+    }
+
+    #[test]
+    fn people_and_programs_are_told_how_large_a_timeline_is() {
+        let sizes = [(0, 1 << 20), (5, 3 << 20)].map(|(oid, size)| (oid, ByteCount::new(size)));
+        let line = line(Some(LogicalSize::of(Lsn::new(8), sizes)));
+        assert_eq!(line.cells().len(), TIMELINE_COLUMNS.len());
+        assert_eq!(line.cells()[4], ByteCount::mib(4).to_string());
+        let json = serde_json::to_value(&line).unwrap();
+        assert_eq!(json["logical_size_bytes"], 4 << 20);
+        assert_eq!(json["databases"][0]["oid"], 5);
+        assert_eq!(json["databases"][1]["bytes"], 1 << 20);
+        let details = line.sizes().into_iter().map(|(_, value)| value);
+        let details: Vec<_> = details.collect();
+        assert_eq!(details.len(), 3, "{details:?}");
+        assert!(details[1].ends_with("of database 5"), "{details:?}");
+    }
+
+    #[test]
+    fn a_size_that_is_not_known_is_not_zero() {
+        let line = line(None);
+        assert_eq!(line.cells()[4], "-");
+        let json = serde_json::to_value(&line).unwrap();
+        assert!(json["logical_size_bytes"].is_null());
+    }
 }

@@ -49,6 +49,10 @@ pub enum Process {
     WalIngest,
     /// Another wal-ingest, with a local directory of its own, for those who ask for it.
     SecondWalIngest,
+    /// A compactor that makes small layers often, for those who ask for it.
+    Compactor,
+    /// Another one.
+    SecondCompactor,
 }
 
 /// The services, with their files and logs below one directory. Dropping it kills them all, and
@@ -68,7 +72,7 @@ const SHOWN: usize = 40;
 
 impl Process {
     /// All there can be.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::StorageBroker,
         Self::RedoWorker,
         Self::SecondRedoWorker,
@@ -76,6 +80,8 @@ impl Process {
         Self::SecondPageServe,
         Self::WalIngest,
         Self::SecondWalIngest,
+        Self::Compactor,
+        Self::SecondCompactor,
     ];
 
     /// What runs unless more is asked for.
@@ -96,6 +102,8 @@ impl Process {
             Self::SecondPageServe => "page-serve-2",
             Self::WalIngest => "wal-ingest",
             Self::SecondWalIngest => "wal-ingest-2",
+            Self::Compactor => "compactor",
+            Self::SecondCompactor => "compactor-2",
         }
     }
 }

@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "palimpsest/common/v1/common.proto",
     "palimpsest/page/v1/page.proto",
     "palimpsest/redo/v1/redo.proto",
     "palimpsest/ingest/v1/ingest.proto",
+    "palimpsest/compaction/v1/compaction.proto",
     "palimpsest/broker/v1/broker.proto",
     "palimpsest/admin/v1/admin.proto",
 ];

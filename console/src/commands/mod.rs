@@ -4,6 +4,7 @@ pub mod attach;
 pub mod completions;
 pub mod doctor;
 mod down;
+pub mod layers;
 pub mod page;
 pub mod rel;
 mod status;
@@ -33,6 +34,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Tenant(command) => tenant::run(&common, command, output).await,
         Command::Timeline(command) => timeline::run(&common, command, output).await,
         Command::Rel(command) => rel::run(&common, command, output).await,
+        Command::Layers(command) => layers::run(&common, command, output).await,
         Command::Page(command) => page::run(&common, command, output).await,
         Command::Completions(arguments) => completions::run(&arguments, output),
     }

@@ -317,7 +317,8 @@ fn an_attachment_lives_and_ends_as_a_person_wants() {
     assert!(place.works(&["status"]).contains("lost with its disk"));
     let members = status["members"].as_array().unwrap();
     let same = |member: &serde_json::Value| member["version"] == env!("CARGO_PKG_VERSION");
-    assert!(members.len() == 3 && members.iter().all(same), "{status}");
+    assert!(members.len() == 4 && members.iter().all(same), "{status}");
+    layers(&place);
     let doctor = place.works(&["doctor"]);
     assert!(doctor.contains("source of mine/main"), "{doctor}");
     assert!(doctor.contains("all are"), "{doctor}");
@@ -346,4 +347,32 @@ fn an_attachment_lives_and_ends_as_a_person_wants() {
         UNREACHABLE
     );
     cluster.stop().unwrap();
+}
+
+/// Everything about layers, of a timeline that has those of its base backup.
+fn layers(place: &Place) {
+    let listed = place.json(&["layers", "list", "mine"]);
+    let listed = listed.as_array().unwrap();
+    assert!(
+        listed.iter().any(|layer| layer["kind"] == "image"),
+        "{listed:?}"
+    );
+    let table = place.works(&["layers", "list", "mine"]);
+    assert!(table.contains("image: "), "{table}");
+    let plan = place.json(&["layers", "plan", "mine"]);
+    assert_eq!(plan["claimed_for_ms"], 0, "{plan}");
+    assert!(
+        place
+            .works(&["layers", "compact", "mine"])
+            .contains("nothing to compact")
+    );
+    let activity = place.works(&["layers", "activity"]);
+    assert!(activity.contains(": idle"), "{activity}");
+    let picture = place.works(&["layers", "draw", "mine"]);
+    assert!(picture.starts_with("<svg"), "{picture}");
+    place.fails(
+        &["layers", "list", "none"],
+        FAILED,
+        &["there is no timeline"],
+    );
 }

@@ -18,6 +18,7 @@ fn generated() -> String {
         reference::<palimpsest_wal_ingest::Settings>(),
         reference::<palimpsest_page_serve::Settings>(),
         reference::<palimpsest_redo_worker::Settings>(),
+        reference::<palimpsest_compactor::Settings>(),
         END.to_owned(),
     ]
     .join("\n")

@@ -51,6 +51,11 @@ async fn run(
             let start = async |scope| palimpsest_redo_worker::run(settings, &scope).await;
             (process::run(start).await, telemetry)
         }
+        Service::Compactor => {
+            let (settings, telemetry) = configure(palimpsest_compactor::ABOUT, arguments).await?;
+            let start = async |scope| palimpsest_compactor::run(settings, &scope).await;
+            (process::run(start).await, telemetry)
+        }
         Service::StorageBroker => {
             let (settings, telemetry) =
                 configure(palimpsest_storage_broker::ABOUT, arguments).await?;

@@ -43,6 +43,11 @@ const PORTS: std::ops::Range<u16> = 15_000..30_000;
 const PORT_ATTEMPTS: usize = 100;
 /// A reader that asks for what is not there hears so soon.
 const LSN_PATIENCE: &str = "3s";
+/// Compaction begins with the second layer, and makes many small ones.
+const COMPACTION_THRESHOLD: &str = "2";
+const COMPACTION_TARGET: &str = "256KiB";
+/// What a dead compactor has claimed another has so soon.
+const CLAIM: &str = "1s";
 
 impl Layers {
     /// Their size and age.
@@ -147,6 +152,7 @@ impl Launch {
             Process::SecondWalIngest => Process::WalIngest.name(),
             Process::SecondPageServe => Process::PageServe.name(),
             Process::SecondRedoWorker => Process::RedoWorker.name(),
+            Process::SecondCompactor => Process::Compactor.name(),
             other => other.name(),
         });
         command.args(["--listen", &self.address(process)]);
@@ -165,6 +171,12 @@ impl Launch {
             Process::PageServe | Process::SecondPageServe => {
                 command.arg("--store").arg(self.store_argument());
                 command.args(["--lsn-patience", LSN_PATIENCE]);
+            }
+            Process::Compactor | Process::SecondCompactor => {
+                command.arg("--store").arg(self.store_argument());
+                command.args(["--compaction-threshold", COMPACTION_THRESHOLD]);
+                command.args(["--target-size", COMPACTION_TARGET]);
+                command.args(["--claim", CLAIM]);
             }
             Process::WalIngest | Process::SecondWalIngest => {
                 command.arg("--store").arg(self.store_argument());

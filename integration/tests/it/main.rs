@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a judge fails by panicking")]
 
 mod answers;
+mod attach_twice;
 mod bucket;
 mod c_client;
+mod compaction;
 mod consistency_images;
 mod consistency_served;
 mod control;
@@ -19,12 +21,14 @@ mod laggards;
 mod lifecycle;
 mod limits;
 mod many;
+mod moved_source;
 mod names;
 mod offline_pages;
 mod offline_records;
 mod paused_attach;
 mod recovered_instance;
 mod settings;
+mod shutdown;
 mod slot;
 mod slru;
 mod source_crash;

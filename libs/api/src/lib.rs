@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod channel;
+pub mod compaction;
 mod convert;
 pub mod feed;
 pub mod page;

@@ -27,7 +27,7 @@ macro_rules! packages {
 
 pub mod codec;
 
-packages!(admin broker common ingest page redo);
+packages!(admin broker common compaction ingest page redo);
 
 /// The encoded file descriptor set, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -13,15 +13,18 @@ pub enum Service {
     PageServe,
     /// Replays records.
     RedoWorker,
+    /// Makes layers anew.
+    Compactor,
 }
 
 impl Service {
     /// All of them, in the order of their ports.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::StorageBroker,
         Self::WalIngest,
         Self::PageServe,
         Self::RedoWorker,
+        Self::Compactor,
     ];
 
     /// Its name, also that of its section.
@@ -31,6 +34,7 @@ impl Service {
             Self::WalIngest => "wal-ingest",
             Self::PageServe => "page-serve",
             Self::RedoWorker => "redo-worker",
+            Self::Compactor => "compactor",
         }
     }
 
@@ -41,6 +45,7 @@ impl Service {
             Self::WalIngest => 1,
             Self::PageServe => 2,
             Self::RedoWorker => 3,
+            Self::Compactor => 4,
         }
     }
 

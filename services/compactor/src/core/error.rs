@@ -1,0 +1,86 @@
+use palimpsest_api::TimelineRef;
+use palimpsest_layer::delta_file::WriteDeltaLayerError;
+use palimpsest_manifest::{ClaimError, InvalidManifestError, ManifestError, UpdateError};
+use palimpsest_read::ReadError;
+use palimpsest_store::StoreError;
+use palimpsest_types::ErrorKind;
+
+/// A compaction came to nothing. The timeline is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// A layer that is compacted can't be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What was read is not what a layer can hold.
+    #[error("what was read of the layers can't be written as one")]
+    Write(#[from] WriteDeltaLayerError),
+    /// A layer can't be put into the object store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest can't be read or changed.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Another compactor works on the timeline.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The manifest does not take the new layers.
+    #[error("the manifest refuses the layers that were made")]
+    Refused(#[from] InvalidManifestError),
+    /// A file said one thing when it was read first, and another later.
+    #[error("a layer that is compacted refers to a record that it did not refer to before")]
+    Inconsistent,
+    /// The thread that did the work panicked.
+    #[error("the compaction ended in a panic")]
+    Panicked,
+    /// It was never attached, or is not any more.
+    #[error("there is no timeline {0} in the object store")]
+    NoTimeline(TimelineRef),
+    /// The work was told to end.
+    #[error("the compaction was told to end")]
+    Stopped,
+}
+
+impl CompactError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Manifest(error) => error.kind(),
+            Self::Claim(ClaimError::Taken { .. }) => ErrorKind::Conflict,
+            Self::Claim(ClaimError::NoMoreEpochs) => ErrorKind::Internal,
+            Self::NoTimeline(_) => ErrorKind::NotFound,
+            Self::Stopped => ErrorKind::NotReady,
+            Self::Write(_) | Self::Refused(_) | Self::Inconsistent | Self::Panicked => {
+                ErrorKind::Internal
+            }
+        }
+    }
+
+    /// Whether another compactor has the timeline now, which is nothing to worry about.
+    pub fn is_of_another(&self) -> bool {
+        matches!(
+            self,
+            Self::Claim(ClaimError::Taken { .. })
+                | Self::Manifest(ManifestError::Superseded { .. })
+        )
+    }
+}
+
+impl From<UpdateError<ClaimError>> for CompactError {
+    fn from(error: UpdateError<ClaimError>) -> Self {
+        match error {
+            UpdateError::Edit(error) => error.into(),
+            UpdateError::Manifest(error) => error.into(),
+        }
+    }
+}
+
+impl From<UpdateError<InvalidManifestError>> for CompactError {
+    fn from(error: UpdateError<InvalidManifestError>) -> Self {
+        match error {
+            UpdateError::Edit(error) => error.into(),
+            UpdateError::Manifest(error) => error.into(),
+        }
+    }
+}

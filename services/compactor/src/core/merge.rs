@@ -1,0 +1,158 @@
+//! Making one layer of a part of several: the same versions, in the order of keys.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap, HashMap},
+    ops::Range,
+};
+
+use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordPlace, RecordSection, Stored};
+use palimpsest_manifest::LsnSpan;
+use palimpsest_read::{EntryScan, LayerScan};
+use palimpsest_types::{Key, Lsn, WriterEpoch};
+use tokio_util::sync::CancellationToken;
+
+use super::{cut::Cell, error::CompactError};
+
+/// A layer that was made.
+#[derive(Debug)]
+pub struct Merged {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// What is in it.
+    pub summary: DeltaLayerSummary,
+}
+
+/// A record by the number of the layer that has it and where it is there.
+type Place = (usize, RecordPlace);
+
+/// Makes the layer of a cell. The layers are those that are compacted, oldest first; `epoch` is that
+/// of the newest writer among them.
+///
+/// They are gone through twice: first to see which records the cell refers to, because those come
+/// first in a file. A record that several versions of a layer shared is kept once for the cell.
+///
+/// In memory are the new file, some blocks of each layer, and 32 bytes of each record that is shared.
+///
+/// # Errors
+/// If a layer can't be read or is damaged, or the token is cancelled.
+pub async fn merge(
+    layers: &[LayerScan],
+    cell: &Cell,
+    epoch: WriterEpoch,
+    token: &CancellationToken,
+) -> Result<Merged, CompactError> {
+    let mut bytes = Vec::new();
+    let lsns = range(cell.lsns);
+    let mut records = RecordSection::begin(epoch, lsns, &mut bytes)?;
+    let mut moved: HashMap<Place, RecordPlace> = HashMap::new();
+    // Records of a layer all start before those of the next.
+    for (number, layer) in layers.iter().enumerate() {
+        let places = shared(layer, cell, token).await?;
+        let mut shared = layer.records(places);
+        while let Some((place, record)) = shared.next().await? {
+            moved.insert((number, place), records.add(&record)?);
+        }
+    }
+    let mut section = records.end()?;
+    let mut versions = Merge::new(layers, cell).await?;
+    while let Some((number, key, lsn, stored)) = versions.next().await? {
+        if token.is_cancelled() {
+            return Err(CompactError::Stopped);
+        }
+        match stored {
+            Stored::Value(value) => section.add(key, lsn, &value)?,
+            Stored::Shared { at, will_init } => {
+                let at = moved.get(&(number, at)).copied();
+                // Both passes see the same versions, as files never change.
+                let at = at.ok_or(CompactError::Inconsistent)?;
+                section.refer(key, lsn, at, will_init)?;
+            }
+        }
+    }
+    let summary = section.finish()?;
+    Ok(Merged { bytes, summary })
+}
+
+/// Where the records stand that a layer's versions in a cell share.
+async fn shared(
+    layer: &LayerScan,
+    cell: &Cell,
+    token: &CancellationToken,
+) -> Result<BTreeSet<RecordPlace>, CompactError> {
+    let mut places = BTreeSet::new();
+    let mut entries = layer.entries(cell.keys);
+    while let Some((_, lsn, stored)) = entries.next().await? {
+        if token.is_cancelled() {
+            return Err(CompactError::Stopped);
+        }
+        if let Stored::Shared { at, .. } = stored
+            && is_in(lsn, cell.lsns)
+        {
+            places.insert(at);
+        }
+    }
+    Ok(places)
+}
+
+/// The versions of several layers as one, rising by key, then LSN.
+struct Merge<'a> {
+    lsns: LsnSpan,
+    scans: Vec<EntryScan<'a>>,
+    /// The next version of each scan.
+    heads: Vec<Option<Stored>>,
+    /// Which scan is next.
+    order: BinaryHeap<Reverse<(Key, Lsn, usize)>>,
+}
+
+impl<'a> Merge<'a> {
+    async fn new(layers: &'a [LayerScan], cell: &Cell) -> Result<Self, CompactError> {
+        let scans: Vec<_> = layers
+            .iter()
+            .map(|layer| layer.entries(cell.keys))
+            .collect();
+        let mut merge = Self {
+            lsns: cell.lsns,
+            heads: vec![None; scans.len()],
+            order: BinaryHeap::with_capacity(scans.len()),
+            scans,
+        };
+        for number in 0..merge.scans.len() {
+            merge.pull(number).await?;
+        }
+        Ok(merge)
+    }
+
+    /// Takes in the next version of a scan.
+    async fn pull(&mut self, number: usize) -> Result<(), CompactError> {
+        let (Some(scan), Some(head)) = (self.scans.get_mut(number), self.heads.get_mut(number))
+        else {
+            return Ok(());
+        };
+        while let Some((key, lsn, stored)) = scan.next().await? {
+            if is_in(lsn, self.lsns) {
+                *head = Some(stored);
+                self.order.push(Reverse((key, lsn, number)));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<(usize, Key, Lsn, Stored)>, CompactError> {
+        let Some(Reverse((key, lsn, number))) = self.order.pop() else {
+            return Ok(None);
+        };
+        let stored = self.heads.get_mut(number).and_then(Option::take);
+        self.pull(number).await?;
+        Ok(stored.map(|stored| (number, key, lsn, stored)))
+    }
+}
+
+fn is_in(lsn: Lsn, lsns: LsnSpan) -> bool {
+    lsns.after < lsn && lsn <= lsns.up_to
+}
+
+fn range(lsns: LsnSpan) -> Range<Lsn> {
+    lsns.after..lsns.up_to
+}

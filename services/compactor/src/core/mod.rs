@@ -1,0 +1,17 @@
+//! Compaction, without gRPC.
+
+mod activity;
+mod cut;
+mod error;
+mod merge;
+mod metrics;
+mod plan;
+mod worker;
+
+pub use activity::{Activity, Done, Work};
+pub use cut::{Cell, Piece, cut};
+pub use error::CompactError;
+pub use merge::{Merged, merge};
+pub use metrics::CompactionMetrics;
+pub use plan::{Plan, Policy, choose};
+pub use worker::Compactor;

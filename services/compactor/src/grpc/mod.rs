@@ -1,0 +1,5 @@
+//! The compactor's gRPC service.
+
+mod compaction;
+
+pub(crate) use compaction::CompactionApi;

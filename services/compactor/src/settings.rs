@@ -1,0 +1,77 @@
+use std::{num::NonZeroUsize, path::Path, time::Duration};
+
+use palimpsest_settings::{PortBase, Service, duration};
+use palimpsest_store::StoreLocation;
+use palimpsest_types::ByteCount;
+use serde::{Deserialize, Serialize};
+
+/// Settings of a compactor.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Where to listen, as host:port; port 0 is any free one
+    #[arg(long)]
+    pub listen: String,
+    /// Where the storage-broker is, as host:port
+    #[arg(long)]
+    pub broker: String,
+    /// The object store: a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX
+    #[arg(long)]
+    pub store: StoreLocation,
+    /// Layers that are compacted together, at least
+    #[arg(long)]
+    pub compaction_threshold: NonZeroUsize,
+    /// Layers that are compacted together, at most; each takes about 2 MiB while it is read
+    #[arg(long)]
+    pub compaction_inputs: NonZeroUsize,
+    /// Size that layers get; one is in memory while it is made
+    #[arg(long)]
+    pub target_size: ByteCount,
+    /// How long a timeline is left to a compactor that does not say that it is alive
+    #[arg(long, value_parser = duration::parse)]
+    #[serde(with = "duration")]
+    pub claim: Duration,
+}
+
+const THRESHOLD: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
+const INPUTS: NonZeroUsize = NonZeroUsize::new(32).expect("32 is not 0");
+
+impl palimpsest_settings::Settings for Settings {
+    const SERVICE: Option<Service> = Some(Service::Compactor);
+
+    fn defaults(ports: PortBase) -> Self {
+        Self {
+            listen: ports.address(Service::Compactor),
+            broker: ports.address(Service::StorageBroker),
+            store: Path::new("data/store").into(),
+            compaction_threshold: THRESHOLD,
+            compaction_inputs: INPUTS,
+            target_size: ByteCount::mib(128),
+            claim: Duration::from_secs(30),
+        }
+    }
+
+    fn listen(&self) -> Option<&str> {
+        Some(&self.listen)
+    }
+
+    fn check(&self) -> Vec<(&'static str, String)> {
+        let mut problems = palimpsest_service_kit::check_broker(&self.broker);
+        if self.compaction_threshold.get() < 2 {
+            let problem = "one layer alone needs no compaction; give 2 or more";
+            problems.push(("compaction-threshold", problem.to_owned()));
+        }
+        if self.compaction_inputs < self.compaction_threshold {
+            let threshold = self.compaction_threshold;
+            let problem = format!("is less than compaction-threshold, {threshold}");
+            problems.push(("compaction-inputs", problem));
+        }
+        problems
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        palimpsest_settings::Settings::defaults(PortBase::default())
+    }
+}

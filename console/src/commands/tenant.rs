@@ -26,20 +26,8 @@ use crate::{
 pub enum TenantCommand {
     /// List the attached clusters.
     List,
-    /// Say how a cluster is reached from now on: it moved, or its password changed.
-    SetSource(SetSourceArgs),
     /// Stop reading a cluster's WAL, drop the slot there, and remove every page stored of it.
     Delete(DeleteArgs),
-}
-
-/// Changes how a source is reached.
-#[derive(Debug, Args)]
-pub struct SetSourceArgs {
-    /// The tenant.
-    pub name: String,
-    /// How to reach the same cluster, as libpq understands it.
-    #[arg(value_name = "CONNINFO")]
-    pub source: String,
 }
 
 /// Deletes a tenant.
@@ -86,7 +74,6 @@ pub(crate) async fn run(
     let view = client.cluster().await?;
     match command {
         TenantCommand::List => list(&view, output),
-        TenantCommand::SetSource(arguments) => set_source(&mut client, arguments, output).await,
         TenantCommand::Delete(arguments) => delete(&mut client, &view, arguments, output).await,
     }
 }
@@ -124,19 +111,6 @@ fn tenants(view: &ClusterView) -> Vec<TenantLine> {
         tenant.timelines.push(timeline.timeline_name.clone());
     }
     tenants.into_values().collect()
-}
-
-async fn set_source(
-    client: &mut Client,
-    arguments: SetSourceArgs,
-    output: Output,
-) -> Result<(), CliError> {
-    let SetSourceArgs { name, source } = arguments;
-    let changed = client.broker().set_tenant_source(&name, &source).await;
-    changed
-        .map_err(|error| client.refused(format!("changing the source of tenant {name}"), error))?;
-    output.line(format!("tenant {name} is read from there from now on"))?;
-    output.line("`pal status` shows whether it is reached, and is the same cluster")
 }
 
 async fn delete(

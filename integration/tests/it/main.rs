@@ -21,7 +21,6 @@ mod laggards;
 mod lifecycle;
 mod limits;
 mod many;
-mod moved_source;
 mod names;
 mod offline_pages;
 mod offline_records;

@@ -114,7 +114,7 @@ impl Drop for Running {
     }
 }
 
-fn four(directory: &Path) -> Vec<(&'static str, Running)> {
+fn all_services(directory: &Path) -> Vec<(&'static str, Running)> {
     let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
     let store = path("store");
     let broker = Running::start("storage-broker", directory, &["--store", &store]);
@@ -136,12 +136,15 @@ fn four(directory: &Path) -> Vec<(&'static str, Running)> {
         &["--broker", &at, "--store", &store],
     );
     let ingest = Running::start("wal-ingest", directory, &ingest);
+    let compact = ["--broker", &at, "--store", &store];
+    let compactor = Running::start("compactor", directory, &compact);
     let redo = Running::start("redo-worker", directory, &redo);
     vec![
         ("storage-broker", broker),
         ("wal-ingest", ingest),
         ("page-serve", serve),
         ("redo-worker", redo),
+        ("compactor", compactor),
     ]
 }
 
@@ -169,7 +172,7 @@ fn take_in(told: &mut Told, service: &'static str, metrics: &str) {
 fn every_metric_is_explained_where_it_is_told_and_in_the_documentation() {
     let directory = tempfile::tempdir().unwrap();
     let mut told = Told::new();
-    for (name, running) in four(directory.path()) {
+    for (name, running) in all_services(directory.path()) {
         let answer = running.get("/metrics").unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.ends_with("# EOF\n"), "{answer}");

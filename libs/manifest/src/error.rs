@@ -51,6 +51,9 @@ pub enum ManifestError {
     /// The store failed at a list of layers.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There was one, and there is none any more.
+    #[error("the timeline's manifests are gone: it was deleted")]
+    Gone,
     /// Another has taken over.
     #[error("the manifest is of {newest} now, and {ours} may not change it any more")]
     Superseded {
@@ -88,7 +91,7 @@ impl ManifestError {
             | Self::Contradiction { .. }
             | Self::List { .. }
             | Self::MissingList { .. } => ErrorKind::Corrupt,
-            Self::Superseded { .. } => ErrorKind::Fenced,
+            Self::Superseded { .. } | Self::Gone => ErrorKind::Fenced,
             Self::Contended => ErrorKind::NotReady,
             Self::Refused(_) | Self::Encode(_) => ErrorKind::Internal,
         }

@@ -27,6 +27,7 @@ pub struct LayerScan {
 pub struct EntryScan<'a> {
     blocks: BlockScan<'a>,
     keys: KeyBounds,
+    lsns: LsnSpan,
     /// Those of the block that was read last.
     ready: std::vec::IntoIter<(Key, Lsn, Stored)>,
 }
@@ -73,6 +74,12 @@ impl KeyBounds {
     }
 }
 
+/// Whether a block may have versions at these LSNs. Of one with several keys that is not known.
+fn may_be_of(lsns: LsnSpan, block: &EntryBlockSpan) -> bool {
+    let ((first, oldest), (last, newest)) = (block.first, block.last);
+    first != last || (lsns.after < newest && oldest <= lsns.up_to)
+}
+
 impl LayerScan {
     /// Opens a delta layer of these LSNs.
     ///
@@ -97,13 +104,14 @@ impl LayerScan {
         &self.index
     }
 
-    /// Its versions of some keys, rising by key, then LSN.
-    pub fn entries(&self, keys: KeyBounds) -> EntryScan<'_> {
+    /// Its versions of some keys at some LSNs, rising by key, then LSN.
+    pub fn entries(&self, keys: KeyBounds, lsns: LsnSpan) -> EntryScan<'_> {
         let blocks = self.index.entry_blocks();
-        let wanted = blocks.filter(|block| keys.overlaps(block));
+        let wanted = blocks.filter(|block| keys.overlaps(block) && may_be_of(lsns, block));
         EntryScan {
             blocks: BlockScan::new(self, wanted.map(|block| block.no).collect()),
             keys,
+            lsns,
             ready: Vec::new().into_iter(),
         }
     }
@@ -127,7 +135,11 @@ impl EntryScan<'_> {
     /// If the file can't be read or is damaged.
     pub async fn next(&mut self) -> Result<Option<(Key, Lsn, Stored)>, ReadError> {
         loop {
-            if let Some(entry) = self.ready.find(|(key, ..)| self.keys.contains(*key)) {
+            let (keys, lsns) = (self.keys, self.lsns);
+            let wanted = |(key, lsn, _): &(Key, Lsn, Stored)| {
+                keys.contains(*key) && lsns.after < *lsn && *lsn <= lsns.up_to
+            };
+            if let Some(entry) = self.ready.find(wanted) {
                 return Ok(Some(entry));
             }
             let Some((no, stored)) = self.blocks.next().await? else {

@@ -1,14 +1,16 @@
 use std::time::Instant;
 
-use palimpsest_telemetry::{Histogram, latencies};
+use palimpsest_telemetry::{Histogram, latencies, sizes};
 
-/// How long the parts of reading a page take. Clones measure together.
+/// How long the parts of reading a page take, and what they go through. Clones measure together.
 #[derive(Debug, Clone)]
 pub struct ReadTimes {
     /// Finding the changes that make pages which are asked for together, in memory and in layers.
     pub find: Histogram,
     /// Having the redo engine apply them.
     pub redo: Histogram,
+    /// Delta layers that a page was looked for in, of pages that were looked for in any.
+    pub layers: Histogram,
 }
 
 impl Default for ReadTimes {
@@ -16,6 +18,7 @@ impl Default for ReadTimes {
         Self {
             find: latencies(),
             redo: latencies(),
+            layers: sizes(),
         }
     }
 }

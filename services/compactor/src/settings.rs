@@ -35,6 +35,13 @@ pub struct Settings {
 
 const THRESHOLD: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 const INPUTS: NonZeroUsize = NonZeroUsize::new(32).expect("32 is not 0");
+const MOST_INPUTS: usize = 256;
+const SMALLEST: ByteCount = ByteCount::kib(64);
+/// It is in memory, and goes to a bucket by one request.
+const LARGEST: ByteCount = ByteCount::gib(1);
+/// It is renewed three times as often, each time by a manifest.
+const SHORTEST_CLAIM: Duration = Duration::from_secs(1);
+const LONGEST_CLAIM: Duration = Duration::from_secs(600);
 
 impl palimpsest_settings::Settings for Settings {
     const SERVICE: Option<Service> = Some(Service::Compactor);
@@ -65,6 +72,18 @@ impl palimpsest_settings::Settings for Settings {
             let threshold = self.compaction_threshold;
             let problem = format!("is less than compaction-threshold, {threshold}");
             problems.push(("compaction-inputs", problem));
+        }
+        if self.compaction_inputs.get() > MOST_INPUTS {
+            let problem = format!("{MOST_INPUTS} is the most, as each takes memory");
+            problems.push(("compaction-inputs", problem));
+        }
+        if self.target_size < SMALLEST || self.target_size > LARGEST {
+            let problem = format!("give something from {SMALLEST} to {LARGEST}");
+            problems.push(("target-size", problem));
+        }
+        if self.claim < SHORTEST_CLAIM || self.claim > LONGEST_CLAIM {
+            let problem = format!("give something from {SHORTEST_CLAIM:?} to {LONGEST_CLAIM:?}");
+            problems.push(("claim", problem));
         }
         problems
     }

@@ -51,6 +51,8 @@ pub struct Settings {
 /// With less, timelines would be paused for ever.
 const LEAST_MEMORY: ByteCount = ByteCount::mib(16);
 const LEAST_LAYER: ByteCount = ByteCount::mib(1);
+/// Less than the storage-broker waits for a heartbeat: then it gives the timelines to others.
+const LONGEST_FLUSH: Duration = Duration::from_secs(4);
 /// Some segments of the usual size.
 const LEAST_DISK: ByteCount = ByteCount::mib(64);
 
@@ -68,7 +70,7 @@ impl palimpsest_settings::Settings for Settings {
             layer_size: ByteCount::mib(256),
             layer_age: Duration::from_secs(300),
             slot_retention_limit: ByteCount::gib(10),
-            flush_at_shutdown: Duration::from_secs(10),
+            flush_at_shutdown: LONGEST_FLUSH,
         }
     }
 
@@ -90,6 +92,12 @@ impl palimpsest_settings::Settings for Settings {
                     format!("{value} is too little to work with; give it at least {least}"),
                 ));
             }
+        }
+        if self.flush_at_shutdown > LONGEST_FLUSH {
+            let problem = format!(
+                "others take over the timelines after that; give at most {LONGEST_FLUSH:?}"
+            );
+            wrong.push(("flush-at-shutdown", problem));
         }
         wrong
     }

@@ -122,23 +122,6 @@ impl BrokerClient {
         answer.timeline.try_into().map_err(malformed)
     }
 
-    /// Changes how the source of a tenant is reached.
-    ///
-    /// # Errors
-    /// What the broker says.
-    pub async fn set_tenant_source(
-        &mut self,
-        name: &str,
-        source: &str,
-    ) -> Result<TimelineRef, RemoteError> {
-        let request = admin::SetTenantSourceRequest {
-            name: name.to_owned(),
-            source_conninfo: source.to_owned(),
-        };
-        let answer = within_deadline(self.admin.set_tenant_source(request)).await?;
-        answer.timeline.try_into().map_err(malformed)
-    }
-
     /// Starts the deletion of a tenant.
     ///
     /// # Errors

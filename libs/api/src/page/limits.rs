@@ -8,9 +8,10 @@ use crate::redo::JOB_LIMIT;
 
 /// How long a request waits for its LSN, unless it or the page-serve says something else.
 pub const LSN_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a page-serve may take for an answer once its LSN is there: as long as a job that goes to a
-/// redo-worker that stands still and then to another, and what is around it.
-pub const ANSWER_LIMIT: Duration = JOB_LIMIT.saturating_add(MARGIN);
+/// How long a page-serve may take for an answer once its LSN is there, and there is room for it. That may be
+/// many reads of the store and many jobs one after the other, each with a limit of its own, so this is
+/// not for whoever is slow: it is far more than any answer takes, and all that is left for what hangs.
+pub const ANSWER_LIMIT: Duration = JOB_LIMIT.saturating_mul(4);
 
 /// What the outer of two limits has more than the inner one.
 const MARGIN: Duration = Duration::from_secs(2);

@@ -11,6 +11,9 @@ pub const BEAT: Duration = Duration::from_secs(2);
 pub const SILENCE: Duration = BEAT.saturating_mul(3);
 /// How long a job may take in all its attempts: one worker stands still, the next has to start a
 /// process first, and then two processes are killed over it. So it shows that its records kill.
-pub const JOB_LIMIT: Duration = SILENCE
+const ATTEMPTS: Duration = SILENCE
     .saturating_add(START_LIMIT)
     .saturating_add(REQUEST_LIMIT.saturating_mul(2));
+/// How long a job may take, the queue of its worker included: one that is healthy and has much to do must
+/// not lose all its jobs at once.
+pub const JOB_LIMIT: Duration = ATTEMPTS.saturating_mul(3);

@@ -201,6 +201,11 @@ impl<W: Write> RecordSection<W> {
         Ok(at)
     }
 
+    /// Bytes of the file so far, without the block that is open.
+    pub fn written(&self) -> ByteCount {
+        self.file.len()
+    }
+
     /// Goes on to the versions.
     ///
     /// # Errors
@@ -260,13 +265,8 @@ impl<W: Write> EntrySection<W> {
     }
 
     /// Bytes of the file so far, without the block that is open.
-    pub fn len(&self) -> ByteCount {
+    pub fn written(&self) -> ByteCount {
         self.file.len()
-    }
-
-    /// Whether it has no versions yet.
-    pub fn is_empty(&self) -> bool {
-        self.entries == 0
     }
 
     fn put(&mut self, version: Version, entry: ToStore<'_>) -> Result<(), WriteDeltaLayerError> {

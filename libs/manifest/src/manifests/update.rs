@@ -51,9 +51,8 @@ impl TimelineManifests {
                 Err(error) => return Err(error.into()),
             }
             back_off(attempt).await;
-            if let Some(newest) = self.newest().await? {
-                *cached = newest;
-            }
+            // What is made after a deletion would be all there is.
+            *cached = self.newest().await?.ok_or(ManifestError::Gone)?;
         }
         Err(ManifestError::Contended.into())
     }

@@ -18,6 +18,9 @@ pub struct CompactorClaim {
     pub until_unix_ms: u64,
 }
 
+/// No claim is longer, with some room for clocks that differ.
+const LONGEST_MS: u64 = 15 * 60 * 1000;
+
 /// A timeline can't be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
@@ -33,9 +36,11 @@ pub enum ClaimError {
 }
 
 impl CompactorClaim {
-    /// Whether it still holds at this time.
+    /// Whether it still holds at this time. One that would hold for longer than any claim is by a clock
+    /// that is far ahead, and counts for nothing.
     fn holds_at(&self, now_unix_ms: u64) -> bool {
-        now_unix_ms < self.until_unix_ms
+        let for_ms = self.until_unix_ms.saturating_sub(now_unix_ms);
+        for_ms > 0 && for_ms <= LONGEST_MS
     }
 }
 
@@ -110,5 +115,8 @@ mod tests {
         assert!(second > first);
         let renewed = manifest.claim(claim(2, 120), 80).unwrap();
         assert!(renewed > second);
+        let ahead = claim(2, 80 + LONGEST_MS + 1);
+        manifest.claim(ahead, 80).unwrap();
+        assert!(manifest.is_claimable(1, 80), "by a clock that is far ahead");
     }
 }

@@ -24,6 +24,9 @@ pub(crate) trait Seek: Send {
     /// The LSNs of versions that count. Older ones may be shown, too.
     fn lsns(&self) -> RangeInclusive<Lsn>;
 
+    /// Another layer is looked into for it.
+    fn visit(&mut self) {}
+
     /// The next older version, with the generation of its writer.
     fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit;
 }
@@ -191,6 +194,7 @@ impl<'a, S: Seek> Cursor<'a, S> {
         up_to: Lsn,
     ) -> Result<(), ReadError> {
         let seeker = &mut *self.seeker;
+        seeker.visit();
         let key = seeker.key();
         let mut take = |epoch, at, value: &Value| seeker.take(epoch, at, value);
         let wish = delta.versions(files, room, key, up_to, &mut take).await?;

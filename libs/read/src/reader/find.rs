@@ -50,6 +50,8 @@ struct Search<'a> {
     /// Newest first.
     changes: Vec<Value>,
     finished: bool,
+    /// Layers that were looked into.
+    visits: u32,
 }
 
 impl<E: Engine> TimelineReader<E> {
@@ -80,6 +82,9 @@ impl<E: Engine> TimelineReader<E> {
         let mut unfinished: Vec<_> = unfinished.collect();
         unfinished.sort_unstable_by_key(|search| search.key);
         layers.seek(&mut unfinished).await?;
+        for search in unfinished.iter().filter(|search| search.visits > 0) {
+            self.times.layers.observe(search.visits.into());
+        }
         based(&layers, searches, lsns).await
     }
 }
@@ -127,6 +132,7 @@ impl<'a> Search<'a> {
             cached: None,
             changes: Vec::new(),
             finished: false,
+            visits: 0,
         }
     }
 
@@ -167,6 +173,10 @@ impl Seek for &mut Search<'_> {
 
     fn lsns(&self) -> RangeInclusive<Lsn> {
         self.from..=self.up_to
+    }
+
+    fn visit(&mut self) {
+        self.visits += 1;
     }
 
     fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit {

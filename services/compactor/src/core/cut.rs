@@ -88,9 +88,11 @@ fn split(mut ends: Vec<(Lsn, u64)>, lsns: LsnSpan, target: u64) -> Vec<LsnSpan> 
     ends.sort_unstable();
     let mut spans = Vec::new();
     let (mut after, mut bytes) = (lsns.after, 0);
+    // Something must be left for the last span, or nobody writes a layer that ends where it does.
+    let last = ends.last().map_or(lsns.up_to, |(end, _)| *end);
     for (end, size) in ends {
         bytes += size;
-        if bytes >= target && after < end && end < lsns.up_to {
+        if bytes >= target && after < end && end < last {
             spans.push(LsnSpan { after, up_to: end });
             (after, bytes) = (end, 0);
         }
@@ -190,6 +192,16 @@ mod tests {
                 cell(hot, lsns(40, 50)),
                 cell(bounds(Some(4), None), lsns(0, 50)),
             ]
+        );
+    }
+
+    #[test]
+    fn what_ends_early_is_not_cut_off_its_end() {
+        let once = [piece(4, 4, 20, 500)];
+        let cells = cut(&once, lsns(0, 50), ByteCount::new(100));
+        assert!(
+            cells.iter().all(|cell| cell.lsns == lsns(0, 50)),
+            "{cells:?}"
         );
     }
 

@@ -3,7 +3,8 @@ use palimpsest_layer::delta_file::WriteDeltaLayerError;
 use palimpsest_manifest::{ClaimError, InvalidManifestError, ManifestError, UpdateError};
 use palimpsest_read::ReadError;
 use palimpsest_store::StoreError;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ByteCount, ErrorKind};
+use tokio::task::JoinError;
 
 /// A compaction came to nothing. The timeline is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +30,21 @@ pub enum CompactError {
     /// A file said one thing when it was read first, and another later.
     #[error("a layer that is compacted refers to a record that it did not refer to before")]
     Inconsistent,
+    /// A part of what is compacted has more than its index told.
+    #[error("a layer would become larger than {most}")]
+    TooLarge {
+        /// What layers may have.
+        most: ByteCount,
+    },
     /// The thread that did the work panicked.
     #[error("the compaction ended in a panic")]
-    Panicked,
+    Panicked(#[source] JoinError),
+    /// Memory is for one compaction at a time.
+    #[error("this compactor works on something else; ask again when it is done")]
+    Busy,
+    /// It is being deleted, or was.
+    #[error("the timeline is deleted while it is compacted")]
+    Deleted,
     /// It was never attached, or is not any more.
     #[error("there is no timeline {0} in the object store")]
     NoTimeline(TimelineRef),
@@ -49,20 +62,24 @@ impl CompactError {
             Self::Manifest(error) => error.kind(),
             Self::Claim(ClaimError::Taken { .. }) => ErrorKind::Conflict,
             Self::Claim(ClaimError::NoMoreEpochs) => ErrorKind::Internal,
-            Self::NoTimeline(_) => ErrorKind::NotFound,
+            Self::NoTimeline(_) | Self::Deleted => ErrorKind::NotFound,
+            Self::Busy => ErrorKind::Conflict,
             Self::Stopped => ErrorKind::NotReady,
-            Self::Write(_) | Self::Refused(_) | Self::Inconsistent | Self::Panicked => {
-                ErrorKind::Internal
-            }
+            Self::Write(_)
+            | Self::Refused(_)
+            | Self::Inconsistent
+            | Self::TooLarge { .. }
+            | Self::Panicked(_) => ErrorKind::Internal,
         }
     }
 
-    /// Whether another compactor has the timeline now, which is nothing to worry about.
+    /// Whether another compactor has the timeline now, or nobody, which is nothing to worry about.
     pub fn is_of_another(&self) -> bool {
         matches!(
             self,
             Self::Claim(ClaimError::Taken { .. })
-                | Self::Manifest(ManifestError::Superseded { .. })
+                | Self::Manifest(ManifestError::Superseded { .. } | ManifestError::Gone)
+                | Self::Deleted
         )
     }
 }

@@ -3,13 +3,12 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, BinaryHeap, HashMap},
-    ops::Range,
 };
 
 use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordPlace, RecordSection, Stored};
 use palimpsest_manifest::LsnSpan;
 use palimpsest_read::{EntryScan, LayerScan};
-use palimpsest_types::{Key, Lsn, WriterEpoch};
+use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
 use tokio_util::sync::CancellationToken;
 
 use super::{cut::Cell, error::CompactError};
@@ -23,11 +22,19 @@ pub struct Merged {
     pub summary: DeltaLayerSummary,
 }
 
+/// How a layer is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Making {
+    /// Generation of the newest writer among those whose changes go into it.
+    pub epoch: WriterEpoch,
+    /// It must not become larger.
+    pub most: ByteCount,
+}
+
 /// A record by the number of the layer that has it and where it is there.
 type Place = (usize, RecordPlace);
 
-/// Makes the layer of a cell. The layers are those that are compacted, oldest first; `epoch` is that
-/// of the newest writer among them.
+/// Makes the layer of a cell. The layers are those that are compacted, oldest first.
 ///
 /// They are gone through twice: first to see which records the cell refers to, because those come
 /// first in a file. A record that several versions of a layer shared is kept once for the cell.
@@ -35,31 +42,36 @@ type Place = (usize, RecordPlace);
 /// In memory are the new file, some blocks of each layer, and 32 bytes of each record that is shared.
 ///
 /// # Errors
-/// If a layer can't be read or is damaged, or the token is cancelled.
+/// If a layer can't be read or is damaged, the new one becomes too large, or the token is cancelled.
 pub async fn merge(
     layers: &[LayerScan],
     cell: &Cell,
-    epoch: WriterEpoch,
+    making: Making,
     token: &CancellationToken,
 ) -> Result<Merged, CompactError> {
+    let layers: Vec<_> = layers.iter().filter(|layer| has_any(layer, cell)).collect();
+    let check = |written: ByteCount| match written > making.most {
+        _ if token.is_cancelled() => Err(CompactError::Stopped),
+        true => Err(CompactError::TooLarge { most: making.most }),
+        false => Ok(()),
+    };
     let mut bytes = Vec::new();
-    let lsns = range(cell.lsns);
-    let mut records = RecordSection::begin(epoch, lsns, &mut bytes)?;
+    let lsns = cell.lsns.after..cell.lsns.up_to;
+    let mut records = RecordSection::begin(making.epoch, lsns, &mut bytes)?;
     let mut moved: HashMap<Place, RecordPlace> = HashMap::new();
     // Records of a layer all start before those of the next.
     for (number, layer) in layers.iter().enumerate() {
         let places = shared(layer, cell, token).await?;
         let mut shared = layer.records(places);
         while let Some((place, record)) = shared.next().await? {
+            check(records.written())?;
             moved.insert((number, place), records.add(&record)?);
         }
     }
     let mut section = records.end()?;
-    let mut versions = Merge::new(layers, cell).await?;
+    let mut versions = Merge::new(&layers, cell).await?;
     while let Some((number, key, lsn, stored)) = versions.next().await? {
-        if token.is_cancelled() {
-            return Err(CompactError::Stopped);
-        }
+        check(section.written())?;
         match stored {
             Stored::Value(value) => section.add(key, lsn, &value)?,
             Stored::Shared { at, will_init } => {
@@ -74,6 +86,13 @@ pub async fn merge(
     Ok(Merged { bytes, summary })
 }
 
+/// Whether a layer has LSNs of a cell.
+fn has_any(layer: &LayerScan, cell: &Cell) -> bool {
+    let lsns = layer.index().lsns();
+    let LsnSpan { after, up_to } = cell.lsns;
+    after < lsns.end && lsns.start < up_to
+}
+
 /// Where the records stand that a layer's versions in a cell share.
 async fn shared(
     layer: &LayerScan,
@@ -81,14 +100,12 @@ async fn shared(
     token: &CancellationToken,
 ) -> Result<BTreeSet<RecordPlace>, CompactError> {
     let mut places = BTreeSet::new();
-    let mut entries = layer.entries(cell.keys);
-    while let Some((_, lsn, stored)) = entries.next().await? {
+    let mut entries = layer.entries(cell.keys, cell.lsns);
+    while let Some((.., stored)) = entries.next().await? {
         if token.is_cancelled() {
             return Err(CompactError::Stopped);
         }
-        if let Stored::Shared { at, .. } = stored
-            && is_in(lsn, cell.lsns)
-        {
+        if let Stored::Shared { at, .. } = stored {
             places.insert(at);
         }
     }
@@ -97,7 +114,6 @@ async fn shared(
 
 /// The versions of several layers as one, rising by key, then LSN.
 struct Merge<'a> {
-    lsns: LsnSpan,
     scans: Vec<EntryScan<'a>>,
     /// The next version of each scan.
     heads: Vec<Option<Stored>>,
@@ -106,13 +122,12 @@ struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    async fn new(layers: &'a [LayerScan], cell: &Cell) -> Result<Self, CompactError> {
-        let scans: Vec<_> = layers
+    async fn new(layers: &[&'a LayerScan], cell: &Cell) -> Result<Self, CompactError> {
+        let scans = layers
             .iter()
-            .map(|layer| layer.entries(cell.keys))
-            .collect();
+            .map(|layer| layer.entries(cell.keys, cell.lsns));
+        let scans: Vec<_> = scans.collect();
         let mut merge = Self {
-            lsns: cell.lsns,
             heads: vec![None; scans.len()],
             order: BinaryHeap::with_capacity(scans.len()),
             scans,
@@ -129,12 +144,9 @@ impl<'a> Merge<'a> {
         else {
             return Ok(());
         };
-        while let Some((key, lsn, stored)) = scan.next().await? {
-            if is_in(lsn, self.lsns) {
-                *head = Some(stored);
-                self.order.push(Reverse((key, lsn, number)));
-                break;
-            }
+        if let Some((key, lsn, stored)) = scan.next().await? {
+            *head = Some(stored);
+            self.order.push(Reverse((key, lsn, number)));
         }
         Ok(())
     }
@@ -147,12 +159,4 @@ impl<'a> Merge<'a> {
         self.pull(number).await?;
         Ok(stored.map(|stored| (number, key, lsn, stored)))
     }
-}
-
-fn is_in(lsn: Lsn, lsns: LsnSpan) -> bool {
-    lsns.after < lsn && lsn <= lsns.up_to
-}
-
-fn range(lsns: LsnSpan) -> Range<Lsn> {
-    lsns.after..lsns.up_to
 }

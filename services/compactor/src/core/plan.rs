@@ -8,9 +8,9 @@ use palimpsest_types::ByteCount;
 /// When layers are compacted, and into what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// So many layers as they were written from WAL are compacted together, at least.
+    /// So many generations of layers are compacted together, at least.
     pub threshold: usize,
-    /// No more than this at once: each takes memory while it is read.
+    /// No more layers than this at once: each takes memory while it is read.
     pub at_once: usize,
     /// Layers become about so large.
     pub target: ByteCount,
@@ -21,34 +21,90 @@ pub struct Policy {
 /// Layers to make others of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Oldest first; each begins where the one before ends.
+    /// Oldest first.
     pub inputs: Vec<LayerEntry>,
-    /// All their LSNs.
+    /// All their LSNs, without a hole.
     pub lsns: LsnSpan,
+    /// Of what becomes of them.
+    pub level: u8,
 }
 
+/// Layers of one level and of the same LSNs: what one compaction made, or what a writer wrote.
+#[derive(Debug, Clone, Copy)]
+struct Generation<'a> {
+    lsns: LsnSpan,
+    level: u8,
+    layers: &'a [&'a LayerEntry],
+}
+
+/// No more is compacted at once than makes so many layers.
+const OUTPUTS: u64 = 16;
+
 /// What to do next about the layers of a timeline, which are in LSN order; `None` if nothing is worth
-/// doing. The oldest come first: there the most has piled up.
+/// doing. Layers as they are written from WAL come first, the oldest of them first: there the most has
+/// piled up. Then generations that were compacted and are smaller than one layer should be: a timeline
+/// that seldom changes would otherwise have more and more of them.
 pub fn choose(layers: &[LayerEntry], policy: &Policy) -> Option<Plan> {
-    let fresh: Vec<_> = layers.iter().filter_map(fresh).collect();
-    let mut runs = fresh.chunk_by(|(before, _), (next, _)| before.up_to == next.after);
+    let highest = layers.iter().map(|layer| layer.level).max()?;
+    (0..=highest).find_map(|level| choose_of(level, layers, policy))
+}
+
+fn choose_of(level: u8, layers: &[LayerEntry], policy: &Policy) -> Option<Plan> {
+    let of_level = layers.iter().filter(|layer| layer.level == level);
+    let changes: Vec<_> = of_level.filter(|layer| lsns(layer).is_some()).collect();
+    let generations = changes.chunk_by(|one, next| lsns(one) == lsns(next));
+    let generations: Vec<_> = generations.filter_map(Generation::of).collect();
+    let mut runs = generations.chunk_by(|one, next| {
+        let follows = one.lsns.up_to == next.lsns.after;
+        follows && one.is_worth_it(policy) && next.is_worth_it(policy)
+    });
     let run = runs.find(|run| run.len() >= policy.threshold.max(2))?;
-    let run = run.get(..policy.at_once).unwrap_or(run);
-    let ((first, _), (last, _)) = (run.first()?, run.last()?);
+    let (mut inputs, mut bytes): (Vec<LayerEntry>, u64) = (Vec::new(), 0);
+    let mut up_to = run.first()?.lsns.after;
+    let most = policy.target.get().saturating_mul(OUTPUTS);
+    for (number, generation) in run.iter().enumerate() {
+        let is_full = inputs.len() + generation.layers.len() > policy.at_once
+            || bytes + generation.bytes() > most;
+        if number >= 2 && is_full {
+            break;
+        }
+        inputs.extend(generation.layers.iter().copied().cloned());
+        bytes += generation.bytes();
+        up_to = generation.lsns.up_to;
+    }
+    let after = run.first()?.lsns.after;
     Some(Plan {
-        lsns: LsnSpan {
-            after: first.after,
-            up_to: last.up_to,
-        },
-        inputs: run.iter().map(|(_, layer)| (*layer).clone()).collect(),
+        inputs,
+        lsns: LsnSpan { after, up_to },
+        level: level.saturating_add(1),
     })
 }
 
-/// The LSNs of a layer as it was written from WAL.
-fn fresh(layer: &LayerEntry) -> Option<(LsnSpan, &LayerEntry)> {
+/// The LSNs of a layer of changes.
+fn lsns(layer: &LayerEntry) -> Option<LsnSpan> {
     match layer.kind {
-        LayerKind::Delta(lsns) if layer.level == 0 => Some((lsns, layer)),
-        LayerKind::Delta(_) | LayerKind::Image(_) => None,
+        LayerKind::Delta(lsns) => Some(lsns),
+        LayerKind::Image(_) => None,
+    }
+}
+
+impl<'a> Generation<'a> {
+    fn of(layers: &'a [&'a LayerEntry]) -> Option<Self> {
+        let first = layers.first()?;
+        Some(Self {
+            lsns: lsns(first)?,
+            level: first.level,
+            layers,
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.size.get()).sum()
+    }
+
+    /// A read visits one layer of it already, unless it is as written.
+    fn is_worth_it(&self, policy: &Policy) -> bool {
+        self.level == 0 || self.bytes() < policy.target.get()
     }
 }
 
@@ -102,6 +158,31 @@ mod tests {
         assert_eq!(chosen(&many), Some((4, 10, 50)), "not all at once");
         let behind_others = [layer(10, 40, 1), fresh(40), fresh(50), fresh(60)];
         assert_eq!(chosen(&behind_others), Some((3, 40, 70)));
+    }
+
+    #[test]
+    fn what_was_compacted_is_compacted_again_while_it_is_small() {
+        let small = |after: u64| layer(after, after + 10, 1);
+        let mut layers = vec![small(10), small(20), small(30)];
+        assert_eq!(chosen(&layers), Some((3, 10, 40)));
+        assert_eq!(choose(&layers, &POLICY).unwrap().level, 2);
+        // Two layers of the same LSNs are one generation.
+        layers.insert(1, small(10));
+        assert_eq!(chosen(&layers), Some((4, 10, 40)));
+        layers.truncate(3);
+        assert_eq!(chosen(&layers), None, "two generations");
+        let mut large = [small(10), small(20), small(30)];
+        large[1].size = POLICY.target;
+        assert_eq!(chosen(&large), None, "large enough");
+    }
+
+    #[test]
+    fn no_more_is_compacted_at_once_than_makes_some_layers() {
+        let mut layers: Vec<_> = (1..=4).map(|at| layer(10 * at, 10 * at + 10, 0)).collect();
+        for layer in &mut layers {
+            layer.size = ByteCount::new(6 * POLICY.target.get());
+        }
+        assert_eq!(chosen(&layers), Some((2, 10, 30)));
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Looking for what is to be compacted, and doing it.
 
 use std::{
-    collections::HashMap,
-    sync::Arc,
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use palimpsest_api::{TimelineRef, broker::ClusterView};
-use palimpsest_layer::delta_file::DeltaLayerSummary;
+use palimpsest_api::{
+    TimelineRef,
+    broker::{ClusterView, TimelineState, TimelineView},
+};
+use palimpsest_layer::delta_file::{DeltaLayerSummary, EntryBlockSpan};
 use palimpsest_manifest::{
     CompactorClaim, CompactorEpoch, InvalidManifestError, KeySpan, LayerEntry, LayerKind,
     TimelineManifest, TimelineManifests, Versioned,
@@ -16,16 +19,22 @@ use palimpsest_read::{BlockCache, LayerFiles, LayerScan};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
-use tokio::{runtime::Handle, sync::watch, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     activity::{Activity, Done},
     cut::{Cell, Piece, cut},
     error::CompactError,
-    merge::{Merged, merge},
+    looks::Looks,
+    merge::{Making, Merged, merge},
     metrics::CompactionMetrics,
     plan::{Plan, Policy, choose},
+    uploads::Uploads,
 };
 
 /// Compacts the timelines of a cluster, one after the other.
@@ -42,11 +51,21 @@ pub struct Compactor {
     activity: Activity,
     /// Held by the one compaction that goes on: memory is for one.
     turn: tokio::sync::Mutex<()>,
+    /// They remember what they have read of manifests.
+    manifests: Mutex<HashMap<TimelineRef, TimelineManifests>>,
+    /// Layers as they were written from WAL.
+    backlogs: Mutex<HashMap<TimelineRef, i64>>,
     scope: TaskScope,
 }
 
 /// How long the timelines are left alone when there was nothing to do.
 const LOOK: Duration = Duration::from_secs(2);
+/// Who asks for a compaction hears so soon that another goes on.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A layer may become so many times as large as it should be, before it is cut smaller.
+const SLACK: u64 = 3;
+/// Layers are not made smaller than this because they would become too large.
+const LEAST_TARGET: ByteCount = ByteCount::kib(16);
 
 impl Compactor {
     /// A compactor of the cluster's timelines. What it starts is in `scope`.
@@ -65,6 +84,8 @@ impl Compactor {
             metrics: CompactionMetrics::default(),
             activity: Activity::default(),
             turn: tokio::sync::Mutex::default(),
+            manifests: Mutex::default(),
+            backlogs: Mutex::default(),
             scope,
         }
     }
@@ -97,31 +118,32 @@ impl Compactor {
         }
     }
 
-    /// Goes on until the scope's token is cancelled; then ends between two layers.
+    /// Goes on until the scope's token is cancelled; what is half done then is left.
     pub async fn run(&self) {
         let token = self.scope.token().clone();
-        // Up to where each timeline was looked at and had nothing to do.
-        let mut idle: HashMap<TimelineRef, Lsn> = HashMap::new();
+        let mut looks = Looks::default();
         while !token.is_cancelled() {
             let known = self.known();
-            idle.retain(|timeline, _| known.iter().any(|(known, _)| known == timeline));
+            self.forget_but(&known);
+            looks.retain(&known);
             let mut did = false;
             for (timeline, lsn) in known {
-                if idle.get(&timeline) == Some(&lsn) || token.is_cancelled() {
+                if !looks.is_due(timeline, lsn, Instant::now()) {
                     continue;
                 }
-                match self.compact(timeline, &self.policy).await {
-                    Ok(Some(_)) => did = true,
-                    Ok(None) => drop(idle.insert(timeline, lsn)),
-                    Err(CompactError::Stopped) => return,
-                    Err(error) if error.is_of_another() => {
-                        tracing::debug!(%timeline, %error, "left to another compactor");
-                    }
-                    Err(error) => {
-                        self.metrics.failures.inc();
-                        tracing::warn!(%timeline, error = &error as &dyn std::error::Error, "compaction came to nothing; nothing is lost, trying again");
-                    }
+                let compact = async {
+                    let _turn = self.turn.lock().await;
+                    Box::pin(self.compact(timeline, &self.policy)).await
+                };
+                // Cancel-safe: files that nobody refers to may be left, as by a crash.
+                let Some(outcome) = token.run_until_cancelled(compact).await else {
+                    return;
+                };
+                did |= matches!(outcome, Ok(Some(_)));
+                if let Err(error) = &outcome {
+                    self.complain(timeline, error);
                 }
+                looks.note(timeline, lsn, &outcome, Instant::now());
             }
             if !did {
                 // Cancel-safe: nothing is consumed.
@@ -130,30 +152,91 @@ impl Compactor {
         }
     }
 
+    /// Compacts because somebody asks for it, whether they wait for it or not.
+    ///
+    /// # Errors
+    /// As [`Compactor::compact`]; if something else is compacted now.
+    pub async fn compact_now(
+        self: Arc<Self>,
+        timeline: TimelineRef,
+        policy: Policy,
+    ) -> Result<Option<Done>, CompactError> {
+        let (answer, answered) = oneshot::channel();
+        let token = self.scope.token().clone();
+        self.scope.clone().spawn("asked compaction", async move {
+            let compact = async {
+                // Whoever only looks is done by then.
+                let turn = timeout(PATIENCE, self.turn.lock()).await;
+                let _turn = turn.map_err(|_| CompactError::Busy)?;
+                Box::pin(self.compact(timeline, &policy)).await
+            };
+            // Cancel-safe, as in [`Compactor::run`].
+            if let Some(outcome) = token.run_until_cancelled(compact).await {
+                if let Err(error) = &outcome {
+                    self.complain(timeline, error);
+                }
+                // Whoever asked may have gone away.
+                let _ = answer.send(outcome);
+            }
+        });
+        answered.await.unwrap_or(Err(CompactError::Stopped))
+    }
+
+    fn complain(&self, timeline: TimelineRef, error: &CompactError) {
+        if error.is_of_another() || matches!(error, CompactError::Busy) {
+            tracing::debug!(%timeline, %error, "left alone");
+            return;
+        }
+        self.metrics.failures.inc();
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(%timeline, error, "compaction came to nothing; nothing is lost, trying again");
+    }
+
     /// The timelines there are, and up to where their layers reach.
     fn known(&self) -> Vec<(TimelineRef, Lsn)> {
         let view = self.cluster.borrow();
-        let timelines = view.timelines.iter();
-        timelines
+        let alive = view.timelines.iter().filter(|view| !is_going(view));
+        alive
             .map(|view| (view.timeline, view.status.remote_consistent))
             .collect()
+    }
+
+    /// Whether the storage-broker says that a timeline goes, or does not know it any more.
+    fn is_deleted(&self, timeline: TimelineRef) -> bool {
+        let view = self.cluster.borrow();
+        // Without a picture nothing is known of anybody.
+        let says = !view.timelines.is_empty();
+        says && view.timeline(timeline).is_none_or(is_going)
+    }
+
+    fn forget_but(&self, known: &[(TimelineRef, Lsn)]) {
+        let known: HashSet<_> = known.iter().map(|(timeline, _)| *timeline).collect();
+        lock(&self.manifests).retain(|timeline, _| known.contains(timeline));
+        lock(&self.backlogs).retain(|timeline, _| known.contains(timeline));
+        self.note_backlog(None);
+    }
+
+    fn note_backlog(&self, of: Option<(TimelineRef, i64)>) {
+        let mut backlogs = lock(&self.backlogs);
+        backlogs.extend(of);
+        let most = backlogs.values().copied().max();
+        self.metrics.backlog.set(most.unwrap_or(0));
     }
 
     /// Compacts a timeline once, if anything is worth it and nobody else does.
     ///
     /// # Errors
     /// If it came to nothing; the timeline is as it was.
-    pub async fn compact(
+    async fn compact(
         &self,
         timeline: TimelineRef,
         policy: &Policy,
     ) -> Result<Option<Done>, CompactError> {
-        let _turn = self.turn.lock().await;
         let manifests = self.manifests(timeline);
         let Some(mut newest) = manifests.newest().await? else {
             return Ok(None);
         };
-        self.metrics.backlog.set(fresh(&newest.state));
+        self.note_backlog(Some((timeline, fresh(&newest.state))));
         if choose(newest.state.layers(), policy).is_none() {
             return Ok(None);
         }
@@ -163,12 +246,20 @@ impl Compactor {
             return Ok(None);
         };
         let doing = self.activity.begin(timeline, total(&plan.inputs));
-        let made = self.execute(timeline, &plan, epoch);
+        let uploads = Uploads::default();
+        let made = self.execute(timeline, &plan, epoch, &uploads);
         let renewing = self.renew(&manifests, newest.clone(), epoch);
-        // Cancel-safe: a layer that was begun is a file that nobody refers to.
-        let layers = tokio::select! {
-            made = made => made?,
-            error = renewing => return Err(error),
+        // Cancel-safe: what was uploaded is known.
+        let made = tokio::select! {
+            made = made => made,
+            error = renewing => Err(error),
+        };
+        let layers = match made {
+            Ok(layers) => layers,
+            Err(error) => {
+                uploads.remove(&self.store).await;
+                return Err(error);
+            }
         };
         publish(&manifests, &mut newest, epoch, &plan, &layers).await?;
         let done = doing.end(total(&layers));
@@ -178,7 +269,14 @@ impl Compactor {
     }
 
     fn manifests(&self, timeline: TimelineRef) -> TimelineManifests {
-        TimelineManifests::new(self.store.clone(), timeline.tenant, timeline.timeline)
+        let TimelineRef {
+            tenant,
+            timeline: id,
+        } = timeline;
+        let mut known = lock(&self.manifests);
+        let manifests = known.entry(timeline);
+        let make = || TimelineManifests::new(self.store.clone(), tenant, id);
+        manifests.or_insert_with(make).clone()
     }
 
     async fn claim(
@@ -238,6 +336,7 @@ impl Compactor {
         timeline: TimelineRef,
         plan: &Plan,
         epoch: CompactorEpoch,
+        uploads: &Uploads,
     ) -> Result<Vec<LayerEntry>, CompactError> {
         let directory = StorePath::timeline(timeline.tenant, timeline.timeline).child("layers");
         let blocks = Arc::clone(&self.blocks);
@@ -249,26 +348,52 @@ impl Compactor {
             }
         }
         let scans = Arc::new(scans);
-        let cells = cut(&pieces(&scans), plan.lsns, self.policy.target);
-        let writer = newest_writer(&plan.inputs);
-        let mut layers: Vec<LayerEntry> = Vec::with_capacity(cells.len());
-        self.activity.plan(cells.len());
-        let last = cells.len().saturating_sub(1);
-        for (at, cell) in cells.into_iter().enumerate() {
-            let Merged { bytes, summary } = self.merged(&scans, cell, writer).await?;
-            // Without any versions there must still be a layer that says so.
-            if summary.entries == 0 && !(at == last && layers.is_empty()) {
-                continue;
+        let pieces = pieces(&plan.inputs, &scans);
+        let mut target = self.policy.target;
+        loop {
+            let cells = cut(&pieces, plan.lsns, target);
+            self.activity.plan(cells.len());
+            let making = Making {
+                epoch: newest_writer(&plan.inputs),
+                most: ByteCount::new(self.policy.target.get().saturating_mul(SLACK)),
+            };
+            let mut layers = Vec::with_capacity(cells.len());
+            let made = async {
+                let last = cells.len().saturating_sub(1);
+                for (at, cell) in cells.iter().enumerate() {
+                    let merged = self.merged(&scans, *cell, making).await?;
+                    // Without any versions there must still be a layer that says so.
+                    if merged.summary.entries == 0 && !(at == last && layers.is_empty()) {
+                        continue;
+                    }
+                    if self.is_deleted(timeline) {
+                        return Err(CompactError::Deleted);
+                    }
+                    let layer = entry(cell, &merged.summary, making.epoch, epoch, plan);
+                    tracing::debug!(%timeline, layer = layer.name, size = %layer.size, entries = layer.entries, "layer made");
+                    let path = directory.child(&layer.name);
+                    uploads.add(&path);
+                    self.store.put_once(&path, merged.bytes.into()).await?;
+                    layers.push(layer);
+                    self.activity.wrote(layers.len());
+                }
+                // What was put there while all was being deleted would stay.
+                match self.is_deleted(timeline) {
+                    true => Err(CompactError::Deleted),
+                    false => Ok(()),
+                }
+            };
+            match made.await {
+                Ok(()) => return Ok(layers),
+                // The index told too little: of records that many versions share, or of how well they
+                // are compressed.
+                Err(CompactError::TooLarge { .. }) if target > LEAST_TARGET => {
+                    target = ByteCount::new(target.get() / 2);
+                    uploads.remove(&self.store).await;
+                }
+                Err(error) => return Err(error),
             }
-            let layer = entry(&cell, &summary, writer, epoch, plan);
-            tracing::debug!(%timeline, layer = layer.name, size = %layer.size, entries = layer.entries, "layer made");
-            self.store
-                .put_once(&directory.child(&layer.name), bytes.into())
-                .await?;
-            layers.push(layer);
-            self.activity.wrote(layers.len());
         }
-        Ok(layers)
     }
 
     /// The layer of a cell, made on a thread that may block: it takes a CPU for seconds.
@@ -276,7 +401,7 @@ impl Compactor {
         &self,
         scans: &Arc<Vec<LayerScan>>,
         cell: Cell,
-        writer: WriterEpoch,
+        making: Making,
     ) -> Result<Merged, CompactError> {
         let scans = Arc::clone(scans);
         // Ends with this future, too: nobody would want what it makes.
@@ -285,8 +410,8 @@ impl Compactor {
         let handle = Handle::current();
         let work = self
             .scope
-            .spawn_blocking(move || handle.block_on(merge_until(&token, &scans, &cell, writer)));
-        let merged = work.await.map_err(|_| CompactError::Panicked)?;
+            .spawn_blocking(move || handle.block_on(merge_until(&token, &scans, &cell, making)));
+        let merged = work.await.map_err(CompactError::Panicked)?;
         drop(guard);
         merged
     }
@@ -296,10 +421,10 @@ async fn merge_until(
     token: &CancellationToken,
     scans: &[LayerScan],
     cell: &Cell,
-    writer: WriterEpoch,
+    making: Making,
 ) -> Result<Merged, CompactError> {
     // Cancel-safe: it only reads.
-    let merged = token.run_until_cancelled(merge(scans, cell, writer, token));
+    let merged = token.run_until_cancelled(merge(scans, cell, making, token));
     merged.await.unwrap_or(Err(CompactError::Stopped))
 }
 
@@ -324,14 +449,24 @@ async fn publish(
     Ok(())
 }
 
-fn pieces(scans: &[LayerScan]) -> Vec<Piece> {
-    let blocks = scans.iter().flat_map(|scan| scan.index().entry_blocks());
-    let piece = blocks.map(|block| Piece {
-        first: block.first.0,
-        last: block.last,
-        size: ByteCount::new(block.stored_len.into()),
-    });
-    piece.collect()
+/// What there is in layers, by their indexes. Records that versions share are in no block of theirs, so
+/// each block counts for a part of all that its layer has.
+fn pieces(entries: &[LayerEntry], scans: &[LayerScan]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (entry, scan) in entries.iter().zip(scans) {
+        let stored = |blocks: EntryBlockSpan| u64::from(blocks.stored_len);
+        let own: u64 = scan.index().entry_blocks().map(stored).sum();
+        for block in scan.index().entry_blocks() {
+            let part = u128::from(stored(block)) * u128::from(entry.size.get());
+            let size = part / u128::from(own.max(1));
+            pieces.push(Piece {
+                first: block.first.0,
+                last: block.last,
+                size: ByteCount::new(u64::try_from(size).unwrap_or(u64::MAX)),
+            });
+        }
+    }
+    pieces
 }
 
 /// What the manifest says of a layer that was made.
@@ -362,7 +497,7 @@ fn entry(
         keys,
         size: summary.size,
         entries: summary.entries,
-        level: 1,
+        level: plan.level,
         epoch: writer,
     }
 }
@@ -385,6 +520,18 @@ fn fresh(manifest: &TimelineManifest) -> i64 {
     let fresh =
         layers.filter(|layer| layer.level == 0 && matches!(layer.kind, LayerKind::Delta(_)));
     i64::try_from(fresh.count()).unwrap_or(i64::MAX)
+}
+
+/// Whether a timeline is on its way out.
+fn is_going(view: &TimelineView) -> bool {
+    matches!(
+        view.status.state,
+        TimelineState::Deleting | TimelineState::Deleted
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unix_ms() -> u64 {

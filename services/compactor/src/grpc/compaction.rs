@@ -88,7 +88,8 @@ impl CompactionService for CompactionApi {
         let policy = self.0.policy_with(threshold(request.threshold));
         // Who asks for a timeline that is not there should hear so.
         self.0.manifest(timeline).await.map_err(failed)?;
-        let done = self.0.compact(timeline, &policy).await.map_err(failed)?;
+        let done = Arc::clone(&self.0).compact_now(timeline, policy).await;
+        let done = done.map_err(failed)?;
         Ok(Response::new(CompactResponse {
             compacted: done.is_some(),
             done: done.map(|done| done_info(&done).into()),

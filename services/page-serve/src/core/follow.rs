@@ -230,7 +230,8 @@ impl<'a> Follower<'a> {
         let manifest = newest.ok_or(FollowError::NoManifest)?.state;
         let before = reader.layers();
         // Of the same LSN they may be others: compaction replaces layers.
-        if manifest.lsn > before.lsn() || !before.are_of(&manifest) {
+        let same_lsn = manifest.lsn == before.lsn();
+        if manifest.lsn > before.lsn() || (same_lsn && !before.are_of(&manifest)) {
             let layers = Layers::open(files.clone(), &manifest, Some(&before)).await?;
             let timeline = self.timeline;
             tracing::debug!(%timeline, lsn = %layers.lsn(), "taking a newer manifest");

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use palimpsest_read::{CacheUse, ReadTimes};
-use palimpsest_telemetry::{Counter, Family, Histogram, Registry, Sample, Unit, latencies};
+use palimpsest_telemetry::{Counter, Family, Histogram, Registry, Sample, Unit, latencies, sizes};
 
 /// Times and counts of reads, of all timelines together. Clones count together.
 #[derive(Debug, Clone)]
@@ -38,6 +38,7 @@ impl Default for ReadMetrics {
             times: ReadTimes {
                 find: phase("find"),
                 redo: phase("redo"),
+                layers: sizes(),
             },
             phases,
             pages: Counter::default(),
@@ -54,6 +55,9 @@ impl ReadMetrics {
         let help = "Time that reading takes: a request until its LSN is there (settle) and as a \
                     whole (total), a page until its changes are found (find) and applied (redo)";
         registry.register_with_unit("read", help, Unit::Seconds, self.phases.clone());
+        let help = "Delta layers that a page was looked for in, of pages that were looked for in any: \
+                    compaction keeps it small";
+        registry.register("read_layers", help, self.times.layers.clone());
         registry.register("read_pages", "Pages served", self.pages.clone());
         let help = "GetPages requests answered with an error";
         registry.register("read_failures", help, self.failures.clone());

@@ -131,15 +131,12 @@ impl PageHandler {
         // Before there is room for it: who waits for an LSN keeps nobody else from working.
         let lsn = self.settle(&reader, request.at).await?;
         timer.settled();
-        let made = within(ANSWER_LIMIT, async {
-            let room = lane.enter(request.blocks.len()).await?;
-            let pages = reader.pages(request.rel, &request.blocks, lsn).await?;
-            Ok::<_, ServeError>((pages, room))
-        });
+        let room = lane.enter(request.blocks.len()).await?;
+        let made = reader.pages(request.rel, &request.blocks, lsn);
         let late = ServeError::Late {
             limit: ANSWER_LIMIT,
         };
-        let (pages, room) = made.await.unwrap_or(Err(late))?;
+        let pages = within(ANSWER_LIMIT, made).await.ok_or(late)??;
         let answer = GetPagesResponse {
             lsn: lsn.get(),
             pages,

@@ -23,7 +23,7 @@ use super::{
     catalog_writer::{ChangeError, Command, write_catalog},
     membership::{Membership, Timing, TooManyMembersError},
     picture,
-    tenant::{NewTenant, Source, Tenant, TenantName, TenantState},
+    tenant::{NewTenant, Tenant, TenantName, TenantState},
 };
 
 /// The storage-broker. Clones share it.
@@ -179,19 +179,6 @@ impl Broker {
         forget_slot: bool,
     ) -> Result<TimelineRef, ChangeError> {
         self.change(Change::Delete { name, forget_slot }).await
-    }
-
-    /// Changes how the source of a tenant is reached, durably. It is done even if the future is
-    /// dropped.
-    ///
-    /// # Errors
-    /// If there is no such tenant or the catalog can't be changed.
-    pub async fn set_source(
-        &self,
-        name: TenantName,
-        source: Source,
-    ) -> Result<TimelineRef, ChangeError> {
-        self.change(Change::SetSource { name, source }).await
     }
 
     /// Claims a cluster for the tenant of a timeline, durably. If another has it, that one's name.

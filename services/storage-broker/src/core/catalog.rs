@@ -28,13 +28,6 @@ pub enum Change {
         /// Ids that nothing has yet.
         ids: TimelineRef,
     },
-    /// The source of a tenant is reached in another way.
-    SetSource {
-        /// Its name.
-        name: TenantName,
-        /// How it is reached.
-        source: Source,
-    },
     /// A tenant is to go.
     Delete {
         /// Its name.
@@ -125,7 +118,6 @@ impl Catalog {
         match change {
             Change::Attach { new, ids } => self.attach(new, *ids),
             Change::Delete { name, forget_slot } => self.delete(name, *forget_slot),
-            Change::SetSource { name, source } => self.set_source(name, source),
             Change::Claim { timeline, cluster } => self.claim(*timeline, *cluster),
             Change::Forget { timeline } => {
                 let gone = |tenant: &Tenant| {
@@ -155,22 +147,6 @@ impl Catalog {
         self.expect_free_slot(&new.name, &new.source, &new.slot())?;
         self.tenants.push(Tenant::attached(new.clone(), ids));
         Ok(ids)
-    }
-
-    /// Also of a tenant that goes: its slot may be dropped only so.
-    fn set_source(
-        &mut self,
-        name: &TenantName,
-        source: &Source,
-    ) -> Result<TimelineRef, CatalogError> {
-        let tenant = self.named(name);
-        let slot = tenant.map(|tenant| tenant.slot.clone());
-        let slot = slot.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
-        self.expect_free_slot(name, source, &slot)?;
-        let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
-        let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
-        tenant.source = source.clone();
-        Ok(tenant.timeline())
     }
 
     /// No other tenant uses this slot of that source.

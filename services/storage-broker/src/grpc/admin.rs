@@ -1,7 +1,6 @@
 use palimpsest_api::error_status;
 use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, DeleteTenantRequest, DeleteTenantResponse,
-    SetTenantSourceRequest, SetTenantSourceResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_types::ErrorKind;
@@ -40,20 +39,6 @@ impl AdminService for AdminApi {
         let attached = self.broker.attach(new).await;
         let timeline = attached.map_err(|error| failed(&error))?;
         Ok(Response::new(AttachTenantResponse {
-            timeline: Some(timeline.into()),
-        }))
-    }
-
-    async fn set_tenant_source(
-        &self,
-        request: Request<SetTenantSourceRequest>,
-    ) -> Result<Response<SetTenantSourceResponse>, Status> {
-        let request = request.into_inner();
-        let tenant = NewTenant::parse(&request.name, &request.source_conninfo, None)
-            .map_err(|error| invalid(&error))?;
-        let changed = self.broker.set_source(tenant.name, tenant.source).await;
-        let timeline = changed.map_err(|error| failed(&error))?;
-        Ok(Response::new(SetTenantSourceResponse {
             timeline: Some(timeline.into()),
         }))
     }

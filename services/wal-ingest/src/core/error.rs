@@ -194,7 +194,7 @@ impl IngestError {
                 Remedy::GiveUp
             }
             Self::Attempt(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
-            Self::Broker(error) if error.kind != ErrorKind::NotReady => Remedy::GiveUp,
+            Self::Broker(error) if is_final(error.kind) => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
@@ -246,4 +246,11 @@ impl IngestError {
         }
         text
     }
+}
+/// Whether the storage-broker has said no for good. Trouble of its own passes.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::AlreadyExists
+    )
 }

@@ -109,7 +109,7 @@ impl Fixture {
                 continue;
             };
             let scan = LayerScan::open(&self.files(), entry, lsns).await.unwrap();
-            let mut entries = scan.entries(KeyBounds::default());
+            let mut entries = scan.entries(KeyBounds::default(), lsns);
             while let Some((key, lsn, stored)) = entries.next().await.unwrap() {
                 assert!(entry.keys.contains(key) && lsns.after < lsn && lsn <= lsns.up_to);
                 let value = match stored {
@@ -263,7 +263,7 @@ fn p5_compaction_keeps_every_version_and_leaves_few_layers_for_each_key() {
             assert!(fresh.count() - 1 < threshold, "but for the base");
             // Of each key the layers that a read may visit: one for each round, and what was left.
             let visits = |key| {
-                let has = |layer: &&LayerEntry| layer.level == 1 && layer.keys.contains(key);
+                let has = |layer: &&LayerEntry| layer.level > 0 && layer.keys.contains(key);
                 manifest.layers().iter().filter(has).count()
             };
             let most = (0..40)
@@ -293,7 +293,10 @@ fn p4_what_a_superseded_compactor_made_is_not_published() {
         let mut known = fixture.newest().await;
         let epoch = slow.claim(&manifests, &mut known).await.unwrap();
         let plan = choose(known.state.layers(), &policy).unwrap();
-        let made = slow.execute(TIMELINE, &plan, epoch).await.unwrap();
+        let made = slow
+            .execute(TIMELINE, &plan, epoch, &Uploads::default())
+            .await
+            .unwrap();
         // While the claim holds, others do not begin.
         let taken = quick.compact(TIMELINE, &policy).await.unwrap_err();
         assert!(taken.is_of_another(), "{taken}");

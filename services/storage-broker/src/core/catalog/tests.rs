@@ -128,32 +128,3 @@ fn an_attach_that_begins_anew_may_find_another_cluster() {
     catalog.apply(&claim(1, 8)).unwrap();
     assert_eq!(catalog.apply(&claim(2, 7)), Ok(ids(2)));
 }
-
-fn set_source(name: &str, source: &str) -> Change {
-    Change::SetSource {
-        name: name.parse().unwrap(),
-        source: source.parse().unwrap(),
-    }
-}
-
-#[test]
-fn a_source_that_moved_stays_the_same_tenant() {
-    let mut catalog = Catalog::default();
-    let moved = "host=other user=u";
-    let error = catalog.apply(&set_source("a", moved)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    catalog.apply(&attach("a", SOURCE, None, 1)).unwrap();
-    catalog.apply(&claim(1, 7)).unwrap();
-    for _ in 0..2 {
-        assert_eq!(catalog.apply(&set_source("a", moved)), Ok(ids(1)));
-    }
-    let tenant = catalog.tenant(ids(1)).unwrap();
-    assert_eq!(tenant.source.expose(), moved);
-    assert_eq!(tenant.cluster, Some(SystemIdentifier::new(7)));
-    assert_eq!(tenant.slot, "palimpsest_a");
-
-    let same_slot = attach("b", SOURCE, Some("palimpsest_a"), 2);
-    catalog.apply(&same_slot).unwrap();
-    let error = catalog.apply(&set_source("b", moved)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
-}

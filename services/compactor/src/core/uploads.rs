@@ -1,0 +1,27 @@
+//! Files that were put into the object store and that no manifest names yet.
+
+use std::sync::{Mutex, PoisonError};
+
+use palimpsest_store::{ObjectStore, StorePath};
+
+/// What a compaction has put there, or may have.
+#[derive(Debug, Default)]
+pub(super) struct Uploads(Mutex<Vec<StorePath>>);
+
+impl Uploads {
+    /// This one will be there, or may be.
+    pub(super) fn add(&self, path: &StorePath) {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.push(path.clone());
+    }
+
+    /// Removes them: nothing came of the compaction. What can't be removed nobody refers to.
+    pub(super) async fn remove(&self, store: &ObjectStore) {
+        let paths = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for path in paths {
+            if let Err(error) = store.delete(&path).await {
+                tracing::debug!(%path, error = &error as &dyn std::error::Error, "a file that nobody refers to is left");
+            }
+        }
+    }
+}

@@ -155,7 +155,8 @@ impl Compactor {
     /// Compacts because somebody asks for it, whether they wait for it or not.
     ///
     /// # Errors
-    /// As [`Compactor::compact`]; if something else is compacted now.
+    /// If it came to nothing, in which case the timeline is as it was, or something else is compacted
+    /// now.
     pub async fn compact_now(
         self: Arc<Self>,
         timeline: TimelineRef,

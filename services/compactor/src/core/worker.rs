@@ -64,8 +64,10 @@ const LOOK: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A layer may become so many times as large as it should be, before it is cut smaller.
 const SLACK: u64 = 3;
-/// Layers are not made smaller than this because they would become too large.
+/// Layers are not cut for less than this because they would become too large.
 const LEAST_TARGET: ByteCount = ByteCount::kib(16);
+/// No layer is larger, whatever it has.
+const MOST: ByteCount = ByteCount::gib(1);
 
 impl Compactor {
     /// A compactor of the cluster's timelines. What it starts is in `scope`.
@@ -356,7 +358,7 @@ impl Compactor {
             self.activity.plan(cells.len());
             let making = Making {
                 epoch: newest_writer(&plan.inputs),
-                most: ByteCount::new(self.policy.target.get().saturating_mul(SLACK)),
+                most: most(self.policy.target, target),
             };
             let mut layers = Vec::with_capacity(cells.len());
             let made = async {
@@ -448,6 +450,15 @@ async fn publish(
     };
     manifests.update(epoch, newest, edit).await?;
     Ok(())
+}
+
+/// How large a layer may become that is cut for `target`, which may be less by now than it should be. What
+/// can't be cut any smaller, as one huge record, is written as it is.
+fn most(should_be: ByteCount, target: ByteCount) -> ByteCount {
+    match target > LEAST_TARGET {
+        true => ByteCount::new(should_be.get().saturating_mul(SLACK)),
+        false => MOST,
+    }
 }
 
 /// What there is in layers, by their indexes. Records that versions share are in no block of theirs, so

@@ -1,4 +1,4 @@
-use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
+use palimpsest_types::{ByteCount, Fork, Key, Lsn, Oid, RelTag, SlruKind, WriterEpoch};
 use serde::{Deserialize, Serialize};
 
 /// One layer file, below the timeline's `layers`.
@@ -25,7 +25,15 @@ pub struct LayerEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerKind {
-    /// One version of each key: the one at this LSN.
+    /// A part of a base backup: some keys, in the form of that, as they were at this LSN. All such
+    /// layers of a timeline together are whole.
+    ///
+    /// Called an image in files, from when there was no other.
+    #[serde(rename = "image")]
+    Base(Lsn),
+    /// Each of its keys as it is at this LSN; one that is missing does not exist there. It has the form
+    /// of a delta layer of this one LSN, in which nothing needs what is older.
+    #[serde(rename = "whole")]
     Image(Lsn),
     /// All changes in this span.
     Delta(LsnSpan),
@@ -54,11 +62,18 @@ pub struct KeySpan {
     pub last: Key,
 }
 
+const FIRST_REL: RelTag = RelTag {
+    spc: 0,
+    db: 0,
+    rel: 0,
+    fork: Fork::Main,
+};
+
 impl LayerEntry {
     /// The LSN up to which it says something.
     pub fn up_to(&self) -> Lsn {
         match self.kind {
-            LayerKind::Image(lsn) => lsn,
+            LayerKind::Base(lsn) | LayerKind::Image(lsn) => lsn,
             LayerKind::Delta(span) => span.up_to,
         }
     }
@@ -67,7 +82,7 @@ impl LayerEntry {
     /// an image after the changes that lead to it.
     pub(crate) fn order(&self) -> (Lsn, Lsn, &str) {
         let begin = match self.kind {
-            LayerKind::Image(lsn) => lsn,
+            LayerKind::Base(lsn) | LayerKind::Image(lsn) => lsn,
             LayerKind::Delta(span) => span.after,
         };
         (self.up_to(), begin, &self.name)
@@ -75,6 +90,12 @@ impl LayerEntry {
 }
 
 impl LsnSpan {
+    /// This LSN alone; empty if there is none below it.
+    pub fn only(lsn: Lsn) -> Self {
+        let after = Lsn::new(lsn.get().saturating_sub(1));
+        Self { after, up_to: lsn }
+    }
+
     /// Whether there is any LSN in it.
     pub fn is_empty(&self) -> bool {
         self.up_to <= self.after
@@ -82,6 +103,28 @@ impl LsnSpan {
 }
 
 impl KeySpan {
+    /// Keys of which there are images. Of the others there are few, or their LSNs are looked for.
+    pub const IMAGED: [Self; 2] = [
+        Self {
+            first: Key::RelSize(FIRST_REL),
+            last: Key::RelMap {
+                spc: Oid::MAX,
+                db: Oid::MAX,
+            },
+        },
+        Self {
+            first: Key::SlruSegment(SlruKind::Clog, 0),
+            last: Key::SlruSegment(SlruKind::CommitTs, u32::MAX),
+        },
+    ];
+
+    /// The keys that are in both.
+    pub fn and(&self, other: &Self) -> Option<Self> {
+        let first = self.first.max(other.first);
+        let last = self.last.min(other.last);
+        (first <= last).then_some(Self { first, last })
+    }
+
     /// Whether `key` is in it.
     pub fn contains(&self, key: Key) -> bool {
         self.first <= key && key <= self.last

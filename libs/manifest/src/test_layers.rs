@@ -9,8 +9,8 @@ pub(crate) fn delta(name: &str, after: u64, up_to: u64) -> LayerEntry {
     layer(name, LayerKind::Delta(LsnSpan { after, up_to }))
 }
 
-pub(crate) fn image(name: &str, lsn: u64) -> LayerEntry {
-    layer(name, LayerKind::Image(Lsn::new(lsn)))
+pub(crate) fn base(name: &str, lsn: u64) -> LayerEntry {
+    layer(name, LayerKind::Base(Lsn::new(lsn)))
 }
 
 fn layer(name: &str, kind: LayerKind) -> LayerEntry {

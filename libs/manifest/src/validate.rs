@@ -3,7 +3,7 @@
 use palimpsest_types::Lsn;
 
 use crate::{
-    layer_entry::{LayerEntry, LayerKind, LsnSpan},
+    layer_entry::{KeySpan, LayerEntry, LayerKind, LsnSpan},
     timeline::TimelineManifest,
 };
 
@@ -21,6 +21,12 @@ pub enum InvalidManifestError {
     /// The first key of a layer is behind its last.
     #[error("the first key of layer {layer} is behind its last")]
     Keys {
+        /// Its name.
+        layer: String,
+    },
+    /// An image has keys of which there are none.
+    #[error("layer {layer} is an image of keys whose older versions must stay in sight")]
+    NotImaged {
         /// Its name.
         layer: String,
     },
@@ -56,8 +62,8 @@ pub enum InvalidManifestError {
         /// What it has.
         found: usize,
     },
-    /// Neither an image layer nor an ancestor: the changes have nothing to begin from.
-    #[error("there is no image layer and no ancestor for the changes to begin from")]
+    /// Neither a base layer nor an ancestor: the changes have nothing to begin from.
+    #[error("there is no base layer and no ancestor for the changes to begin from")]
     NoBase,
     /// Changes are missing.
     #[error(transparent)]
@@ -131,8 +137,24 @@ pub(crate) fn check_layer(layer: &LayerEntry) -> Result<(), InvalidManifestError
             layer: name(),
             span,
         }),
-        LayerKind::Delta(_) | LayerKind::Image(_) => Ok(()),
+        LayerKind::Image(lsn) if LsnSpan::only(lsn).is_empty() => {
+            Err(InvalidManifestError::EmptySpan {
+                layer: name(),
+                span: LsnSpan::only(lsn),
+            })
+        }
+        LayerKind::Image(_) if !is_imaged(layer.keys) => {
+            Err(InvalidManifestError::NotImaged { layer: name() })
+        }
+        LayerKind::Delta(_) | LayerKind::Image(_) | LayerKind::Base(_) => Ok(()),
     }
+}
+
+/// Whether all of these are keys of which there may be an image.
+fn is_imaged(keys: KeySpan) -> bool {
+    KeySpan::IMAGED
+        .iter()
+        .any(|imaged| imaged.contains(keys.first) && imaged.contains(keys.last))
 }
 
 impl TimelineManifest {
@@ -154,7 +176,9 @@ impl TimelineManifest {
         for layer in self.layers() {
             match layer.kind {
                 LayerKind::Delta(span) => spans.push(span),
-                LayerKind::Image(lsn) => base = Some(base.map_or(lsn, |base| base.min(lsn))),
+                LayerKind::Base(lsn) => base = Some(base.map_or(lsn, |base| base.min(lsn))),
+                // Of some keys; the changes that lead to it are still there.
+                LayerKind::Image(_) => {}
             }
         }
         let base = base.ok_or(InvalidManifestError::NoBase)?;

@@ -200,7 +200,7 @@ impl Layer {
         (number, lsn): (u32, Lsn),
     ) -> Result<Opened, ReadError> {
         let (index, pieces) = read_index(files, &path, entry).await?;
-        if index.lsn() != lsn || entry.kind != LayerKind::Image(lsn) {
+        if index.lsn() != lsn || entry.kind != LayerKind::Base(lsn) {
             return Err(not_as_listed(Some(&path), "it is not of the base's LSN"));
         }
         let mut runs: Vec<Run> = Vec::new();

@@ -14,7 +14,7 @@ use palimpsest_layer::{
         BlockNo, DeltaLayerError, DeltaLayerIndex, EntryBlock, Footer, RecordBlock, Stored,
     },
 };
-use palimpsest_manifest::{LayerEntry, LsnSpan};
+use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan};
 use palimpsest_store::StorePath;
 use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
 use palimpsest_wal::Value;
@@ -35,6 +35,7 @@ pub(crate) struct DeltaFile {
     path: StorePath,
     size: u64,
     place: Place,
+    is_image: bool,
 }
 
 /// A delta layer file with its index, and with the blocks that some keys are looked for in first.
@@ -73,6 +74,7 @@ impl DeltaFile {
             path: files.directory.child(&entry.name),
             size: entry.size.get(),
             place,
+            is_image: matches!(entry.kind, LayerKind::Image(_)),
         }
     }
 
@@ -83,6 +85,11 @@ impl DeltaFile {
     /// Where it is.
     pub(crate) fn path(&self) -> &StorePath {
         &self.path
+    }
+
+    /// Whether a key that it has not does not exist at its LSN.
+    pub(crate) fn is_image(&self) -> bool {
+        self.is_image
     }
 
     /// Which versions it may have.
@@ -382,24 +389,35 @@ impl End {
 }
 
 impl OpenDelta {
-    /// Shows the versions of a key at or before `up_to`, newest first, until told to stop.
+    pub(crate) fn file(&self) -> &DeltaFile {
+        &self.file
+    }
+
+    /// The generation of who wrote it.
+    pub(crate) fn epoch(&self) -> WriterEpoch {
+        self.index.epoch()
+    }
+
+    /// Shows the versions of a key at these LSNs, newest first, until told to stop.
     pub(crate) async fn versions(
         &self,
         files: &LayerFiles,
         room: &Room,
-        key: Key,
-        up_to: Lsn,
+        (key, lsns): (Key, LsnSpan),
         visit: &mut (dyn FnMut(WriterEpoch, Lsn, &Value) -> Visit + Send),
     ) -> Result<Visit, ReadError> {
         let epoch = self.index.epoch();
-        for no in self.index.blocks_of(key, up_to) {
+        for no in self.index.blocks_of(key, lsns.up_to) {
             let needed = needed(&self.index, no).map_err(|source| self.file.damaged(source))?;
             let _room = room.take(needed).await;
             let block = match self.blocks.get(&no) {
                 Some(block) => Arc::clone(block),
                 None => self.file.entries(files, &self.index, no, None).await?,
             };
-            for (lsn, stored) in block.versions(key, up_to) {
+            for (lsn, stored) in block.versions(key, lsns.up_to) {
+                if lsn <= lsns.after {
+                    return Ok(Visit::Continue);
+                }
                 let value = self.file.value(files, &self.index, stored).await?;
                 if visit(epoch, lsn, &value) == Visit::Stop {
                     return Ok(Visit::Stop);

@@ -14,9 +14,8 @@ use palimpsest_wal::Value;
 use crate::{
     base::BaseLayers,
     blocks::BlockCache,
-    delta::{DeltaFile, Newest, merge},
+    delta::{Newest, merge},
     error::ReadError,
-    layer_map::LayerMap,
     parts::READS,
     room::Room,
     versions::Versions,
@@ -24,10 +23,11 @@ use crate::{
 
 mod changes;
 mod databases;
+mod listed;
 mod walk;
 
-use changes::{Changes, compare};
 use databases::{Databases, are_databases};
+use listed::Listed;
 pub(crate) use walk::Seek;
 
 /// Where the layer files of one timeline are, and the blocks of them that are in memory.
@@ -49,9 +49,8 @@ pub struct Layers {
     lsn: Lsn,
     oldest: Lsn,
     base: Arc<BaseLayers>,
-    /// The delta layers, in the manifest's order.
-    listed: Vec<Arc<DeltaFile>>,
-    map: LayerMap<Arc<DeltaFile>>,
+    deltas: Listed,
+    images: Listed,
     databases: Arc<Databases>,
 }
 
@@ -97,35 +96,35 @@ impl Layers {
         manifest: &TimelineManifest,
         before: Option<&Self>,
     ) -> Result<Self, ReadError> {
-        let images: Vec<_> = images(manifest).collect();
-        let base = match before.filter(|before| before.base.consists_of(&images)) {
+        let bases: Vec<_> = bases(manifest).collect();
+        let base = match before.filter(|before| before.base.consists_of(&bases)) {
             Some(before) => Arc::clone(&before.base),
-            None => Arc::new(BaseLayers::open(&files, &images).await?),
+            None => Arc::new(BaseLayers::open(&files, &bases).await?),
         };
-        let listed = before.map_or(&[][..], |before| &before.listed);
-        let make = |(entry, span)| DeltaFile::listed(&files, entry, span);
-        let changes = compare(listed, deltas(manifest), make);
+        let known = before.map(|before| &before.images);
+        let (images, _) = Listed::follow(known, &files, self::images(manifest));
+        let known = before.map(|before| &before.deltas);
+        let (deltas, changes) = Listed::follow(known, &files, self::deltas(manifest));
         let databases = before.map(|before| Arc::clone(&before.databases));
         let databases = databases.unwrap_or_default();
         let databases = Databases::follow(databases, &files, &changes).await?;
-        let map = before.map(|before| before.map.clone()).unwrap_or_default();
         Ok(Self {
             files,
             lsn: manifest.lsn,
             oldest: manifest.oldest_readable.max(manifest.gc_cutoff),
             base,
-            map: follow(map, &changes),
-            listed: changes.listed,
+            deltas,
+            images,
             databases,
         })
     }
 
     /// Whether these are the layers of a manifest.
     pub fn are_of(&self, manifest: &TimelineManifest) -> bool {
-        let deltas = self.listed.iter().map(|file| file.name());
-        let images: Vec<_> = images(manifest).collect();
-        let listed = self::deltas(manifest).map(|((.., name), _)| name);
-        deltas.eq(listed) && self.base.consists_of(&images)
+        let bases: Vec<_> = bases(manifest).collect();
+        self.deltas.are(deltas(manifest))
+            && self.images.are(images(manifest))
+            && self.base.consists_of(&bases)
     }
 
     /// All versions up to here are in them.
@@ -140,7 +139,7 @@ impl Layers {
 
     /// Number of files that hold changes.
     pub fn deltas(&self) -> usize {
-        self.listed.len()
+        self.deltas.len()
     }
 
     pub(crate) fn base(&self) -> &BaseLayers {
@@ -157,7 +156,7 @@ impl Layers {
     /// # Errors
     /// If a file is missing or damaged.
     pub(crate) async fn seek<S: Seek>(&self, seekers: &mut [S]) -> Result<(), ReadError> {
-        walk::walk(&self.files, &self.map, seekers).await
+        walk::walk(self, seekers).await
     }
 }
 
@@ -196,7 +195,7 @@ impl Versions for Layers {
             }
         }
         let room = Room::new();
-        let layers = self.map.overlapping(&keys, up_to).into_iter();
+        let layers = self.deltas.map.overlapping(&keys, up_to).into_iter();
         let reads = layers.map(|(_, file)| {
             let file = Arc::clone(file);
             file.newest_in(&self.files, &room, keys.clone(), up_to)
@@ -222,33 +221,31 @@ impl Seek for SeekNewest {
         self.found = Some((at, value.clone()));
         Visit::Stop
     }
+
+    fn absent(&mut self, _: WriterEpoch, at: Lsn) {
+        self.found = Some((at, Value::Dropped));
+    }
 }
 
-fn images(manifest: &TimelineManifest) -> impl Iterator<Item = &LayerEntry> {
-    let is_image = |entry: &&LayerEntry| matches!(entry.kind, LayerKind::Image(_));
-    manifest.layers().iter().filter(is_image)
+fn bases(manifest: &TimelineManifest) -> impl Iterator<Item = &LayerEntry> {
+    let is_base = |entry: &&LayerEntry| matches!(entry.kind, LayerKind::Base(_));
+    manifest.layers().iter().filter(is_base)
 }
 
-/// The delta layers, in order and with what the order is by.
-fn deltas(
-    manifest: &TimelineManifest,
-) -> impl Iterator<Item = (changes::Order<'_>, (&LayerEntry, LsnSpan))> {
-    manifest.layers().iter().filter_map(|entry| {
-        let LayerKind::Delta(span) = entry.kind else {
-            return None;
-        };
-        let order = (span.up_to, span.after, entry.name.as_str());
-        Some((order, (entry, span)))
+/// The images, each with the span that it is found by.
+fn images(manifest: &TimelineManifest) -> impl Iterator<Item = (&LayerEntry, LsnSpan)> {
+    let layers = manifest.layers().iter();
+    layers.filter_map(|entry| match entry.kind {
+        LayerKind::Image(lsn) => Some((entry, LsnSpan::only(lsn))),
+        LayerKind::Base(_) | LayerKind::Delta(_) => None,
     })
 }
 
-/// The map after these changes. Whoever has the one before keeps it as it is.
-fn follow(mut map: LayerMap<Arc<DeltaFile>>, changes: &Changes) -> LayerMap<Arc<DeltaFile>> {
-    for file in &changes.removed {
-        map.remove(file.place());
-    }
-    for file in &changes.added {
-        map.insert(*file.place(), Arc::clone(file));
-    }
-    map
+/// The delta layers, each with the span that it is found by.
+fn deltas(manifest: &TimelineManifest) -> impl Iterator<Item = (&LayerEntry, LsnSpan)> {
+    let layers = manifest.layers().iter();
+    layers.filter_map(|entry| match entry.kind {
+        LayerKind::Delta(span) => Some((entry, span)),
+        LayerKind::Base(_) | LayerKind::Image(_) => None,
+    })
 }

@@ -1,4 +1,4 @@
-//! Which relations exist.
+//! What databases consist of.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,18 @@ use crate::{
     versions::Versions,
 };
 
+/// Keys that databases have, all of one kind.
+struct Kind {
+    /// Those of all databases there can be.
+    all: KeyRange,
+    /// Those of one.
+    of: fn(Database) -> KeyRange,
+    /// Which database has a key.
+    database: fn(Key) -> Option<Database>,
+    /// What a key of another database is called here.
+    own: fn(Database, Key) -> Key,
+}
+
 /// All relation forks that exist at an LSN, with their sizes.
 ///
 /// # Errors
@@ -19,8 +31,21 @@ pub async fn relations_at<V: Versions>(
     versions: &V,
     lsn: Lsn,
 ) -> Result<BTreeMap<RelTag, BlockNumber>, ReadError> {
-    let newest = sizes_at(versions, |_| true, lsn).await?;
+    let newest = newest_of(versions, &Kind::sizes(), |_| true, lsn).await?;
     Ok(newest.into_iter().filter_map(existing).collect())
+}
+
+/// The relation maps of all databases at an LSN.
+///
+/// # Errors
+/// If a version can't be read.
+pub(crate) async fn maps_at<V: Versions>(
+    versions: &V,
+    lsn: Lsn,
+) -> Result<BTreeMap<Key, Value>, ReadError> {
+    let mut newest = newest_of(versions, &Kind::maps(), |_| true, lsn).await?;
+    newest.retain(|_, value| *value != Value::Dropped);
+    Ok(newest)
 }
 
 /// Blocks of all forks of a database at an LSN, in all its tablespaces; `None` if it has no fork.
@@ -32,16 +57,18 @@ pub(crate) async fn blocks_at<V: Versions>(
     db: Oid,
     lsn: Lsn,
 ) -> Result<Option<u64>, ReadError> {
-    let newest = sizes_at(versions, |database| database.db == db, lsn).await?;
+    let of = |database: Database| database.db == db;
+    let newest = newest_of(versions, &Kind::sizes(), of, lsn).await?;
     let blocks = newest.into_iter().filter_map(existing);
     let blocks = blocks.map(|(_, blocks)| u64::from(blocks.get()));
     Ok(blocks.reduce(u64::saturating_add))
 }
 
-/// The newest sizes of all forks of these databases, as their databases' histories have it. Keys begin
-/// with the tablespace, so all are read; of others than these nothing is kept.
-async fn sizes_at<V: Versions>(
+/// The newest versions of all keys of a kind that these databases have, as their histories have it. Keys
+/// begin with the tablespace, so all are read; of others than these nothing is kept.
+async fn newest_of<V: Versions>(
     versions: &V,
+    kind: &Kind,
     of: impl Fn(Database) -> bool,
     lsn: Lsn,
 ) -> Result<BTreeMap<Key, Value>, ReadError> {
@@ -51,10 +78,10 @@ async fn sizes_at<V: Versions>(
         .filter_map(event)
         .filter(|(database, _)| of(*database))
         .collect();
-    let sizes = versions.newest_in(all_sizes(), lsn).await?;
+    let own = versions.newest_in(kind.all.clone(), lsn).await?;
     let mut newest = BTreeMap::new();
-    for (key, (at, value)) in sizes {
-        let Some(database) = database_of(key).filter(|database| of(*database)) else {
+    for (key, (at, value)) in own {
+        let Some(database) = (kind.database)(key).filter(|database| of(*database)) else {
             continue;
         };
         let began = databases.get(&database);
@@ -64,35 +91,66 @@ async fn sizes_at<V: Versions>(
     }
     for (database, (_, value)) in databases {
         if matches!(value, Value::CopyOf { .. }) {
-            for (key, size) in sizes_before(versions, database, lsn).await? {
-                newest.entry(key).or_insert(size);
+            for (key, value) in copied(versions, kind, database, lsn).await? {
+                newest.entry(key).or_insert(value);
             }
         }
     }
     Ok(newest)
 }
 
-/// The sizes that a copied database came with.
-async fn sizes_before<V: Versions>(
+/// What a copied database came with.
+async fn copied<V: Versions>(
     versions: &V,
+    kind: &Kind,
     database: Database,
     lsn: Lsn,
 ) -> Result<BTreeMap<Key, Value>, ReadError> {
-    // All relations are asked for, so none may be left out because its database was copied often.
+    // All are asked for, so none may be left out because its database was copied often.
     let lineage = Lineage::within(versions, database, lsn, usize::MAX).await?;
     let mut newest = BTreeMap::new();
     for stretch in lineage.stretches().skip(1) {
-        let sizes = sizes_of(stretch.database);
-        for (key, (at, value)) in versions.newest_in(sizes, *stretch.lsns.end()).await? {
-            if let Key::RelSize(rel) = key
-                && stretch.lsns.contains(&at)
-            {
-                let key = Key::RelSize(database.own(rel));
-                newest.entry(key).or_insert(value);
+        let keys = (kind.of)(stretch.database);
+        for (key, (at, value)) in versions.newest_in(keys, *stretch.lsns.end()).await? {
+            if stretch.lsns.contains(&at) {
+                newest.entry((kind.own)(database, key)).or_insert(value);
             }
         }
     }
     Ok(newest)
+}
+
+impl Kind {
+    fn sizes() -> Self {
+        Self {
+            all: first_size(0, 0)..after_sizes(),
+            of: sizes_of,
+            database: |key| match key {
+                Key::RelSize(rel) => Some(Database::of(rel)),
+                _ => None,
+            },
+            own: |database, key| match key {
+                Key::RelSize(rel) => Key::RelSize(database.own(rel)),
+                other => other,
+            },
+        }
+    }
+
+    fn maps() -> Self {
+        let map_of = |Database { spc, db }| Key::RelMap { spc, db };
+        Self {
+            all: map_of(Database { spc: 0, db: 0 })..Key::TwoPhase(0),
+            of: |Database { spc, db }| {
+                let map = Key::RelMap { spc, db };
+                map..map.next_of_kind().unwrap_or(Key::TwoPhase(0))
+            },
+            database: |key| match key {
+                Key::RelMap { spc, db } => Some(Database { spc, db }),
+                _ => None,
+            },
+            own: |Database { spc, db }, _| Key::RelMap { spc, db },
+        }
+    }
 }
 
 /// A fork, if this version of its size says that it exists.
@@ -109,19 +167,6 @@ fn event((key, version): (Key, (Lsn, Value))) -> Option<(Database, (Lsn, Value))
         Key::Database { spc, db } => Some((Database { spc, db }, version)),
         _ => None,
     }
-}
-
-/// Whose size it is.
-fn database_of(key: Key) -> Option<Database> {
-    match key {
-        Key::RelSize(rel) => Some(Database::of(rel)),
-        _ => None,
-    }
-}
-
-/// Sizes of all relation forks there can be.
-fn all_sizes() -> KeyRange {
-    first_size(0, 0)..after_sizes()
 }
 
 /// Sizes of all relation forks that a database can have.

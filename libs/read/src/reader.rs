@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod find;
+mod image;
 mod pages;
 mod slru;
 mod two_phase;

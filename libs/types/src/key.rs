@@ -89,6 +89,40 @@ impl Key {
     /// Length of an encoded key in bytes.
     pub const LEN: usize = 18;
 
+    /// The key after this one, if there is another of its kind.
+    pub fn next_of_kind(self) -> Option<Self> {
+        match self {
+            Self::RelSize(rel) => rel.next().map(Self::RelSize),
+            Self::RelBlock(rel, block) => match block.next() {
+                Some(next) => Some(Self::RelBlock(rel, next)),
+                None => Some(Self::RelBlock(rel.next()?, BlockNumber::ZERO)),
+            },
+            Self::SlruBlock(kind, page) => {
+                let (kind, page) = kind.next_number(page)?;
+                Some(Self::SlruBlock(kind, page))
+            }
+            Self::SlruSegment(kind, segment) => {
+                let (kind, segment) = kind.next_number(segment)?;
+                Some(Self::SlruSegment(kind, segment))
+            }
+            Self::RelMap { spc, db } => {
+                let (spc, db) = next_pair(spc, db)?;
+                Some(Self::RelMap { spc, db })
+            }
+            Self::Database { spc, db } => {
+                let (spc, db) = next_pair(spc, db)?;
+                Some(Self::Database { spc, db })
+            }
+            Self::TwoPhase(xid) => xid.checked_add(1).map(Self::TwoPhase),
+            Self::Origin(id) => id.checked_add(1).map(Self::Origin),
+            Self::Parameters
+            | Self::ControlFile
+            | Self::ControlData
+            | Self::NextMultiXact
+            | Self::CommitTime => None,
+        }
+    }
+
     /// The encoded key: kind u8, then four big-endian fields, so that bytes sort as keys do.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let (kind, a, b, c, fork, d) = match self {
@@ -228,6 +262,14 @@ impl SlruKind {
         Self::ALL.into_iter().find(|kind| *kind as u32 == number)
     }
 
+    /// The page or segment after one of this kind, which may be the first of the next kind.
+    fn next_number(self, number: u32) -> Option<(Self, u32)> {
+        match number.checked_add(1) {
+            Some(next) => Some((self, next)),
+            None => Some((Self::from_number(self as u32 + 1)?, 0)),
+        }
+    }
+
     /// Its directory below the data directory.
     pub const fn directory(self) -> &'static str {
         match self {
@@ -236,6 +278,14 @@ impl SlruKind {
             Self::MultiXactMembers => "pg_multixact/members",
             Self::CommitTs => "pg_commit_ts",
         }
+    }
+}
+
+/// The pair after this one, of which the second part counts up first.
+fn next_pair(spc: Oid, db: Oid) -> Option<(Oid, Oid)> {
+    match db.checked_add(1) {
+        Some(next) => Some((spc, next)),
+        None => Some((spc.checked_add(1)?, 0)),
     }
 }
 
@@ -276,6 +326,30 @@ mod tests {
         ]
     }
 
+    /// A key with numbers from the ends of what there is.
+    fn edge_key() -> impl Strategy<Value = Key> {
+        let number = || prop_oneof![0..3u32, u32::MAX - 2..=u32::MAX];
+        let numbers = [(); 4].map(|()| number());
+        (any_key(), numbers).prop_map(|(key, [a, b, c, d])| {
+            let mut bytes = key.to_bytes();
+            // Areas and replication origins have small numbers, single keys none.
+            let is_pair = [KIND_REL_SIZE, KIND_REL_BLOCK, KIND_REL_MAP, KIND_DATABASE];
+            if is_pair.contains(&bytes[0]) || bytes[0] == KIND_TWO_PHASE {
+                bytes[1..5].copy_from_slice(&a.to_be_bytes());
+            }
+            if bytes[5..9] != [0; 4] {
+                bytes[5..9].copy_from_slice(&b.to_be_bytes());
+            }
+            if bytes[9..13] != [0; 4] {
+                bytes[9..13].copy_from_slice(&c.to_be_bytes());
+            }
+            if bytes[14..18] != [0; 4] {
+                bytes[14..18].copy_from_slice(&d.to_be_bytes());
+            }
+            Key::from_bytes(&bytes).unwrap()
+        })
+    }
+
     proptest! {
         #[test]
         fn encoding_round_trips(key in any_key()) {
@@ -285,6 +359,14 @@ mod tests {
         #[test]
         fn bytes_sort_as_keys_do(a in any_key(), b in any_key()) {
             prop_assert_eq!(a.cmp(&b), a.to_bytes().cmp(&b.to_bytes()));
+        }
+
+        #[test]
+        fn nothing_is_between_a_key_and_the_next(a in edge_key(), b in edge_key()) {
+            match a.next_of_kind() {
+                Some(next) => prop_assert!(a < next && (b <= a || next <= b)),
+                None => prop_assert!(b <= a || b.to_bytes()[0] != a.to_bytes()[0]),
+            }
         }
 
         #[test]

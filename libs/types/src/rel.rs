@@ -44,6 +44,23 @@ pub struct RelTag {
 #[error("{0:?} is not a relation; write SPC/DB/REL[:fork], for example 1663/5/16384:main")]
 pub struct ParseRelTagError(String);
 
+impl RelTag {
+    /// The fork after this one, of the same relation or the next.
+    pub fn next(self) -> Option<Self> {
+        let Self { spc, db, rel, fork } = self;
+        if let Ok(fork) = Fork::try_from(u32::from(fork.number()) + 1) {
+            return Some(Self { fork, ..self });
+        }
+        let (spc, db, rel) = match (rel.checked_add(1), db.checked_add(1)) {
+            (Some(next), _) => (spc, db, next),
+            (None, Some(next)) => (spc, next, 0),
+            (None, None) => (spc.checked_add(1)?, 0, 0),
+        };
+        let fork = Fork::Main;
+        Some(Self { spc, db, rel, fork })
+    }
+}
+
 impl BlockNumber {
     /// The first block.
     pub const ZERO: Self = Self(0);

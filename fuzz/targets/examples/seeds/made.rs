@@ -98,7 +98,7 @@ fn manifest() -> Result<Vec<u8>> {
         up_to: end,
     };
     manifest.add_layers(vec![
-        layer("image-1", LayerKind::Image(begin)),
+        layer("image-1", LayerKind::Base(begin)),
         layer("delta-2", LayerKind::Delta(span)),
     ])?;
     manifest.lsn = end;

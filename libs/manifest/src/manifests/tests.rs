@@ -9,7 +9,7 @@ use crate::{
     error::UpdateError,
     layer_entry::LsnSpan,
     publisher::Publisher,
-    test_layers::{delta, image},
+    test_layers::{base, delta},
     timeline::{Ancestor, CompactorEpoch, Pin, PinKind, SourceCluster},
     validate::InvalidManifestError,
 };
@@ -28,7 +28,7 @@ fn first() -> TimelineManifest {
         wal_log_hints: false,
     };
     let mut manifest = TimelineManifest::new(source, Lsn::new(100), Lsn::new(120));
-    manifest.add_layers(vec![image("base", 100)]).unwrap();
+    manifest.add_layers(vec![base("base", 100)]).unwrap();
     manifest
 }
 

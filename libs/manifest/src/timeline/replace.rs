@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::{
         SourceCluster,
-        test_layers::{delta, image},
+        test_layers::{base, delta},
     };
 
     fn manifest() -> TimelineManifest {
@@ -133,7 +133,7 @@ mod tests {
         let mut manifest = TimelineManifest::new(source, Lsn::new(100), Lsn::new(100));
         manifest.lsn = Lsn::new(160);
         let layers = vec![
-            image("base", 100),
+            base("base", 100),
             delta("a", 100, 120),
             delta("b", 120, 140),
             delta("c", 140, 160),
@@ -167,7 +167,7 @@ mod tests {
             vec![compacted("x", 100, 139, 20)],
             vec![compacted("x", 99, 140, 20)],
             vec![],
-            vec![image("x", 140)],
+            vec![base("x", 140)],
         ];
         for by in refused {
             assert!(replace(by.clone()).is_err(), "{by:?}");

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    test_layers::{delta, image},
+    test_layers::{base, delta},
     validate::InvalidManifestError,
 };
 
@@ -13,7 +13,7 @@ fn manifest() -> TimelineManifest {
         wal_log_hints: false,
     };
     let mut manifest = TimelineManifest::new(source, Lsn::new(100), Lsn::new(120));
-    manifest.add_layers(vec![image("base", 100)]).unwrap();
+    manifest.add_layers(vec![base("base", 100)]).unwrap();
     manifest
 }
 
@@ -28,7 +28,7 @@ fn layers_are_in_lsn_order_whatever_order_they_come_in() {
     manifest.lsn = Lsn::new(140);
     let layers = vec![
         delta("b", 120, 140),
-        image("at-120", 120),
+        base("at-120", 120),
         delta("a", 100, 120),
     ];
     manifest.add_layers(layers).unwrap();
@@ -42,7 +42,7 @@ fn a_change_that_is_refused_changes_nothing() {
     let before = manifest.clone();
     let twice = manifest.add_layers(vec![delta("a", 100, 110), delta("a", 110, 120)]);
     assert!(matches!(twice, Err(InvalidManifestError::Duplicate { .. })));
-    let again = manifest.add_layers(vec![delta("a", 100, 110), image("base", 100)]);
+    let again = manifest.add_layers(vec![delta("a", 100, 110), base("base", 100)]);
     assert!(matches!(again, Err(InvalidManifestError::Duplicate { .. })));
     let empty = manifest.add_layers(vec![delta("a", 110, 110)]);
     assert!(matches!(empty, Err(InvalidManifestError::EmptySpan { .. })));
@@ -97,7 +97,7 @@ fn below_the_cutoff_changes_may_be_missing() {
     let mut manifest = manifest();
     manifest.lsn = Lsn::new(160);
     manifest
-        .add_layers(vec![image("at-140", 140), delta("b", 130, 160)])
+        .add_layers(vec![base("at-140", 140), delta("b", 130, 160)])
         .unwrap();
     assert!(manifest.check().is_err());
     manifest.gc_cutoff = Lsn::new(140);

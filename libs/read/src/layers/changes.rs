@@ -6,11 +6,9 @@ use palimpsest_types::Lsn;
 
 use crate::delta::DeltaFile;
 
-/// The layers of a manifest, and which of them are new or gone.
+/// Which layers of a manifest are new or gone.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// All, in the manifest's order.
-    pub(super) listed: Vec<Arc<DeltaFile>>,
     pub(super) added: Vec<Arc<DeltaFile>>,
     pub(super) removed: Vec<Arc<DeltaFile>>,
 }
@@ -18,14 +16,15 @@ pub(super) struct Changes {
 /// By this manifests order their layers. Names are unique, and never used again.
 pub(super) type Order<'a> = (Lsn, Lsn, &'a str);
 
-/// Compares the layers of a manifest with those before, both in the manifest's order. One pass over
-/// both, in which only names and LSNs are looked at; everything else is done for what changed.
+/// The layers of a manifest, and how they differ from those before, both in the manifest's order. One
+/// pass over both, in which only names and LSNs are looked at; everything else is done for what changed.
 pub(super) fn compare<'a, T>(
     before: &[Arc<DeltaFile>],
     now: impl Iterator<Item = (Order<'a>, T)>,
     make: impl Fn(T) -> DeltaFile,
-) -> Changes {
+) -> (Vec<Arc<DeltaFile>>, Changes) {
     let mut changes = Changes::default();
+    let mut listed = Vec::new();
     let mut before = before.iter().peekable();
     for (order, entry) in now {
         while let Some(gone) = before.next_if(|file| order_of(file) < order) {
@@ -37,10 +36,10 @@ pub(super) fn compare<'a, T>(
             changes.added.push(Arc::clone(&file));
             file
         });
-        changes.listed.push(file);
+        listed.push(file);
     }
     changes.removed.extend(before.cloned());
-    changes
+    (listed, changes)
 }
 
 fn order_of(file: &DeltaFile) -> Order<'_> {

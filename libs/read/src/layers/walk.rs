@@ -4,14 +4,14 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use palimpsest_layer::Visit;
+use palimpsest_manifest::LsnSpan;
 use palimpsest_types::{Key, Lsn, WriterEpoch};
 use palimpsest_wal::Value;
 
-use super::LayerFiles;
+use super::{LayerFiles, Layers};
 use crate::{
     delta::{DeltaFile, OpenDelta},
     error::ReadError,
-    layer_map::LayerMap,
     parts::READS,
     room::Room,
 };
@@ -29,16 +29,21 @@ pub(crate) trait Seek: Send {
 
     /// The next older version, with the generation of its writer.
     fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit;
+
+    /// It did not exist at this LSN; nothing older is shown.
+    fn absent(&mut self, epoch: WriterEpoch, at: Lsn);
 }
 
 /// How far a seeker is.
 struct Cursor<'a, S> {
     seeker: &'a mut S,
-    /// The next layer to look into, and from which LSN down: what is newer is in layers before.
-    next: Option<(Arc<DeltaFile>, Lsn)>,
+    /// The next layer to look into, and for which LSNs: what is newer is in layers before.
+    next: Option<Next>,
     /// Whether it wants nothing more.
     stopped: bool,
 }
+
+type Next = (Arc<DeltaFile>, LsnSpan);
 
 /// A layer, and who looks into it.
 #[derive(Debug)]
@@ -53,7 +58,7 @@ struct Step {
 struct Look {
     cursor: usize,
     key: Key,
-    up_to: Lsn,
+    lsns: LsnSpan,
 }
 
 /// Layers that are read side by side, at most: what has not come to an end after some layers mostly
@@ -61,34 +66,31 @@ struct Look {
 const AHEAD: usize = 16;
 /// Visits that are read ahead, at most: each may hold a block of usual size (16 MiB in all) in memory.
 const VISITS_AHEAD: usize = 256;
+const IN_PART: &str = "it is an image, but has a change that needs what is older";
 
 /// Shows seekers the versions of their keys, newest first, each until it says stop. A layer that
 /// several come through is read once for all of them.
-pub(super) async fn walk<S: Seek>(
-    files: &LayerFiles,
-    map: &LayerMap<Arc<DeltaFile>>,
-    seekers: &mut [S],
-) -> Result<(), ReadError> {
+pub(super) async fn walk<S: Seek>(layers: &Layers, seekers: &mut [S]) -> Result<(), ReadError> {
     let cursors: Vec<_> = seekers
         .iter_mut()
-        .map(|seeker| Cursor::new(seeker, map))
+        .map(|seeker| Cursor::new(seeker, layers))
         .collect();
     if cursors.iter().all(|cursor| cursor.next.is_none()) {
         return Ok(());
     }
     // Apart: its state is large, and what is in no layer must not move it about.
-    Box::pin(descend(files, map, cursors)).await
+    Box::pin(descend(layers, cursors)).await
 }
 
 async fn descend<S: Seek>(
-    files: &LayerFiles,
-    map: &LayerMap<Arc<DeltaFile>>,
+    layers: &Layers,
     mut cursors: Vec<Cursor<'_, S>>,
 ) -> Result<(), ReadError> {
+    let files = &layers.files;
     let room = Room::new();
     let mut ahead = 1;
     loop {
-        let steps = plan(map, &mut cursors, ahead);
+        let steps = plan(layers, &mut cursors, ahead);
         if steps.is_empty() {
             return Ok(());
         }
@@ -109,11 +111,7 @@ async fn descend<S: Seek>(
 
 /// The next layers to visit, newest first, about as many as `ahead`. Who has to wait for another to
 /// come as far down as itself waits, so that they visit a layer together.
-fn plan<S: Seek>(
-    map: &LayerMap<Arc<DeltaFile>>,
-    cursors: &mut [Cursor<'_, S>],
-    ahead: usize,
-) -> Vec<Step> {
+fn plan<S: Seek>(layers: &Layers, cursors: &mut [Cursor<'_, S>], ahead: usize) -> Vec<Step> {
     let looking = cursors.iter().filter(|it| it.next().is_some()).count();
     let ahead = ahead.min(VISITS_AHEAD / looking.max(1)).max(1);
     let mut steps = Vec::with_capacity(ahead);
@@ -125,12 +123,12 @@ fn plan<S: Seek>(
         let mut looks = Vec::new();
         for (number, cursor) in cursors.iter_mut().enumerate() {
             if cursor.next().is_some_and(|next| Arc::ptr_eq(next, &file))
-                && let Some(up_to) = cursor.advance(map)
+                && let Some(lsns) = cursor.advance(layers)
             {
                 looks.push(Look {
                     cursor: number,
                     key: cursor.seeker.key(),
-                    up_to,
+                    lsns,
                 });
             }
         }
@@ -141,7 +139,7 @@ fn plan<S: Seek>(
 
 async fn open(files: &LayerFiles, step: Step) -> (Result<OpenDelta, ReadError>, Vec<Look>) {
     let Step { file, looks } = step;
-    let keys = looks.iter().map(|look| (look.key, look.up_to));
+    let keys = looks.iter().map(|look| (look.key, look.lsns.up_to));
     (file.open(files, keys).await, looks)
 }
 
@@ -157,7 +155,7 @@ async fn visit<S: Seek>(
     for (number, cursor) in cursors.iter_mut().enumerate() {
         let look = looks.next_if(|look| look.cursor == number);
         if let Some(look) = look.filter(|_| !cursor.stopped) {
-            under_way.push(cursor.look(from, delta, look.up_to));
+            under_way.push(cursor.look(from, delta, look.lsns));
         }
     }
     // Most need nothing more; those whose records stand elsewhere may have to wait for them.
@@ -166,8 +164,8 @@ async fn visit<S: Seek>(
 }
 
 impl<'a, S: Seek> Cursor<'a, S> {
-    fn new(seeker: &'a mut S, map: &LayerMap<Arc<DeltaFile>>) -> Self {
-        let next = next_of(seeker, map, *seeker.lsns().end());
+    fn new(seeker: &'a mut S, layers: &Layers) -> Self {
+        let next = next_of(seeker, layers, *seeker.lsns().end());
         Self {
             seeker,
             next,
@@ -180,36 +178,60 @@ impl<'a, S: Seek> Cursor<'a, S> {
         next.map(|(file, _)| file)
     }
 
-    /// Goes on to the layer after the next; tells from which LSN down to look into the next.
-    fn advance(&mut self, map: &LayerMap<Arc<DeltaFile>>) -> Option<Lsn> {
-        let (file, up_to) = self.next.take()?;
-        self.next = next_of(self.seeker, map, file.place().lsns.after);
-        Some(up_to)
+    /// Goes on to the layer after the next; tells for which LSNs to look into the next. Behind an image
+    /// there is nothing to look for.
+    fn advance(&mut self, layers: &Layers) -> Option<LsnSpan> {
+        let (file, lsns) = self.next.take()?;
+        if !file.is_image() {
+            self.next = next_of(self.seeker, layers, lsns.after);
+        }
+        Some(lsns)
     }
 
     async fn look(
         &mut self,
         (files, room): (&LayerFiles, &Room),
         delta: &OpenDelta,
-        up_to: Lsn,
+        lsns: LsnSpan,
     ) -> Result<(), ReadError> {
         let seeker = &mut *self.seeker;
         seeker.visit();
         let key = seeker.key();
-        let mut take = |epoch, at, value: &Value| seeker.take(epoch, at, value);
-        let wish = delta.versions(files, room, key, up_to, &mut take).await?;
-        self.stopped = wish == Visit::Stop;
+        let mut oldest = None;
+        let mut take = |epoch, at, value: &Value| {
+            oldest = Some(value.stands_alone());
+            seeker.take(epoch, at, value)
+        };
+        let wish = delta.versions(files, room, (key, lsns), &mut take).await?;
+        self.stopped = wish == Visit::Stop || delta.file().is_image();
+        if delta.file().is_image() {
+            match oldest {
+                Some(true) => {}
+                Some(false) => return Err(delta.file().not_as_listed(IN_PART)),
+                None => seeker.absent(delta.epoch(), delta.file().place().lsns.up_to),
+            }
+        }
         Ok(())
     }
 }
 
-/// The newest layer that may have what is looked for at or below `before`.
-fn next_of<S: Seek>(
-    seeker: &S,
-    map: &LayerMap<Arc<DeltaFile>>,
-    before: Lsn,
-) -> Option<(Arc<DeltaFile>, Lsn)> {
-    let (place, file) = map.newest(seeker.key(), before)?;
+/// The newest layer that may have what is looked for at or below `before`, and at which LSNs to look for
+/// it there. What an image has is not looked for in changes that are as old.
+fn next_of<S: Seek>(seeker: &S, layers: &Layers, before: Lsn) -> Option<Next> {
+    let key = seeker.key();
+    let image = layers.images.map.newest(key, before);
+    let whole = image.map_or(Lsn::ZERO, |(place, _)| place.lsns.up_to);
+    let delta = layers.deltas.map.newest(key, before);
+    let delta = delta.filter(|(place, _)| place.lsns.up_to.min(before) > whole);
+    let (place, file) = delta.or(image)?;
+    let after = match file.is_image() {
+        true => place.lsns.after,
+        false => place.lsns.after.max(whole),
+    };
+    let lsns = LsnSpan {
+        after,
+        up_to: before,
+    };
     let counts = place.lsns.up_to >= *seeker.lsns().start();
-    counts.then(|| (Arc::clone(file), before))
+    counts.then(|| (Arc::clone(file), lsns))
 }

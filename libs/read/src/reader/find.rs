@@ -30,6 +30,8 @@ pub(super) struct Found {
 enum Beginning {
     /// Its first change stands alone, or what is before it is not in the stretch.
     Nothing,
+    /// Nothing: the page did not exist.
+    Absent,
     /// A version that is cached.
     Cached(Bytes),
     /// The version in the base.
@@ -49,6 +51,8 @@ struct Search<'a> {
     cached: Option<Bytes>,
     /// Newest first.
     changes: Vec<Value>,
+    /// Before these the page did not exist.
+    absent: bool,
     finished: bool,
     /// Layers that were looked into.
     visits: u32,
@@ -131,6 +135,7 @@ impl<'a> Search<'a> {
             version: None,
             cached: None,
             changes: Vec::new(),
+            absent: false,
             finished: false,
             visits: 0,
         }
@@ -156,13 +161,17 @@ impl<'a> Search<'a> {
             self.cached = self.cache.get(&oldest);
         }
         let stands_alone = self.changes.first().is_some_and(Value::stands_alone);
-        let asks_base = self.cached.is_none() && !stands_alone && base.is_some();
+        let is_open = self.cached.is_none() && !stands_alone && !self.absent;
         let found = Found {
             version: self.version.unwrap_or(oldest),
-            beginning: self.cached.map_or(Beginning::Nothing, Beginning::Cached),
+            beginning: match self.cached {
+                Some(page) => Beginning::Cached(page),
+                None if self.absent => Beginning::Absent,
+                None => Beginning::Nothing,
+            },
             changes: self.changes,
         };
-        (found, asks_base)
+        (found, is_open && base.is_some())
     }
 }
 
@@ -181,6 +190,13 @@ impl Seek for &mut Search<'_> {
 
     fn take(&mut self, epoch: WriterEpoch, at: Lsn, value: &Value) -> Visit {
         Search::take(self, epoch, at, value)
+    }
+
+    fn absent(&mut self, epoch: WriterEpoch, at: Lsn) {
+        let version = self.version_at(epoch, at);
+        self.version.get_or_insert(version);
+        self.absent = true;
+        self.finished = true;
     }
 }
 
@@ -217,14 +233,14 @@ impl Found {
 
     /// Whether nothing older is needed to make the version.
     pub(super) fn is_complete(&self) -> bool {
-        let is_cached = matches!(self.beginning, Beginning::Cached(_));
-        is_cached || self.changes.first().is_some_and(Value::stands_alone)
+        let is_known = matches!(self.beginning, Beginning::Cached(_) | Beginning::Absent);
+        is_known || self.changes.first().is_some_and(Value::stands_alone)
     }
 
     /// The page that the changes are to be applied to, if there is one and it matters.
     pub(super) async fn base(&self) -> Result<Option<Bytes>, ReadError> {
         let stored = match &self.beginning {
-            Beginning::Nothing => return Ok(None),
+            Beginning::Nothing | Beginning::Absent => return Ok(None),
             Beginning::Cached(page) => return Ok(Some(page.clone())),
             Beginning::Stored(stored) => stored.clone(),
         };

@@ -88,7 +88,8 @@ impl<E: Engine> TimelineReader<E> {
         }
     }
 
-    async fn existing_slru_pages(
+    /// Pages that exist.
+    pub(super) async fn existing_slru_pages(
         &self,
         kind: SlruKind,
         pages: &[u32],

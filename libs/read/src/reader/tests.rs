@@ -1,5 +1,7 @@
 use palimpsest_layer::{
-    LogRecord, OpenLayer, delta_file::write_delta_layer, image::ImageLayerWriter,
+    LogRecord, OpenLayer,
+    delta_file::{write_delta_entries, write_delta_layer},
+    image::ImageLayerWriter,
 };
 use palimpsest_manifest::{
     KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest,
@@ -16,6 +18,7 @@ use crate::{blocks::BlockCache, layers::LayerFiles};
 mod batches;
 mod bounds;
 mod databases;
+mod images;
 mod manifests;
 mod outside_relations;
 
@@ -121,7 +124,7 @@ impl Fixture {
         layer.rel_size(Key::RelSize(REL), BlockNumber::new(blocks));
         let (bytes, keys) = layer.finish().unwrap();
         fixture
-            .store(LayerKind::Image(lsn), keys.first..keys.last, bytes)
+            .store(LayerKind::Base(lsn), keys.first..keys.last, bytes)
             .await;
         fixture
     }
@@ -162,6 +165,27 @@ impl Fixture {
         self.manifest.lsn = span.up_to;
         self.store(LayerKind::Delta(span), keys.first..keys.last, bytes.into())
             .await;
+    }
+
+    /// Adds an image of these keys at the manifest's LSN, as a compactor would make it.
+    async fn image<E: Engine>(&mut self, keys: KeySpan, engine: E) {
+        let lsn = self.manifest.lsn;
+        let reader = self.reader_with(engine).await;
+        let inventory = reader.inventory(lsn).await.unwrap();
+        let mut entries = Vec::new();
+        for part in inventory.parts(keys, ByteCount::kib(20)) {
+            for batch in inventory.batches(part.keys, 2) {
+                let image = reader.image(batch, lsn).await.unwrap();
+                entries.extend(image.into_iter().map(|(key, value)| (key, lsn, value)));
+            }
+        }
+        let span = LsnSpan::only(lsn);
+        let mut bytes = Vec::new();
+        let lsns = span.after..span.up_to;
+        let entries = entries.into_iter();
+        write_delta_entries(WriterEpoch::FIRST, lsns, entries, &mut bytes).unwrap();
+        let kind = LayerKind::Image(lsn);
+        self.store(kind, keys.first..keys.last, bytes.into()).await;
     }
 
     /// How often parts of objects were asked for.

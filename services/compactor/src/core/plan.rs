@@ -84,7 +84,7 @@ fn choose_of(level: u8, layers: &[LayerEntry], policy: &Policy) -> Option<Plan> 
 fn lsns(layer: &LayerEntry) -> Option<LsnSpan> {
     match layer.kind {
         LayerKind::Delta(lsns) => Some(lsns),
-        LayerKind::Image(_) => None,
+        LayerKind::Base(_) | LayerKind::Image(_) => None,
     }
 }
 

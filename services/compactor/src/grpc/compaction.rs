@@ -124,7 +124,7 @@ fn failed(error: CompactError) -> Status {
 
 fn layer_info(entry: &LayerEntry) -> LayerInfo {
     let (image, after) = match entry.kind {
-        LayerKind::Image(lsn) => (true, lsn),
+        LayerKind::Base(lsn) | LayerKind::Image(lsn) => (true, lsn),
         LayerKind::Delta(lsns) => (false, lsns.after),
     };
     LayerInfo {

@@ -324,7 +324,7 @@ impl BackupLayers {
         self.put(&self.directory.child(&name), bytes).await?;
         self.uploaded.push(LayerEntry {
             name,
-            kind: LayerKind::Image(self.lsn),
+            kind: LayerKind::Base(self.lsn),
             keys: KeySpan {
                 first: keys.first,
                 last: keys.last,

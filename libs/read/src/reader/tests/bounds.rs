@@ -82,7 +82,7 @@ async fn a_large_block_is_looked_into_only_where_there_is_room() {
             seen += 1;
             Visit::Continue
         };
-        let versions = opened.versions(files, room, first, up_to, &mut visit);
+        let versions = opened.versions(files, room, (first, span), &mut visit);
         has_to_wait(versions.map(|wish| assert!(wish.is_ok())).boxed()).await;
         assert_eq!(seen, if needs_room { 0 } else { 3 });
 
@@ -137,7 +137,7 @@ async fn a_size_that_two_base_layers_have_is_an_error() {
         let mut layer = ImageLayerWriter::new(lsn);
         layer.rel_size(key, BlockNumber::new(7));
         let (bytes, keys) = layer.finish().unwrap();
-        let kind = LayerKind::Image(lsn);
+        let kind = LayerKind::Base(lsn);
         fixture.store(kind, keys.first..keys.last, bytes).await;
         Layers::open(fixture.files.clone(), &fixture.manifest, None).await
     };

@@ -241,22 +241,73 @@ async fn check(reader: &TimelineReader<NamedEngine>, model: &Model, lsn: Lsn) {
     }
 }
 
+/// What is done with what has happened.
+#[derive(Debug, Clone)]
+enum Upkeep {
+    Nothing,
+    Flush,
+    /// An image is made of these keys, after a flush.
+    Image(KeySpan),
+}
+
+fn any_upkeep() -> impl Strategy<Value = Upkeep> {
+    prop_oneof![
+        8 => Just(Upkeep::Nothing),
+        1 => Just(Upkeep::Flush),
+        1 => any_span().prop_map(Upkeep::Image),
+    ]
+}
+
+/// Keys from one to another of those there may be, or all.
+fn any_span() -> impl Strategy<Value = KeySpan> {
+    let databases = || 0..DATABASES.len();
+    let tag = |(of, rel): (usize, usize)| {
+        let Database { spc, db } = DATABASES[of];
+        let fork = Fork::Main;
+        let rel = RELS[rel];
+        RelTag { spc, db, rel, fork }
+    };
+    let rel = move || (databases(), 0..RELS.len()).prop_map(tag);
+    let key = || {
+        prop_oneof![
+            rel().prop_map(Key::RelSize),
+            (rel(), 0..4u32).prop_map(|(rel, at)| Key::RelBlock(rel, BlockNumber::new(at))),
+            databases().prop_map(|of| {
+                let Database { spc, db } = DATABASES[of];
+                Key::RelMap { spc, db }
+            }),
+        ]
+    };
+    prop_oneof![
+        Just(KeySpan::IMAGED[0]),
+        (key(), key()).prop_map(|(one, other)| KeySpan {
+            first: one.min(other),
+            last: one.max(other),
+        }),
+    ]
+}
+
 /// Lets all events happen, some of them in layers in the end, and reads in some order, so that the
 /// cache is filled by other reads.
-async fn against_the_model(events: Vec<(usize, Event)>, flushes: Vec<bool>, order: Vec<usize>) {
+async fn against_the_model(events: Vec<(usize, Event)>, upkeep: Vec<Upkeep>, order: Vec<usize>) {
     let mut fixture = Fixture::new().await;
     let mut model = model_of_base();
     let mut moments = vec![(Lsn::new(105), model.clone())];
     for (at, (of, event)) in events.into_iter().enumerate() {
         let lsn = Lsn::new(110 + 10 * at as u64);
         let changes = happen(&mut model, of, event, lsn);
-        let flush = !changes.is_empty() && flushes.get(at).is_some_and(|flush| *flush);
+        let upkeep = upkeep.get(at).filter(|_| !changes.is_empty());
         let record = LogRecord { lsn, changes };
         let tail = &fixture.tail;
         tail.extend(vec![record], lsn, ByteCount::mib(1)).unwrap();
         moments.push((lsn, model.clone()));
-        if flush {
-            fixture.flush().await;
+        match upkeep {
+            None | Some(Upkeep::Nothing) => {}
+            Some(Upkeep::Flush) => fixture.flush().await,
+            Some(Upkeep::Image(keys)) => {
+                fixture.flush().await;
+                fixture.image(*keys, NamedEngine::default()).await;
+            }
         }
     }
     let reader = fixture.reader_with(NamedEngine::default()).await;
@@ -287,10 +338,10 @@ proptest! {
     #[test]
     fn a_copy_is_all_that_the_other_was(
         events in vec(any_event(), 1..40),
-        flushes in vec(prop::bool::weighted(0.2), 40),
+        upkeep in vec(any_upkeep(), 40),
         order in vec(any::<usize>(), 0..20),
     ) {
-        block_on(against_the_model(events, flushes, order));
+        block_on(against_the_model(events, upkeep, order));
     }
 }
 

@@ -46,7 +46,7 @@ impl Fixture {
         // Nobody reads the base here.
         let base = layer_entry(
             "base",
-            LayerKind::Image(Lsn::new(START)),
+            LayerKind::Base(Lsn::new(START)),
             1,
             1,
             WriterEpoch::FIRST,

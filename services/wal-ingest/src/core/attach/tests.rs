@@ -33,7 +33,7 @@ fn image() -> LayerEntry {
     let only = Key::Parameters;
     LayerEntry {
         name: "image".to_owned(),
-        kind: LayerKind::Image(Lsn::new(8)),
+        kind: LayerKind::Base(Lsn::new(8)),
         keys: KeySpan {
             first: only,
             last: only,

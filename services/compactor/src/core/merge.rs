@@ -9,7 +9,6 @@ use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordPlace, RecordSection
 use palimpsest_manifest::LsnSpan;
 use palimpsest_read::{EntryScan, LayerScan};
 use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
-use tokio_util::sync::CancellationToken;
 
 use super::{cut::Cell, error::CompactError};
 
@@ -41,17 +40,18 @@ type Place = (usize, RecordPlace);
 ///
 /// In memory are the new file, some blocks of each layer, and 32 bytes of each record that is shared.
 ///
+/// Waits for the store at every megabyte that it reads: whoever drops or cancels it waits for no more
+/// than that takes.
+///
 /// # Errors
-/// If a layer can't be read or is damaged, the new one becomes too large, or the token is cancelled.
+/// If a layer can't be read or is damaged, or the new one becomes too large.
 pub async fn merge(
     layers: &[LayerScan],
     cell: &Cell,
     making: Making,
-    token: &CancellationToken,
 ) -> Result<Merged, CompactError> {
     let layers: Vec<_> = layers.iter().filter(|layer| has_any(layer, cell)).collect();
     let check = |written: ByteCount| match written > making.most {
-        _ if token.is_cancelled() => Err(CompactError::Stopped),
         true => Err(CompactError::TooLarge { most: making.most }),
         false => Ok(()),
     };
@@ -61,7 +61,7 @@ pub async fn merge(
     let mut moved: HashMap<Place, RecordPlace> = HashMap::new();
     // Records of a layer all start before those of the next.
     for (number, layer) in layers.iter().enumerate() {
-        let places = shared(layer, cell, token).await?;
+        let places = shared(layer, cell).await?;
         let mut shared = layer.records(places);
         while let Some((place, record)) = shared.next().await? {
             check(records.written())?;
@@ -94,17 +94,10 @@ fn has_any(layer: &LayerScan, cell: &Cell) -> bool {
 }
 
 /// Where the records stand that a layer's versions in a cell share.
-async fn shared(
-    layer: &LayerScan,
-    cell: &Cell,
-    token: &CancellationToken,
-) -> Result<BTreeSet<RecordPlace>, CompactError> {
+async fn shared(layer: &LayerScan, cell: &Cell) -> Result<BTreeSet<RecordPlace>, CompactError> {
     let mut places = BTreeSet::new();
     let mut entries = layer.entries(cell.keys, cell.lsns);
     while let Some((.., stored)) = entries.next().await? {
-        if token.is_cancelled() {
-            return Err(CompactError::Stopped);
-        }
         if let Stored::Shared { at, .. } = stored {
             places.insert(at);
         }

@@ -427,7 +427,7 @@ async fn merge_until(
     making: Making,
 ) -> Result<Merged, CompactError> {
     // Cancel-safe: it only reads.
-    let merged = token.run_until_cancelled(merge(scans, cell, making, token));
+    let merged = token.run_until_cancelled(merge(scans, cell, making));
     merged.await.unwrap_or(Err(CompactError::Stopped))
 }
 

@@ -247,6 +247,7 @@ impl IngestError {
         text
     }
 }
+
 /// Whether the storage-broker has said no for good. Trouble of its own passes.
 fn is_final(kind: ErrorKind) -> bool {
     matches!(

@@ -11,7 +11,7 @@ use crate::{
 pub enum ManifestError {
     /// Reading or replacing the object failed.
     #[error(transparent)]
-    Sequence(#[from] SequenceError),
+    Sequence(SequenceError),
     /// The object is damaged or of another version.
     #[error("manifest number {number} can't be read")]
     Damaged {
@@ -79,6 +79,15 @@ pub enum UpdateError<E: std::error::Error + 'static> {
     /// It could not be read or published.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+}
+
+impl From<SequenceError> for ManifestError {
+    fn from(error: SequenceError) -> Self {
+        match error {
+            SequenceError::Emptied { .. } => Self::Gone,
+            error => Self::Sequence(error),
+        }
+    }
 }
 
 impl ManifestError {

@@ -86,8 +86,8 @@ impl TimelineManifests {
     /// in the store now. Who may publish is not asked here: see [`TimelineManifests::update`].
     ///
     /// # Errors
-    /// If it contradicts itself or another publisher was first. After an error of the store it is
-    /// open whether it was published.
+    /// If it contradicts itself, another publisher was first, or the timeline was deleted, of which then
+    /// nothing is left. After an error of the store it is open whether it was published.
     pub async fn publish(
         &self,
         after: u64,
@@ -107,8 +107,10 @@ impl TimelineManifests {
                 })
             }
             Err(error) => {
-                if let (SequenceError::Lost { .. }, Some(list)) = (&error, list) {
-                    self.discard(after, &list).await;
+                match (&error, list) {
+                    (SequenceError::Lost { .. }, Some(list)) => self.discard(after, &list).await,
+                    (SequenceError::Emptied { .. }, Some(list)) => self.lists.delete(&list).await?,
+                    _ => {}
                 }
                 Err(error.into())
             }

@@ -74,9 +74,27 @@ pub enum SequenceError {
         /// The sequence.
         path: String,
     },
+    /// All objects went while one was appended. What was appended would be all there is, so it is
+    /// removed again.
+    #[error("all objects of {path} before number {number} are gone: they were deleted")]
+    Emptied {
+        /// The sequence.
+        path: String,
+        /// The number that was to be appended.
+        number: u64,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What a sequence has.
+enum Contents {
+    /// Nothing, or nothing but an object that can't be the first: the rest was deleted.
+    Gone {
+        left: Option<u64>,
+    },
+    Newest(Newest),
 }
 
 /// The newest object and what was there beside it.
@@ -91,6 +109,8 @@ struct Newest {
 #[derive(Debug, PartialEq, Eq)]
 enum Survey {
     Empty,
+    /// One object is there, and no first one was before it.
+    Alone(u64),
     /// Objects vanished while it was made; it may lack the newest.
     Torn,
     Newest(u64),
@@ -112,6 +132,7 @@ impl SequenceError {
             Self::Lost { .. } => ErrorKind::Conflict,
             Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::Unsettled { .. } => ErrorKind::NotReady,
+            Self::Emptied { .. } => ErrorKind::Fenced,
             Self::Store(error) => error.kind(),
         }
     }
@@ -128,8 +149,11 @@ impl Sequence {
     /// # Errors
     /// If the store fails or the object is damaged.
     pub async fn newest(&self) -> Result<Option<Versioned<Bytes>>, SequenceError> {
-        let newest = self.read_newest().await?;
-        Ok(newest.map(|Newest { number, state, .. }| Versioned { number, state }))
+        match self.read_newest().await? {
+            Contents::Newest(Newest { number, state, .. }) => Ok(Some(Versioned { number, state })),
+            Contents::Gone { left: None } => Ok(None),
+            Contents::Gone { left: Some(_) } => Err(self.unsettled()),
+        }
     }
 
     /// Replaces the state that has number `after` (0 for none) and returns the new number. Deletes
@@ -140,8 +164,8 @@ impl Sequence {
     /// again with the same arguments is harmless, and the way to resolve an error of the store.
     ///
     /// # Errors
-    /// [`SequenceError::Lost`] if another writer was first. After any other error it is open
-    /// whether the state was replaced.
+    /// [`SequenceError::Lost`] if another writer was first, [`SequenceError::Emptied`] if there is
+    /// nothing any more to append to. After any other error it is open whether the state was replaced.
     pub async fn append(&self, after: u64, state: Bytes) -> Result<u64, SequenceError> {
         let number = after.saturating_add(1);
         // The floor follows from the number, so that a repeat makes the same bytes.
@@ -149,8 +173,13 @@ impl Sequence {
         if !self.put(number, object).await? {
             return Err(self.lost(number));
         }
-        let Some(newest) = self.read_newest().await? else {
-            return Err(self.unsettled());
+        let newest = match self.read_newest().await? {
+            Contents::Newest(newest) => newest,
+            Contents::Gone { left } if left.is_none_or(|left| left == number) => {
+                self.store.delete(&self.object(number)).await?;
+                return Err(self.emptied(number));
+            }
+            Contents::Gone { .. } => return Err(self.unsettled()),
         };
         let counts = newest.number == number || newest.floor <= number;
         // A zombie is below the floor and goes with the rest.
@@ -177,16 +206,25 @@ impl Sequence {
         }
     }
 
-    async fn read_newest(&self) -> Result<Option<Newest>, SequenceError> {
-        let mut empty = false;
+    async fn read_newest(&self) -> Result<Contents, SequenceError> {
+        let (mut empty, mut alone) = (false, 0);
         for _ in 0..READ_ATTEMPTS {
             let numbers = self.numbers().await?;
             let number = match survey(&numbers) {
                 Survey::Newest(number) => number,
                 // Much depends on it being empty, so one listing is not believed.
-                Survey::Empty if empty => return Ok(None),
+                Survey::Empty if empty => return Ok(Contents::Gone { left: None }),
                 Survey::Empty => {
                     empty = true;
+                    continue;
+                }
+                // Nor is any but the last possible one here, as a torn listing looks like this, too.
+                Survey::Alone(number) => {
+                    alone += 1;
+                    if alone == READ_ATTEMPTS {
+                        let left = Some(number);
+                        return Ok(Contents::Gone { left });
+                    }
                     continue;
                 }
                 Survey::Torn => continue,
@@ -203,7 +241,7 @@ impl Sequence {
                     number,
                     source,
                 })?;
-            return Ok(Some(Newest {
+            return Ok(Contents::Newest(Newest {
                 number,
                 floor,
                 state,
@@ -241,6 +279,13 @@ impl Sequence {
         }
     }
 
+    fn emptied(&self, number: u64) -> SequenceError {
+        SequenceError::Emptied {
+            path: self.path.to_string(),
+            number,
+        }
+    }
+
     fn unsettled(&self) -> SequenceError {
         SequenceError::Unsettled {
             path: self.path.to_string(),
@@ -265,6 +310,8 @@ fn survey(numbers: &BTreeSet<u64>) -> Survey {
     let from = newest.saturating_sub(IN_A_ROW - 1).max(1);
     if numbers.range(from..).count() as u64 == newest - from + 1 {
         Survey::Newest(newest)
+    } else if numbers.len() == 1 {
+        Survey::Alone(newest)
     } else {
         Survey::Torn
     }

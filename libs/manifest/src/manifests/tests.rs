@@ -337,6 +337,33 @@ async fn an_old_writer_is_fenced_even_after_its_number_was_deleted() {
     assert_eq!(manifests.newest().await.unwrap(), Some(new));
 }
 
+#[tokio::test]
+async fn of_a_timeline_that_was_deleted_nothing_is_made_again() {
+    for (published, grown) in [(1, 1), (2, 1), (20, 1), (20, 600)] {
+        let (_, store, manifests) = timeline().await;
+        let mut known = manifests.publish(0, first()).await.unwrap();
+        for _ in 1..published {
+            let updated = manifests.update(WriterEpoch::FIRST, &mut known, growing);
+            assert!(updated.await.unwrap());
+        }
+        let path = StorePath::timeline(IDS.0, IDS.1);
+        store.delete_below(&path).await.unwrap();
+        // So much at once that it needs a list of its own.
+        let grow_much = |manifest: &mut TimelineManifest| {
+            (0..grown).for_each(|_| grow(manifest));
+            Ok::<_, InvalidManifestError>(true)
+        };
+        let late = manifests.update(WriterEpoch::FIRST, &mut known, grow_much);
+        let late = late.await;
+        assert!(
+            matches!(late, Err(UpdateError::Manifest(ManifestError::Gone))),
+            "{late:?}"
+        );
+        assert_eq!(store.list(&path).await.unwrap(), []);
+        assert_eq!(manifests.newest().await.unwrap(), None);
+    }
+}
+
 /// Writers take over from each other while all of them publish. The layers of each epoch must begin
 /// where it took over, with nothing of an older epoch after that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -28,7 +28,8 @@ impl TimelineManifests {
     ///
     /// # Errors
     /// [`ManifestError::Superseded`] if the newest manifest is of another generation; then nothing
-    /// was published. An error of `edit` ends it as well.
+    /// was published. [`ManifestError::Gone`] if the timeline was deleted; nothing is put in its place.
+    /// An error of `edit` ends it as well.
     pub async fn update<E: std::error::Error + 'static>(
         &self,
         publisher: impl Into<Publisher>,

@@ -152,9 +152,28 @@ fn a_listing_without_the_newest_numbers_is_not_believed() {
     assert_eq!(survey(&[1]), Survey::Newest(1));
     assert_eq!(survey(&[1, 2, 3]), Survey::Newest(3));
     assert_eq!(survey(&[6, 33, 34, 35, 36]), Survey::Newest(36));
-    assert_eq!(survey(&[6]), Survey::Torn, "a zombie alone");
+    assert_eq!(
+        survey(&[6]),
+        Survey::Alone(6),
+        "a zombie, or all was deleted"
+    );
     assert_eq!(survey(&[6, 34, 35, 36]), Survey::Torn);
     assert_eq!(survey(&[33, 34, 36]), Survey::Torn);
+}
+
+#[tokio::test]
+async fn what_is_appended_to_nothing_is_taken_back() {
+    let (_directory, sequence) = local().await;
+    append_up_to(&sequence, 3).await;
+    for number in [1, 2, 3] {
+        let object = sequence.object(number);
+        sequence.store.delete(&object).await.unwrap();
+    }
+    let late = sequence.append(3, Bytes::from_static(b"late")).await;
+    let Err(SequenceError::Emptied { number: 4, .. }) = late else {
+        panic!("{late:?}");
+    };
+    assert_eq!(sequence.newest().await.unwrap(), None);
 }
 
 #[tokio::test]

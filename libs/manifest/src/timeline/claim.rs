@@ -1,5 +1,7 @@
 //! Who compacts a timeline.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 
 use super::{CompactorEpoch, TimelineManifest};
@@ -19,16 +21,16 @@ pub struct CompactorClaim {
 }
 
 /// No claim is longer, with some room for clocks that differ.
-const LONGEST_MS: u64 = 15 * 60 * 1000;
+const LONGEST: Duration = Duration::from_secs(15 * 60);
 
 /// A timeline can't be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     /// Somebody else works on it.
-    #[error("another compactor works on the timeline, for {for_ms} ms more unless it goes on")]
+    #[error("another compactor works on the timeline, for {holds_for:?} more unless it goes on")]
     Taken {
         /// How long its claim holds, by the clock of whoever asks.
-        for_ms: u64,
+        holds_for: Duration,
     },
     /// A generation can't be raised.
     #[error("there are no more epochs")]
@@ -36,15 +38,28 @@ pub enum ClaimError {
 }
 
 impl CompactorClaim {
-    /// Whether it still holds at this time. One that would hold for longer than any claim is by a clock
-    /// that is far ahead, and counts for nothing.
-    fn holds_at(&self, now_unix_ms: u64) -> bool {
-        let for_ms = self.until_unix_ms.saturating_sub(now_unix_ms);
-        for_ms > 0 && for_ms <= LONGEST_MS
+    /// A claim from now on, for so long unless it is renewed.
+    pub fn new(by: u128, now: SystemTime, holds_for: Duration) -> Self {
+        Self {
+            by,
+            until_unix_ms: unix_ms(now).saturating_add(millis(holds_for)),
+        }
     }
 }
 
 impl TimelineManifest {
+    /// For how long the timeline is claimed, by whomever: zero if it is not. A claim that would hold for
+    /// longer than any does is by a clock that is far ahead, and counts for nothing.
+    pub fn claimed_for(&self, now: SystemTime) -> Duration {
+        let until = self.compactor_claim.map(|claim| claim.until_unix_ms);
+        let for_ms = until.map_or(0, |until| until.saturating_sub(unix_ms(now)));
+        let holds_for = Duration::from_millis(for_ms);
+        match holds_for <= LONGEST {
+            true => holds_for,
+            false => Duration::ZERO,
+        }
+    }
+
     /// Claims the timeline for a compactor, with a generation of its own: whoever compacted it before
     /// can't publish any more, be it dead or only slow.
     ///
@@ -53,26 +68,28 @@ impl TimelineManifest {
     pub fn claim(
         &mut self,
         claim: CompactorClaim,
-        now_unix_ms: u64,
+        now: SystemTime,
     ) -> Result<CompactorEpoch, ClaimError> {
-        if let Some(other) = self.compactor_claim
-            && other.by != claim.by
-            && other.holds_at(now_unix_ms)
-        {
-            let for_ms = other.until_unix_ms - now_unix_ms;
-            return Err(ClaimError::Taken { for_ms });
+        let is_of_another = self
+            .compactor_claim
+            .is_some_and(|other| other.by != claim.by);
+        let holds_for = self.claimed_for(now);
+        if is_of_another && !holds_for.is_zero() {
+            return Err(ClaimError::Taken { holds_for });
         }
         let next = self.compactor_epoch.next();
         self.compactor_epoch = next.ok_or(ClaimError::NoMoreEpochs)?;
         self.compactor_claim = Some(claim);
         Ok(self.compactor_epoch)
     }
+}
 
-    /// Whether anybody may claim the timeline at this time.
-    pub fn is_claimable(&self, by: u128, now_unix_ms: u64) -> bool {
-        let holds = |claim: CompactorClaim| claim.by != by && claim.holds_at(now_unix_ms);
-        !self.compactor_claim.is_some_and(holds)
-    }
+fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -93,30 +110,45 @@ mod tests {
         TimelineManifest::new(source, Lsn::new(100), Lsn::new(120))
     }
 
-    fn claim(by: u128, until_unix_ms: u64) -> CompactorClaim {
-        CompactorClaim { by, until_unix_ms }
+    const LONG: Duration = Duration::from_secs(40);
+
+    fn at(second: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(second)
+    }
+
+    fn claim(by: u128, second: u64) -> CompactorClaim {
+        CompactorClaim::new(by, at(second), LONG)
     }
 
     #[test]
     fn p4_each_claim_supersedes_the_one_before() {
         let mut manifest = manifest();
-        let first = manifest.claim(claim(1, 50), 10).unwrap();
+        assert_eq!(manifest.claimed_for(at(10)), Duration::ZERO);
+        let first = manifest.claim(claim(1, 10), at(10)).unwrap();
+        let holds_for = Duration::from_secs(10);
+        assert_eq!(manifest.claimed_for(at(40)), holds_for);
         assert_eq!(
-            manifest.claim(claim(2, 90), 40),
-            Err(ClaimError::Taken { for_ms: 10 })
+            manifest.claim(claim(2, 40), at(40)),
+            Err(ClaimError::Taken { holds_for })
         );
-        assert!(!manifest.is_claimable(2, 40) && manifest.is_claimable(1, 40));
         assert_eq!(
             manifest.compactor_epoch, first,
             "refused, so nothing changed"
         );
-        assert!(manifest.is_claimable(2, 50));
-        let second = manifest.claim(claim(2, 90), 50).unwrap();
-        assert!(second > first);
-        let renewed = manifest.claim(claim(2, 120), 80).unwrap();
-        assert!(renewed > second);
-        let ahead = claim(2, 80 + LONGEST_MS + 1);
-        manifest.claim(ahead, 80).unwrap();
-        assert!(manifest.is_claimable(1, 80), "by a clock that is far ahead");
+        let own = manifest.claim(claim(1, 10), at(40)).unwrap();
+        assert!(own > first, "its own claim holds nobody up");
+        assert_eq!(manifest.claimed_for(at(50)), Duration::ZERO);
+        let second = manifest.claim(claim(2, 50), at(50)).unwrap();
+        assert!(second > own);
+    }
+
+    #[test]
+    fn a_claim_by_a_clock_that_is_far_ahead_counts_for_nothing() {
+        let mut manifest = manifest();
+        let ahead = CompactorClaim::new(2, at(80), LONGEST);
+        manifest.claim(ahead, at(80)).unwrap();
+        assert_eq!(manifest.claimed_for(at(80)), LONGEST);
+        assert_eq!(manifest.claimed_for(at(79)), Duration::ZERO);
+        manifest.claim(claim(1, 79), at(79)).unwrap();
     }
 }

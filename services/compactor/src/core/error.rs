@@ -45,7 +45,13 @@ pub enum CompactError {
     /// It is being deleted, or was.
     #[error("the timeline is deleted while it is compacted")]
     Deleted,
-    /// It was never attached, or is not any more.
+    /// It was never attached or is deleted, or this compactor has just been started.
+    #[error(
+        "the storage-broker tells of no timeline {0}; it was deleted or never attached, unless this \
+         compactor was started a moment ago: then ask again"
+    )]
+    NotKnown(TimelineRef),
+    /// It has no manifest: it was never attached, or its base backup is not complete.
     #[error("there is no timeline {0} in the object store")]
     NoTimeline(TimelineRef),
     /// The work was told to end.
@@ -62,7 +68,7 @@ impl CompactError {
             Self::Manifest(error) => error.kind(),
             Self::Claim(ClaimError::Taken { .. }) => ErrorKind::Conflict,
             Self::Claim(ClaimError::NoMoreEpochs) => ErrorKind::Internal,
-            Self::NoTimeline(_) | Self::Deleted => ErrorKind::NotFound,
+            Self::NoTimeline(_) | Self::NotKnown(_) | Self::Deleted => ErrorKind::NotFound,
             Self::Busy => ErrorKind::Conflict,
             Self::Stopped => ErrorKind::NotReady,
             Self::Write(_)
@@ -80,6 +86,7 @@ impl CompactError {
             Self::Claim(ClaimError::Taken { .. })
                 | Self::Manifest(ManifestError::Superseded { .. } | ManifestError::Gone)
                 | Self::Deleted
+                | Self::NotKnown(_)
         )
     }
 }

@@ -1,9 +1,14 @@
 //! Compaction, without gRPC.
 
 mod activity;
+mod claim;
 mod cut;
 mod error;
+#[cfg(test)]
+mod fixture;
+mod known;
 mod looks;
+mod making;
 mod merge;
 mod metrics;
 mod plan;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan};
-use palimpsest_types::ByteCount;
+use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan};
+use palimpsest_types::{ByteCount, WriterEpoch};
 
 /// When layers are compacted, and into what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,12 @@ pub struct Plan {
     pub inputs: Vec<LayerEntry>,
     /// All their LSNs, without a hole.
     pub lsns: LsnSpan,
+    /// What a layer that gets no versions is listed with: keys of the oldest input, as any of them do.
+    pub keys: KeySpan,
+    /// Of what becomes of them: the newest generation of a writer that any input has. Readers take
+    /// versions of one LSN for the same only within a generation, so an older one would be wrong, and a
+    /// newer one costs nothing.
+    pub writer: WriterEpoch,
     /// Of what becomes of them.
     pub level: u8,
 }
@@ -74,6 +80,8 @@ fn choose_of(level: u8, layers: &[LayerEntry], policy: &Policy) -> Option<Plan> 
     }
     let after = run.first()?.lsns.after;
     Some(Plan {
+        keys: inputs.first()?.keys,
+        writer: inputs.iter().map(|layer| layer.epoch).max()?,
         inputs,
         lsns: LsnSpan { after, up_to },
         level: level.saturating_add(1),
@@ -110,8 +118,7 @@ impl<'a> Generation<'a> {
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_manifest::KeySpan;
-    use palimpsest_types::{Key, Lsn, WriterEpoch};
+    use palimpsest_types::{Key, Lsn};
 
     use super::*;
 
@@ -183,6 +190,14 @@ mod tests {
             layer.size = ByteCount::new(6 * POLICY.target.get());
         }
         assert_eq!(chosen(&layers), Some((2, 10, 30)));
+    }
+
+    #[test]
+    fn what_is_made_is_of_the_newest_writer() {
+        let mut layers = [layer(10, 20, 0), layer(20, 30, 0), layer(30, 40, 0)];
+        let newer = WriterEpoch::FIRST.next().unwrap();
+        layers[1].epoch = newer;
+        assert_eq!(choose(&layers, &POLICY).unwrap().writer, newer);
     }
 
     #[test]

@@ -73,9 +73,7 @@ impl CompactionService for CompactionApi {
         let manifest = manifest.map_err(failed)?;
         let policy = self.0.policy_with(threshold(request.threshold));
         let plan = choose(manifest.layers(), &policy);
-        let claim = manifest.compactor_claim.map(|claim| claim.until_unix_ms);
-        let claimed_for = claim.map_or(0, |until| until.saturating_sub(unix_ms(SystemTime::now())));
-        let plan = plan_info(plan, Duration::from_millis(claimed_for));
+        let plan = plan_info(plan, manifest.claimed_for(SystemTime::now()));
         Ok(Response::new(plan.into()))
     }
 

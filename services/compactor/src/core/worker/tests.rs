@@ -1,250 +1,24 @@
 //! Compaction of real files in a real store.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::pin,
-    task::{Context, Waker},
+use std::time::SystemTime;
+
+use palimpsest_api::broker::TimelineState;
+use palimpsest_manifest::{CompactorClaim, InvalidManifestError};
+use palimpsest_store::StorePath;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::{
+    super::fixture::{
+        Fixture, TIMELINE, Written, any_layers, fill, key, layers_directory, policy, runtime, view,
+    },
+    *,
 };
-
-use bytes::Bytes;
-use palimpsest_layer::{LogRecord, OpenLayer, delta_file::Stored, delta_file::write_delta_layer};
-use palimpsest_manifest::LsnSpan;
-use palimpsest_manifest::{ManifestError, SourceCluster};
-use palimpsest_read::KeyBounds;
-use palimpsest_types::{BlockNumber, Fork, Key, RelTag, SystemIdentifier, TenantId, TimelineId};
-use palimpsest_wal::{Change, RawRecord, Value};
-use proptest::{prelude::*, test_runner::TestRunner};
-
-use super::*;
-
-type Versions = BTreeMap<(Key, Lsn), Value>;
-
-const TIMELINE: TimelineRef = TimelineRef {
-    tenant: TenantId::from_bytes([1; 16]),
-    timeline: TimelineId::from_bytes([2; 16]),
-};
-const START: u64 = 100;
-
-/// Changes of one record: of these blocks, by a record or by an image.
-type Written = (BTreeSet<u32>, bool, u16);
-
-/// A store with a timeline, on a disk.
-struct Fixture {
-    _directory: tempfile::TempDir,
-    store: ObjectStore,
-    cluster: watch::Sender<ClusterView>,
-}
-
-impl Fixture {
-    async fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = ObjectStore::open(directory.path()).await.unwrap();
-        let source = SourceCluster {
-            system_identifier: SystemIdentifier::new(7),
-            pg_version: 15,
-            pg_timeline: 1,
-            wal_segment_size: ByteCount::mib(16),
-            wal_log_hints: false,
-        };
-        let mut manifest = TimelineManifest::new(source, Lsn::new(START), Lsn::new(START));
-        // Nobody reads the base here.
-        let base = layer_entry(
-            "base",
-            LayerKind::Base(Lsn::new(START)),
-            1,
-            1,
-            WriterEpoch::FIRST,
-        );
-        manifest.add_layers(vec![base]).unwrap();
-        let fixture = Self {
-            _directory: directory,
-            store,
-            cluster: watch::Sender::new(ClusterView::default()),
-        };
-        fixture.manifests().publish(0, manifest).await.unwrap();
-        fixture
-    }
-
-    fn manifests(&self) -> TimelineManifests {
-        TimelineManifests::new(self.store.clone(), TIMELINE.tenant, TIMELINE.timeline)
-    }
-
-    fn compactor(&self, policy: Policy) -> Compactor {
-        let scope = TaskScope::default();
-        Compactor::new(self.store.clone(), self.cluster.subscribe(), policy, scope)
-    }
-
-    fn files(&self) -> LayerFiles {
-        let blocks = Arc::new(BlockCache::new(ByteCount::mib(1)));
-        LayerFiles::new(self.store.clone(), layers_directory(), blocks)
-    }
-
-    async fn newest(&self) -> Versioned<TimelineManifest> {
-        self.manifests().newest().await.unwrap().unwrap()
-    }
-
-    /// Puts a layer of changes into the store and the manifest, as a wal-ingest does.
-    async fn add(&self, epoch: WriterEpoch, layer: &OpenLayer) {
-        let Versioned { number, mut state } = self.newest().await;
-        let mut bytes = Vec::new();
-        let summary = write_delta_layer(layer, &mut bytes).unwrap();
-        let lsns = LsnSpan {
-            after: layer.start(),
-            up_to: layer.last(),
-        };
-        let name = format!("delta-{}-{}", layer.start(), layer.last()).replace('/', "-");
-        let path = layers_directory().child(&name);
-        self.store.put_once(&path, bytes.into()).await.unwrap();
-        let kind = LayerKind::Delta(lsns);
-        let mut entry = layer_entry(&name, kind, summary.size.get(), summary.entries, epoch);
-        if let Some(keys) = summary.keys {
-            (entry.keys.first, entry.keys.last) = (keys.first, keys.last);
-        }
-        state.add_layers(vec![entry]).unwrap();
-        state.lsn = layer.last();
-        self.manifests().publish(number, state).await.unwrap();
-    }
-
-    /// All versions that the layers of the newest manifest have; each must be in one of them only.
-    async fn versions(&self) -> Versions {
-        let mut versions = Versions::new();
-        for entry in self.newest().await.state.layers() {
-            let LayerKind::Delta(lsns) = entry.kind else {
-                continue;
-            };
-            let scan = LayerScan::open(&self.files(), entry, lsns).await.unwrap();
-            let mut entries = scan.entries(KeyBounds::default(), lsns);
-            while let Some((key, lsn, stored)) = entries.next().await.unwrap() {
-                assert!(entry.keys.contains(key) && lsns.after < lsn && lsn <= lsns.up_to);
-                let value = match stored {
-                    Stored::Value(value) => value,
-                    Stored::Shared { at, will_init } => {
-                        let record = scan.records([at].into()).next().await.unwrap().unwrap().1;
-                        Value::Record { will_init, record }
-                    }
-                };
-                assert_eq!(
-                    versions.insert((key, lsn), value),
-                    None,
-                    "{key} at {lsn} twice"
-                );
-            }
-        }
-        versions
-    }
-}
-
-fn layers_directory() -> StorePath {
-    StorePath::timeline(TIMELINE.tenant, TIMELINE.timeline).child("layers")
-}
-
-fn layer_entry(
-    name: &str,
-    kind: LayerKind,
-    size: u64,
-    entries: u64,
-    epoch: WriterEpoch,
-) -> LayerEntry {
-    let keys = KeySpan {
-        first: key(0),
-        last: key(0),
-    };
-    LayerEntry {
-        name: name.to_owned(),
-        kind,
-        keys,
-        size: ByteCount::new(size),
-        entries,
-        level: 0,
-        epoch,
-    }
-}
-
-fn key(block: u32) -> Key {
-    let rel = RelTag {
-        spc: 1663,
-        db: 5,
-        rel: 16384,
-        fork: Fork::Main,
-    };
-    Key::RelBlock(rel, BlockNumber::new(block))
-}
-
-fn log_record(lsn: u64, (blocks, is_image, len): &Written) -> LogRecord {
-    let bytes = Bytes::from(vec![lsn as u8; 24 + usize::from(*len)]);
-    let record = RawRecord {
-        start_lsn: Lsn::new(lsn - 8),
-        end_lsn: Lsn::new(lsn),
-        bytes: bytes.clone(),
-    };
-    let change = |block: &u32| Change {
-        key: key(*block),
-        value: match is_image {
-            true => Value::File(bytes.clone()),
-            false => Value::Record {
-                will_init: block.is_multiple_of(2),
-                record: record.clone(),
-            },
-        },
-    };
-    LogRecord {
-        lsn: Lsn::new(lsn),
-        changes: blocks.iter().map(change).collect(),
-    }
-}
-
-fn any_layers() -> impl Strategy<Value = Vec<Vec<Written>>> {
-    let written = (
-        prop::collection::btree_set(prop_oneof![3 => 0..40u32, 2 => Just(7u32)], 0..4),
-        any::<bool>(),
-        prop_oneof![4 => 0..300u16, 1 => 20_000..40_000u16],
-    );
-    let layer = prop::collection::vec(written, 0..40);
-    prop::collection::vec(layer, 2..8)
-}
-
-/// Writes the layers, one of them by each writer; all versions.
-async fn fill(fixture: &Fixture, layers: &[Vec<Written>]) -> Versions {
-    let mut lsn = START;
-    let mut all = Versions::new();
-    let mut epoch = WriterEpoch::FIRST;
-    for records in layers {
-        let mut layer = OpenLayer::new(epoch, Lsn::new(lsn));
-        for written in records {
-            lsn += 10;
-            let record = log_record(lsn, written);
-            for Change { key, value } in &record.changes {
-                all.insert((*key, record.lsn), value.clone());
-            }
-            layer.append(record).unwrap();
-        }
-        lsn += 5;
-        layer.advance(Lsn::new(lsn));
-        fixture.add(epoch, &layer).await;
-        epoch = epoch.next().unwrap();
-    }
-    all
-}
-
-fn policy(threshold: usize, at_once: usize, target: u64) -> Policy {
-    Policy {
-        threshold,
-        at_once,
-        target: ByteCount::new(target),
-        claim: Duration::from_secs(30),
-    }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(1).enable_all().build().unwrap()
-}
 
 #[test]
 fn p5_compaction_keeps_every_version_and_leaves_few_layers_for_each_key() {
     let runtime = runtime();
     let input = (any_layers(), 2..4usize, 2..6usize, 200..60_000u64);
-    let config = ProptestConfig::with_cases(48);
+    let config = Config::with_cases(48);
     let tested = TestRunner::new(config).run(&input, |(layers, threshold, at_once, target)| {
         runtime.block_on(async {
             let fixture = Fixture::new().await;
@@ -296,28 +70,26 @@ fn p4_what_a_superseded_compactor_made_is_not_published() {
         let (slow, quick) = (fixture.compactor(policy), fixture.compactor(policy));
         let manifests = fixture.manifests();
         let mut known = fixture.newest().await;
-        let epoch = slow.claim(&manifests, &mut known).await.unwrap();
+        let claim = slow.claimant.claim(TIMELINE, manifests.clone(), &mut known);
+        let claim = claim.await.unwrap();
         let plan = choose(known.state.layers(), &policy).unwrap();
-        let made = slow
-            .execute(TIMELINE, &plan, epoch, &Uploads::default())
-            .await
-            .unwrap();
+        let job = slow.shop.begin(TIMELINE, claim.epoch(), policy.target);
+        let made = job.make(&plan).await.unwrap();
         // While the claim holds, others do not begin.
         let taken = quick.compact(TIMELINE, &policy).await.unwrap_err();
         assert!(taken.is_of_another(), "{taken}");
         // Then its time is up.
         let mut expired = fixture.newest().await;
         let edit = |manifest: &mut TimelineManifest| {
-            manifest.compactor_claim = Some(CompactorClaim {
-                by: slow.id,
-                until_unix_ms: 1,
-            });
+            let ended = CompactorClaim::new(slow.claimant.id, SystemTime::UNIX_EPOCH, policy.claim);
+            manifest.compactor_claim = Some(ended);
             Ok::<_, InvalidManifestError>(true)
         };
-        manifests.update(epoch, &mut expired, edit).await.unwrap();
+        let renewed = manifests.update(claim.epoch(), &mut expired, edit).await;
+        assert!(renewed.unwrap());
         quick.compact(TIMELINE, &policy).await.unwrap().unwrap();
         let after = fixture.newest().await;
-        let late = publish(&manifests, &mut known, epoch, &plan, &made).await;
+        let late = claim.publish(&mut known, &plan.inputs, &made).await;
         assert!(matches!(
             late,
             Err(CompactError::Manifest(ManifestError::Superseded { .. }))
@@ -331,40 +103,89 @@ fn p4_what_a_superseded_compactor_made_is_not_published() {
     });
 }
 
+fn of_block(block: u32) -> Vec<Written> {
+    vec![([block].into(), false, 10)]
+}
+
 #[test]
-fn what_is_cancelled_ends_at_the_next_read() {
+fn what_the_storage_broker_does_not_tell_of_is_not_compacted() {
     runtime().block_on(async {
         let fixture = Fixture::new().await;
-        let one = |block| vec![([block].into(), false, 10)];
-        fill(&fixture, &[one(1), one(2)]).await;
-        let manifest = fixture.newest().await.state;
-        let plan = choose(manifest.layers(), &policy(2, 8, 1 << 20)).unwrap();
-        let mut scans = Vec::new();
-        for entry in &plan.inputs {
-            let LayerKind::Delta(lsns) = entry.kind else {
-                panic!("{entry:?} is planned");
-            };
-            scans.push(
-                LayerScan::open(&fixture.files(), entry, lsns)
-                    .await
-                    .unwrap(),
-            );
+        fill(&fixture, &[of_block(1), of_block(2)]).await;
+        let before = fixture.newest().await;
+        let policy = policy(2, 8, 1 << 20);
+        let compactor = Arc::new(fixture.compactor(policy));
+        for cluster in [ClusterView::default(), view(TimelineState::Deleting)] {
+            fixture.cluster.send_replace(cluster);
+            let refused = Arc::clone(&compactor).compact_now(TIMELINE, policy).await;
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.kind(), palimpsest_types::ErrorKind::NotFound);
+            assert!(refused.is_of_another(), "{refused}");
         }
-        let cell = Cell {
-            keys: KeyBounds::default(),
-            lsns: plan.lsns,
+        assert_eq!(fixture.newest().await, before);
+        fixture.cluster.send_replace(view(TimelineState::Streaming));
+        let done = compactor.compact_now(TIMELINE, policy).await.unwrap();
+        assert_eq!(done.unwrap().read.0, 2);
+    });
+}
+
+#[test]
+fn of_a_timeline_that_is_deleted_meanwhile_nothing_is_left() {
+    runtime().block_on(async {
+        let fixture = Fixture::new().await;
+        fill(&fixture, &[of_block(1), of_block(2)]).await;
+        let policy = Policy {
+            claim: Duration::from_millis(30),
+            ..policy(2, 8, 1 << 20)
         };
-        let making = Making {
-            epoch: WriterEpoch::FIRST,
-            most: ByteCount::mib(1),
-        };
-        let token = CancellationToken::new();
-        let mut merged = pin!(merge_until(&token, &scans, &cell, making));
-        let mut context = Context::from_waker(Waker::noop());
-        // It waits for what it reads first, and is asked whether to go on when that comes.
-        assert!(merged.as_mut().poll(&mut context).is_pending());
-        token.cancel();
-        let outcome = merged.await;
-        assert!(matches!(outcome, Err(CompactError::Stopped)), "{outcome:?}");
+        let compactor = fixture.compactor(policy);
+        let mut newest = fixture.newest().await;
+        let claim = compactor
+            .claimant
+            .claim(TIMELINE, fixture.manifests(), &mut newest);
+        let claim = claim.await.unwrap();
+        let plan = choose(newest.state.layers(), &policy).unwrap();
+        // All layers were made when it goes, and nobody has told yet.
+        let job = compactor.shop.begin(TIMELINE, claim.epoch(), policy.target);
+        let made = job.make(&plan).await.unwrap();
+        let path = StorePath::timeline(TIMELINE.tenant, TIMELINE.timeline);
+        fixture.store.delete_below(&path).await.unwrap();
+        let late = claim
+            .publish(&mut newest.clone(), &plan.inputs, &made)
+            .await;
+        assert!(late.unwrap_err().is_of_another());
+        assert_eq!(fixture.store.list(&path).await.unwrap(), []);
+        // Once it was told, the claim is not renewed and no layer is put there.
+        fixture.cluster.send_replace(ClusterView::default());
+        let known = compactor.shop.known();
+        let kept = claim.keep(known, newest.clone()).await;
+        assert!(matches!(kept, CompactError::NotKnown(_)), "{kept}");
+        let carried_out = compactor.carry_out(TIMELINE, &claim, newest, &plan).await;
+        assert!(carried_out.is_err());
+        assert_eq!(fixture.store.list(&path).await.unwrap(), []);
+    });
+}
+
+#[test]
+fn layers_of_a_timeline_that_goes_are_taken_back() {
+    runtime().block_on(async {
+        let fixture = Fixture::new().await;
+        fill(&fixture, &[of_block(1), of_block(2)]).await;
+        let policy = policy(2, 8, 1 << 20);
+        let compactor = fixture.compactor(policy);
+        let mut newest = fixture.newest().await;
+        let before = fixture.store.list(&layers_directory()).await.unwrap();
+        let claim = compactor
+            .claimant
+            .claim(TIMELINE, fixture.manifests(), &mut newest);
+        let claim = claim.await.unwrap();
+        let plan = choose(newest.state.layers(), &policy).unwrap();
+        fixture.cluster.send_replace(view(TimelineState::Deleted));
+        let carried_out = compactor.carry_out(TIMELINE, &claim, newest.clone(), &plan);
+        let error = carried_out.await.unwrap_err();
+        assert!(matches!(error, CompactError::Deleted), "{error}");
+        let after = fixture.store.list(&layers_directory()).await.unwrap();
+        assert_eq!(after, before);
+        assert_eq!(fixture.newest().await, newest, "nothing was published");
     });
 }

@@ -1,4 +1,5 @@
 use std::{
+    cmp::Ordering,
     ops::{Range, RangeInclusive},
     sync::Arc,
 };
@@ -119,8 +120,18 @@ impl Layers {
         })
     }
 
+    /// Whether a manifest is worth to be opened in the place of these: one that reaches further, or as far
+    /// with other layers, as compaction replaces them. One that reaches less far is an older one.
+    pub fn are_superseded_by(&self, manifest: &TimelineManifest) -> bool {
+        match manifest.lsn.cmp(&self.lsn) {
+            Ordering::Greater => true,
+            Ordering::Equal => !self.are_of(manifest),
+            Ordering::Less => false,
+        }
+    }
+
     /// Whether these are the layers of a manifest.
-    pub fn are_of(&self, manifest: &TimelineManifest) -> bool {
+    fn are_of(&self, manifest: &TimelineManifest) -> bool {
         let bases: Vec<_> = bases(manifest).collect();
         self.deltas.are(deltas(manifest))
             && self.images.are(images(manifest))

@@ -229,9 +229,7 @@ impl<'a> Follower<'a> {
         let newest = manifests.newest().await?;
         let manifest = newest.ok_or(FollowError::NoManifest)?.state;
         let before = reader.layers();
-        // Of the same LSN they may be others: compaction replaces layers.
-        let same_lsn = manifest.lsn == before.lsn();
-        if manifest.lsn > before.lsn() || (same_lsn && !before.are_of(&manifest)) {
+        if before.are_superseded_by(&manifest) {
             let layers = Layers::open(files.clone(), &manifest, Some(&before)).await?;
             let timeline = self.timeline;
             tracing::debug!(%timeline, lsn = %layers.lsn(), "taking a newer manifest");

@@ -103,6 +103,32 @@ async fn layers_replaced_by_one_are_read_as_before() {
 }
 
 #[tokio::test]
+async fn layers_are_superseded_by_newer_ones_and_by_others_of_the_same_lsn() {
+    let mut fixture = many_layers().await;
+    let layers = open(&fixture, None).await.unwrap();
+    let same = fixture.manifest.clone();
+    assert!(!layers.are_superseded_by(&same));
+    fixture.layer_of(record(230, 0, 1)).await;
+    let newer = fixture.manifest.clone();
+    assert!(layers.are_superseded_by(&newer));
+    let reached = open(&fixture, None).await.unwrap();
+    assert!(!reached.are_superseded_by(&same), "it is older");
+    assert!(!reached.are_superseded_by(&newer));
+    // Some fewer layers, then others: of changes, and of the base.
+    let name = |at: usize| newer.layers()[at].name.clone();
+    for at in [0, 5, newer.layers().len() - 1] {
+        let mut fewer = newer.clone();
+        fewer.remove_layers(&[name(at)]).unwrap();
+        assert_eq!(fewer.lsn, newer.lsn);
+        assert!(reached.are_superseded_by(&fewer), "without {}", name(at));
+    }
+    fixture.manifest = newer;
+    add_compacted(&mut fixture).await;
+    assert_eq!(fixture.manifest.lsn, reached.lsn());
+    assert!(reached.are_superseded_by(&fixture.manifest));
+}
+
+#[tokio::test]
 async fn a_layer_that_is_not_as_listed_is_not_read() {
     let fixture = many_layers().await;
     let wrong = |change: fn(&mut LayerEntry)| {

@@ -29,15 +29,16 @@ const NO_BAR: &str = "{spinner} {msg}, {elapsed}";
 impl Progress {
     /// Begins to show.
     pub(crate) fn start() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            bar.enable_steady_tick(TICK);
-            bar
-        });
         Self {
-            bar,
+            bar: std::io::stderr().is_terminal().then(moving),
             last_line: String::new(),
         }
+    }
+
+    /// Begins to show if that is on a terminal.
+    pub(crate) fn on_terminal() -> Option<Self> {
+        let progress = Self::start();
+        progress.bar.is_some().then_some(progress)
     }
 
     /// Shows a step.
@@ -82,6 +83,12 @@ impl Step {
             _ => what.clone(),
         }
     }
+}
+
+fn moving() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    bar.enable_steady_tick(TICK);
+    bar
 }
 
 fn draw(bar: &ProgressBar, step: &Step) {

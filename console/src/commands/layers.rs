@@ -1,5 +1,7 @@
 //! `pal layers`.
 
+mod watched;
+
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::Subcommand;
@@ -12,6 +14,7 @@ use palimpsest_api::{
 use palimpsest_types::{ByteCount, Lsn};
 use serde::Serialize;
 
+use self::watched::watched;
 use crate::{
     cli::Common,
     client::{Client, find, full_name},
@@ -229,7 +232,8 @@ async fn compact(
     let name = name_of(view, timeline);
     let mut done = Vec::new();
     loop {
-        let once = compactor.compact(timeline, Some(threshold)).await;
+        let once = compactor.compact(timeline, Some(threshold));
+        let once = watched(compactor, timeline, once).await;
         let once = once.map_err(CliError::remote(format!("compacting {name}")))?;
         let Some(once) = once else {
             break;

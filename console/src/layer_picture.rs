@@ -134,7 +134,7 @@ fn captions(svg: &mut String, layers: &[LayerInfo], lsns: &Lsns) {
         );
     };
     text(MARGIN, 24.0, "black", format!("{count} layers, {total}"));
-    text(MARGIN + 200.0, 24.0, "#2b6cb0", "image".to_owned());
+    text(MARGIN + 180.0, 24.0, "#2b6cb0", "base, image".to_owned());
     text(
         MARGIN + 270.0,
         24.0,

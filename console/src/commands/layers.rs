@@ -9,7 +9,7 @@ use palimpsest_api::{
     TimelineRef,
     broker::{ClusterView, Role},
     channel::connect_lazily,
-    compaction::{CompactionInfo, CompactorClient, LayerInfo},
+    compaction::{CompactionInfo, CompactorClient, LayerInfo, WornInfo},
 };
 use palimpsest_types::{ByteCount, Lsn};
 use serde::Serialize;
@@ -79,7 +79,17 @@ struct PlanLine {
     up_to: Lsn,
     bytes: u64,
     layers: Vec<Line>,
+    images: Vec<WornLine>,
     claimed_for_ms: u64,
+}
+
+/// Keys of which an image would be made.
+#[derive(Debug, Serialize)]
+struct WornLine {
+    first_key: String,
+    last_key: String,
+    since: Lsn,
+    layers: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +117,11 @@ const COLUMNS: [Column; 6] = [
     Column::Right("UP TO"),
     Column::Right("SIZE"),
     Column::Right("VERSIONS"),
+    Column::Left("KEYS"),
+];
+const WORN_COLUMNS: [Column; 3] = [
+    Column::Right("LAYERS"),
+    Column::Right("SINCE"),
     Column::Left("KEYS"),
 ];
 const DONE_COLUMNS: [Column; 5] = [
@@ -197,6 +212,7 @@ async fn plan(
         "asking what to compact of {name}"
     )))?;
     let layers: Vec<_> = plan.inputs.iter().map(Line::from).collect();
+    let images: Vec<_> = plan.images.iter().map(WornLine::from).collect();
     let bytes = layers.iter().map(|layer| layer.bytes).sum();
     if output.is_json() {
         return output.json(&PlanLine {
@@ -204,11 +220,17 @@ async fn plan(
             up_to: plan.up_to,
             bytes,
             layers,
+            images,
             claimed_for_ms: plan.claimed_for.as_millis() as u64,
         });
     }
-    if layers.is_empty() {
+    if layers.is_empty() && images.is_empty() {
         return output.line("nothing to compact");
+    }
+    if layers.is_empty() {
+        output.table(&WORN_COLUMNS, images.iter().map(WornLine::cells).collect())?;
+        return output
+            .line("images of these keys would be made, where so many layers have changes");
     }
     output.table(&COLUMNS, layers.iter().map(Line::cells).collect())?;
     let (count, size) = (layers.len(), ByteCount::new(bytes));
@@ -297,6 +319,7 @@ fn name_of(view: &ClusterView, timeline: TimelineRef) -> String {
 /// What a layer is.
 pub(crate) const fn kind(layer: &LayerInfo) -> &'static str {
     match (layer.image, layer.level) {
+        (true, 0) => "base",
         (true, _) => "image",
         (false, 0) => "L0",
         (false, 1) => "L1",
@@ -316,6 +339,27 @@ fn summaries(lines: &[Line]) -> Vec<String> {
         format!("{kind}: {count} {layers}, {}", ByteCount::new(bytes))
     };
     kinds.into_iter().map(summary).collect()
+}
+
+impl From<&WornInfo> for WornLine {
+    fn from(worn: &WornInfo) -> Self {
+        Self {
+            first_key: worn.first.to_string(),
+            last_key: worn.last.to_string(),
+            since: worn.since,
+            layers: worn.layers,
+        }
+    }
+}
+
+impl WornLine {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.layers.to_string(),
+            self.since.to_string(),
+            format!("{} … {}", self.first_key, self.last_key),
+        ]
+    }
 }
 
 impl From<&LayerInfo> for Line {

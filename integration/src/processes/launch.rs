@@ -45,6 +45,7 @@ const PORT_ATTEMPTS: usize = 100;
 const LSN_PATIENCE: &str = "3s";
 /// Compaction begins with the second layer, and makes many small ones.
 const COMPACTION_THRESHOLD: &str = "2";
+const IMAGE_THRESHOLD: &str = "2";
 const COMPACTION_TARGET: &str = "256KiB";
 /// What a dead compactor has claimed another has so soon.
 const CLAIM: &str = "1s";
@@ -175,6 +176,7 @@ impl Launch {
             Process::Compactor | Process::SecondCompactor => {
                 command.arg("--store").arg(self.store_argument());
                 command.args(["--compaction-threshold", COMPACTION_THRESHOLD]);
+                command.args(["--image-threshold", IMAGE_THRESHOLD]);
                 command.args(["--target-size", COMPACTION_TARGET]);
                 command.args(["--claim", CLAIM]);
             }

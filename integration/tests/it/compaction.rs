@@ -8,7 +8,7 @@ use palimpsest_integration::{
     judge::{Judge, JudgeSize, seed},
     processes::{Layers, ManifestHistory, Process, Processes},
 };
-use palimpsest_manifest::{LayerKind, TimelineManifest};
+use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     task::block_in_place,
@@ -58,12 +58,15 @@ async fn compaction() -> Result<()> {
     let ending = source.finish(&processes, timeline).await?;
     let end = settled(&history).await?;
     strikes.check(history.check_layers().await?.pop());
-    let compacted = end.layers().iter().filter(|layer| layer.level > 0).count();
+    let made = || end.layers().iter().filter(|layer| layer.level > 0);
+    let is_image = |layer: &&LayerEntry| matches!(layer.kind, LayerKind::Image(_));
+    let (compacted, images) = (made().count(), made().filter(is_image).count());
     eprintln!(
-        "{PAGES}: {compacted} layers, by {} compactors' claims",
+        "{PAGES}: {compacted} layers, {images} of them images, by {} claims of compactors",
         end.compactor_epoch
     );
-    ensure!(compacted > 0, "nothing was compacted");
+    ensure!(compacted > images, "nothing was compacted");
+    ensure!(images > 0, "no image was made");
     let mut pages = Judge::new(PAGES, "P1");
     ending
         .compare(size.pick(3, 20), &mut random, &mut pages)

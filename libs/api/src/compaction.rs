@@ -48,6 +48,21 @@ pub struct PlanInfo {
     pub up_to: Lsn,
     /// How long another compactor's claim of the timeline holds; zero if there is none.
     pub claimed_for: Duration,
+    /// If there are no inputs: keys of which images would be made.
+    pub images: Vec<WornInfo>,
+}
+
+/// Keys of which an image is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WornInfo {
+    /// The first.
+    pub first: Key,
+    /// The last.
+    pub last: Key,
+    /// Where their newest image is; zero if there is none.
+    pub since: Lsn,
+    /// Compacted layers that may have changes of one of them since then, at most.
+    pub layers: u32,
 }
 
 /// A compaction that was published.
@@ -55,9 +70,9 @@ pub struct PlanInfo {
 pub struct CompactionInfo {
     /// Of which timeline.
     pub timeline: TimelineRef,
-    /// Layers that were replaced, and their size.
+    /// Layers that were replaced, and their size; none by images.
     pub read: (u32, ByteCount),
-    /// Layers that were put in their place, and their size.
+    /// Layers that were put in their place, or images that were made, and their size.
     pub written: (u32, ByteCount),
     /// When it was published, in milliseconds since 1970.
     pub ended_unix_ms: u64,
@@ -209,7 +224,32 @@ impl From<PlanInfo> for wire::GetPlanResponse {
             after_lsn: plan.after.get(),
             up_to_lsn: plan.up_to.get(),
             claimed_for_ms: millis(plan.claimed_for),
+            images: plan.images.into_iter().map(wire::WornKeys::from).collect(),
         }
+    }
+}
+
+impl From<WornInfo> for wire::WornKeys {
+    fn from(worn: WornInfo) -> Self {
+        Self {
+            first_key: worn.first.to_bytes().to_vec().into(),
+            last_key: worn.last.to_bytes().to_vec().into(),
+            since_lsn: worn.since.get(),
+            layers: worn.layers,
+        }
+    }
+}
+
+impl TryFrom<wire::WornKeys> for WornInfo {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::WornKeys) -> Result<Self, Self::Error> {
+        Ok(Self {
+            first: key("first_key", &message.first_key)?,
+            last: key("last_key", &message.last_key)?,
+            since: Lsn::new(message.since_lsn),
+            layers: message.layers,
+        })
     }
 }
 
@@ -223,6 +263,10 @@ impl TryFrom<wire::GetPlanResponse> for PlanInfo {
             after: Lsn::new(message.after_lsn),
             up_to: Lsn::new(message.up_to_lsn),
             claimed_for: Duration::from_millis(message.claimed_for_ms),
+            images: {
+                let images = message.images.into_iter().map(WornInfo::try_from);
+                images.collect::<Result<_, _>>()?
+            },
         })
     }
 }

@@ -151,6 +151,35 @@ impl DeltaFile {
         Ok(())
     }
 
+    /// Whether there is any version of these keys at these LSNs. Reads as little as tells.
+    pub(crate) async fn has_any(
+        &self,
+        files: &LayerFiles,
+        room: &Room,
+        keys: KeyRange,
+        lsns: LsnSpan,
+    ) -> Result<bool, ReadError> {
+        let index = self.index(files).await?;
+        let wanted =
+            |key: Key, lsn: Lsn| keys.contains(&key) && lsns.after < lsn && lsn <= lsns.up_to;
+        for no in index.blocks_in(keys.clone()) {
+            let mut ends = index.ends_of(no).into_iter().flatten();
+            if ends.any(|(key, lsn)| wanted(key, lsn)) {
+                return Ok(true);
+            }
+            let needed = needed(&index, no).map_err(|source| self.damaged(source))?;
+            let _room = room.take(needed).await;
+            let block = self.entries(files, &index, no, None).await?;
+            if block
+                .range(keys.clone())
+                .any(|(key, lsn, _)| wanted(key, lsn))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// For each key of a range that has one, the newest version at or before `up_to`.
     pub(crate) async fn newest_in(
         self: Arc<Self>,

@@ -74,7 +74,7 @@ impl Inventory {
                 if let Some(last) = before.filter(|_| room == 0 && size > 0) {
                     let keys = KeySpan { first, last };
                     parts.push(Part::new(keys, size));
-                    first = last.next_of_kind().unwrap_or(run.key(positions.start));
+                    first = last.next().unwrap_or(run.key(positions.start));
                     size = 0;
                     continue;
                 }

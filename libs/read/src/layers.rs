@@ -7,7 +7,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use palimpsest_layer::Visit;
-use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan, TimelineManifest};
+use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan, TimelineManifest};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
 use palimpsest_wal::Value;
@@ -151,6 +151,34 @@ impl Layers {
     /// Number of files that hold changes.
     pub fn deltas(&self) -> usize {
         self.deltas.len()
+    }
+
+    /// Number of layers that have a change of any of these keys at these LSNs, but no more than
+    /// `enough`.
+    ///
+    /// # Errors
+    /// If one is missing or damaged.
+    pub async fn layers_with(
+        &self,
+        keys: KeySpan,
+        lsns: LsnSpan,
+        enough: usize,
+    ) -> Result<usize, ReadError> {
+        let Some(end) = keys.last.next() else {
+            return Ok(0);
+        };
+        let keys = keys.first..end;
+        let room = Room::new();
+        let mut found = 0;
+        for (place, file) in self.deltas.map.overlapping(&keys, lsns.up_to) {
+            if found < enough
+                && place.lsns.up_to > lsns.after
+                && file.has_any(&self.files, &room, keys.clone(), lsns).await?
+            {
+                found += 1;
+            }
+        }
+        Ok(found)
     }
 
     pub(crate) fn base(&self) -> &BaseLayers {

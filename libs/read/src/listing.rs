@@ -142,7 +142,7 @@ impl Kind {
             all: map_of(Database { spc: 0, db: 0 })..Key::TwoPhase(0),
             of: |Database { spc, db }| {
                 let map = Key::RelMap { spc, db };
-                map..map.next_of_kind().unwrap_or(Key::TwoPhase(0))
+                map..map.next().unwrap_or(Key::TwoPhase(0))
             },
             database: |key| match key {
                 Key::RelMap { spc, db } => Some(Database { spc, db }),

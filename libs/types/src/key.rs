@@ -89,8 +89,75 @@ impl Key {
     /// Length of an encoded key in bytes.
     pub const LEN: usize = 18;
 
-    /// The key after this one, if there is another of its kind.
-    pub fn next_of_kind(self) -> Option<Self> {
+    /// The key after this one. There is none between them.
+    pub fn next(self) -> Option<Self> {
+        let next = self.next_of_kind();
+        next.or_else(|| Self::first_of(self.to_bytes()[0].checked_add(1)?))
+    }
+
+    /// The key before this one. There is none between them.
+    pub fn previous(self) -> Option<Self> {
+        let previous = self.previous_of_kind();
+        previous.or_else(|| Self::last_of(self.to_bytes()[0].checked_sub(1)?))
+    }
+
+    fn first_of(kind: u8) -> Option<Self> {
+        let mut bytes = [0; Self::LEN];
+        bytes[0] = kind;
+        Self::from_bytes(&bytes).ok()
+    }
+
+    fn last_of(kind: u8) -> Option<Self> {
+        let (spc, db) = (Oid::MAX, Oid::MAX);
+        let slru = SlruKind::CommitTs;
+        match kind {
+            KIND_REL_SIZE => Some(Self::RelSize(RelTag::LAST)),
+            KIND_REL_BLOCK => Some(Self::RelBlock(RelTag::LAST, BlockNumber::new(u32::MAX))),
+            KIND_SLRU_BLOCK => Some(Self::SlruBlock(slru, u32::MAX)),
+            KIND_REL_MAP => Some(Self::RelMap { spc, db }),
+            KIND_TWO_PHASE => Some(Self::TwoPhase(u32::MAX)),
+            KIND_SLRU_SEGMENT => Some(Self::SlruSegment(slru, u32::MAX)),
+            KIND_DATABASE => Some(Self::Database { spc, db }),
+            KIND_ORIGIN => Some(Self::Origin(u16::MAX)),
+            // Of the others there is one.
+            other => Self::first_of(other),
+        }
+    }
+
+    fn previous_of_kind(self) -> Option<Self> {
+        match self {
+            Self::RelSize(rel) => rel.previous().map(Self::RelSize),
+            Self::RelBlock(rel, block) => match block.get().checked_sub(1) {
+                Some(before) => Some(Self::RelBlock(rel, BlockNumber::new(before))),
+                None => Some(Self::RelBlock(rel.previous()?, BlockNumber::new(u32::MAX))),
+            },
+            Self::SlruBlock(kind, page) => {
+                let (kind, page) = kind.previous_number(page)?;
+                Some(Self::SlruBlock(kind, page))
+            }
+            Self::SlruSegment(kind, segment) => {
+                let (kind, segment) = kind.previous_number(segment)?;
+                Some(Self::SlruSegment(kind, segment))
+            }
+            Self::RelMap { spc, db } => {
+                let (spc, db) = previous_pair(spc, db)?;
+                Some(Self::RelMap { spc, db })
+            }
+            Self::Database { spc, db } => {
+                let (spc, db) = previous_pair(spc, db)?;
+                Some(Self::Database { spc, db })
+            }
+            Self::TwoPhase(xid) => xid.checked_sub(1).map(Self::TwoPhase),
+            Self::Origin(id) => id.checked_sub(1).map(Self::Origin),
+            Self::Parameters
+            | Self::ControlFile
+            | Self::ControlData
+            | Self::NextMultiXact
+            | Self::CommitTime => None,
+        }
+    }
+
+    fn next_of_kind(self) -> Option<Self> {
         match self {
             Self::RelSize(rel) => rel.next().map(Self::RelSize),
             Self::RelBlock(rel, block) => match block.next() {
@@ -270,6 +337,14 @@ impl SlruKind {
         }
     }
 
+    /// The page or segment before one of this kind, which may be the last of the kind before.
+    fn previous_number(self, number: u32) -> Option<(Self, u32)> {
+        match number.checked_sub(1) {
+            Some(before) => Some((self, before)),
+            None => Some((Self::from_number((self as u32).checked_sub(1)?)?, u32::MAX)),
+        }
+    }
+
     /// Its directory below the data directory.
     pub const fn directory(self) -> &'static str {
         match self {
@@ -286,6 +361,14 @@ fn next_pair(spc: Oid, db: Oid) -> Option<(Oid, Oid)> {
     match db.checked_add(1) {
         Some(next) => Some((spc, next)),
         None => Some((spc.checked_add(1)?, 0)),
+    }
+}
+
+/// The pair before this one, likewise.
+fn previous_pair(spc: Oid, db: Oid) -> Option<(Oid, Oid)> {
+    match db.checked_sub(1) {
+        Some(before) => Some((spc, before)),
+        None => Some((spc.checked_sub(1)?, Oid::MAX)),
     }
 }
 
@@ -333,18 +416,18 @@ mod tests {
         (any_key(), numbers).prop_map(|(key, [a, b, c, d])| {
             let mut bytes = key.to_bytes();
             // Areas and replication origins have small numbers, single keys none.
-            let is_pair = [KIND_REL_SIZE, KIND_REL_BLOCK, KIND_REL_MAP, KIND_DATABASE];
-            if is_pair.contains(&bytes[0]) || bytes[0] == KIND_TWO_PHASE {
-                bytes[1..5].copy_from_slice(&a.to_be_bytes());
-            }
-            if bytes[5..9] != [0; 4] {
-                bytes[5..9].copy_from_slice(&b.to_be_bytes());
-            }
-            if bytes[9..13] != [0; 4] {
-                bytes[9..13].copy_from_slice(&c.to_be_bytes());
-            }
-            if bytes[14..18] != [0; 4] {
-                bytes[14..18].copy_from_slice(&d.to_be_bytes());
+            let is_of = |kinds: &[u8]| kinds.contains(&bytes[0]);
+            let has_rel = is_of(&[KIND_REL_SIZE, KIND_REL_BLOCK]);
+            let has_pair = has_rel || is_of(&[KIND_REL_MAP, KIND_DATABASE]);
+            let has_number = is_of(&[KIND_SLRU_BLOCK, KIND_SLRU_SEGMENT]);
+            let parts = [
+                (1, a, has_pair || is_of(&[KIND_TWO_PHASE])),
+                (5, b, has_pair || has_number),
+                (9, c, has_rel),
+                (14, d, is_of(&[KIND_REL_BLOCK])),
+            ];
+            for (at, number, _) in parts.into_iter().filter(|(.., is_used)| *is_used) {
+                bytes[at..at + 4].copy_from_slice(&number.to_be_bytes());
             }
             Key::from_bytes(&bytes).unwrap()
         })
@@ -363,9 +446,16 @@ mod tests {
 
         #[test]
         fn nothing_is_between_a_key_and_the_next(a in edge_key(), b in edge_key()) {
-            match a.next_of_kind() {
-                Some(next) => prop_assert!(a < next && (b <= a || next <= b)),
-                None => prop_assert!(b <= a || b.to_bytes()[0] != a.to_bytes()[0]),
+            match a.next() {
+                Some(next) => {
+                    prop_assert!(a < next && (b <= a || next <= b));
+                    prop_assert_eq!(next.previous(), Some(a));
+                }
+                None => prop_assert_eq!(a, Key::Origin(u16::MAX)),
+            }
+            match a.previous() {
+                Some(before) => prop_assert_eq!(before.next(), Some(a)),
+                None => prop_assert_eq!(Some(a), Key::first_of(KIND_REL_SIZE)),
             }
         }
 

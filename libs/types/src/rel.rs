@@ -45,6 +45,14 @@ pub struct RelTag {
 pub struct ParseRelTagError(String);
 
 impl RelTag {
+    /// No fork is behind it.
+    pub const LAST: Self = Self {
+        spc: Oid::MAX,
+        db: Oid::MAX,
+        rel: Oid::MAX,
+        fork: Fork::Init,
+    };
+
     /// The fork after this one, of the same relation or the next.
     pub fn next(self) -> Option<Self> {
         let Self { spc, db, rel, fork } = self;
@@ -57,6 +65,22 @@ impl RelTag {
             (None, None) => (spc.checked_add(1)?, 0, 0),
         };
         let fork = Fork::Main;
+        Some(Self { spc, db, rel, fork })
+    }
+
+    /// The fork before this one, of the same relation or the one before.
+    pub fn previous(self) -> Option<Self> {
+        let Self { spc, db, rel, fork } = self;
+        let before = u32::from(fork.number()).checked_sub(1);
+        if let Some(fork) = before.and_then(|number| Fork::try_from(number).ok()) {
+            return Some(Self { fork, ..self });
+        }
+        let (spc, db, rel) = match (rel.checked_sub(1), db.checked_sub(1)) {
+            (Some(before), _) => (spc, db, before),
+            (None, Some(before)) => (spc, before, Oid::MAX),
+            (None, None) => (spc.checked_sub(1)?, Oid::MAX, Oid::MAX),
+        };
+        let fork = Fork::Init;
         Some(Self { spc, db, rel, fork })
     }
 }

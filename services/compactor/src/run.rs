@@ -54,11 +54,13 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     let policy = Policy {
         threshold: settings.compaction_threshold.get(),
         at_once: settings.compaction_inputs.get(),
+        images: settings.image_threshold.get(),
         target: settings.target_size,
         claim: settings.claim,
     };
     let compactor = Arc::new(Compactor::new(store, cluster, policy, scope.clone()));
     compactor.metrics().register(&mut metrics);
+    compactor.redo().register(&mut metrics);
     Heartbeat::new(&settings.broker, new_member(Role::Compactor, address))
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;

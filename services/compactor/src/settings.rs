@@ -24,6 +24,9 @@ pub struct Settings {
     /// Layers that are compacted together, at most; each takes about 2 MiB while it is read
     #[arg(long)]
     pub compaction_inputs: NonZeroUsize,
+    /// Compacted layers with changes of a page since its last image that are worth another image
+    #[arg(long)]
+    pub image_threshold: NonZeroUsize,
     /// Size that layers get; one is in memory while it is made
     #[arg(long)]
     pub target_size: ByteCount,
@@ -35,6 +38,7 @@ pub struct Settings {
 
 const THRESHOLD: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 const INPUTS: NonZeroUsize = NonZeroUsize::new(32).expect("32 is not 0");
+const IMAGES: NonZeroUsize = NonZeroUsize::new(3).expect("3 is not 0");
 const MOST_INPUTS: usize = 256;
 const SMALLEST: ByteCount = ByteCount::kib(64);
 /// It is in memory, and goes to a bucket by one request.
@@ -53,6 +57,7 @@ impl palimpsest_settings::Settings for Settings {
             store: Path::new("data/store").into(),
             compaction_threshold: THRESHOLD,
             compaction_inputs: INPUTS,
+            image_threshold: IMAGES,
             target_size: ByteCount::mib(128),
             claim: Duration::from_secs(30),
         }

@@ -192,6 +192,13 @@ impl DeltaLayerIndex {
         self.numbers(from..to)
     }
 
+    /// The first and the last version of an entry block; `None` if this is none.
+    pub fn ends_of(&self, no: BlockNo) -> Option<[(Key, Lsn); 2]> {
+        let at = (no.get() as usize).checked_sub(self.record_blocks())?;
+        let span = self.spans.get(at)?;
+        Some([span.first, span.last])
+    }
+
     /// All entry blocks, in order.
     pub fn entry_blocks(&self) -> impl Iterator<Item = EntryBlockSpan> + '_ {
         let numbered = self.numbers(0..self.spans.len()).zip(&self.spans);

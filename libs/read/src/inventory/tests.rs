@@ -73,7 +73,7 @@ proptest! {
         let last = parts.last().map(|part| part.keys.last);
         prop_assert_eq!((first, last), (Some(span.first), Some(span.last)));
         for pair in parts.windows(2) {
-            prop_assert_eq!(pair[0].keys.last.next_of_kind(), Some(pair[1].keys.first));
+            prop_assert_eq!(pair[0].keys.last.next(), Some(pair[1].keys.first));
         }
         let found: Vec<_> = parts.iter().flat_map(|part| all_keys(&inventory, part.keys)).collect();
         prop_assert_eq!(found, wanted);

@@ -30,8 +30,8 @@ pub(super) struct Claim {
 }
 
 impl Claimant {
-    fn word(&self) -> CompactorClaim {
-        CompactorClaim::new(self.id, SystemTime::now(), self.holds_for)
+    fn word_from(&self, now: SystemTime) -> CompactorClaim {
+        CompactorClaim::new(self.id, now, self.holds_for)
     }
 
     /// Claims a timeline; `newest` is the manifest that says so then.
@@ -45,7 +45,8 @@ impl Claimant {
         newest: &mut Versioned<TimelineManifest>,
     ) -> Result<Claim, CompactError> {
         let before = newest.state.compactor_epoch;
-        let (word, now) = (self.word(), SystemTime::now());
+        let now = SystemTime::now();
+        let word = self.word_from(now);
         let edit = |manifest: &mut TimelineManifest| manifest.claim(word, now).map(|_| true);
         manifests.update(before, newest, edit).await?;
         Ok(Claim {
@@ -90,10 +91,45 @@ impl Claim {
         newest: &mut Versioned<TimelineManifest>,
     ) -> Result<(), CompactError> {
         known.check(self.timeline)?;
-        let word = self.by.word();
+        let word = self.by.word_from(SystemTime::now());
         let edit = |manifest: &mut TimelineManifest| {
             manifest.compactor_claim = Some(word);
             Ok::<_, InvalidManifestError>(true)
+        };
+        self.manifests.update(self.epoch, newest, edit).await?;
+        Ok(())
+    }
+
+    /// Adds an image, and goes on.
+    ///
+    /// # Errors
+    /// If the manifest does not take it, or another has the timeline.
+    pub(super) async fn add(
+        &self,
+        newest: &mut Versioned<TimelineManifest>,
+        image: &LayerEntry,
+    ) -> Result<(), CompactError> {
+        let edit = |manifest: &mut TimelineManifest| {
+            if manifest.layers().iter().any(|it| it.name == image.name) {
+                return Ok(false);
+            }
+            manifest.add_layers(vec![image.clone()])?;
+            Ok::<_, InvalidManifestError>(true)
+        };
+        self.manifests.update(self.epoch, newest, edit).await?;
+        Ok(())
+    }
+
+    /// Lets go of the timeline.
+    ///
+    /// # Errors
+    /// If the manifest can't be changed, or another has the timeline.
+    pub(super) async fn release(
+        &self,
+        newest: &mut Versioned<TimelineManifest>,
+    ) -> Result<(), CompactError> {
+        let edit = |manifest: &mut TimelineManifest| {
+            Ok::<_, InvalidManifestError>(manifest.compactor_claim.take().is_some())
         };
         self.manifests.update(self.epoch, newest, edit).await?;
         Ok(())

@@ -263,6 +263,7 @@ pub(super) async fn fill(fixture: &Fixture, layers: &[Vec<Written>]) -> Versions
 
 pub(super) fn policy(threshold: usize, at_once: usize, target: u64) -> Policy {
     Policy {
+        images: 3,
         threshold,
         at_once,
         target: ByteCount::new(target),

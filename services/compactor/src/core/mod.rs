@@ -6,6 +6,7 @@ mod cut;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod imaging;
 mod known;
 mod looks;
 mod making;
@@ -13,6 +14,7 @@ mod merge;
 mod metrics;
 mod plan;
 mod uploads;
+mod wear;
 mod worker;
 
 pub use activity::{Activity, Done, Work};
@@ -21,4 +23,5 @@ pub use error::CompactError;
 pub use merge::{Making, Merged, merge};
 pub use metrics::CompactionMetrics;
 pub use plan::{Plan, Policy, choose};
-pub use worker::Compactor;
+pub use wear::{Worn, compacted_up_to, worn};
+pub use worker::{Compactor, Next};

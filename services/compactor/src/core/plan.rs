@@ -12,6 +12,8 @@ pub struct Policy {
     pub threshold: usize,
     /// No more layers than this at once: each takes memory while it is read.
     pub at_once: usize,
+    /// So many compacted layers with changes of a key since its last image are worth another, at least.
+    pub images: usize,
     /// Layers become about so large.
     pub target: ByteCount,
     /// How long a claim of a timeline holds unless it is renewed.
@@ -125,6 +127,7 @@ mod tests {
     const POLICY: Policy = Policy {
         threshold: 3,
         at_once: 4,
+        images: 3,
         target: ByteCount::mib(128),
         claim: Duration::from_secs(30),
     };

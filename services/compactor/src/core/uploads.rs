@@ -15,6 +15,12 @@ impl Uploads {
         paths.push(path.clone());
     }
 
+    /// All of them, which are somebody else's now.
+    pub(super) fn take(&self) -> Self {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(Mutex::new(std::mem::take(&mut paths)))
+    }
+
     /// Removes them: nothing came of the compaction. What can't be removed nobody refers to.
     pub(super) async fn remove(&self, store: &ObjectStore) {
         let paths = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use palimpsest_api::{TimelineRef, broker::ClusterView};
+use palimpsest_api::{TimelineRef, broker::ClusterView, redo::RedoPool};
 use palimpsest_manifest::{
     LayerEntry, LayerKind, ManifestError, TimelineManifest, TimelineManifests, Versioned,
 };
@@ -22,11 +22,13 @@ use super::{
     activity::{Activity, Done},
     claim::{Claim, Claimant},
     error::CompactError,
+    imaging::Imaging,
     known::Known,
     looks::Looks,
     making::Workshop,
     metrics::CompactionMetrics,
     plan::{Plan, Policy, choose},
+    wear::{Worn, compacted_up_to, worn},
 };
 
 /// Compacts the timelines of a cluster, one after the other.
@@ -42,6 +44,17 @@ pub struct Compactor {
     manifests: Mutex<HashMap<TimelineRef, TimelineManifests>>,
     /// Layers as they were written from WAL.
     backlogs: Mutex<HashMap<TimelineRef, i64>>,
+    /// With compacted layers up to here no more images were worth it.
+    settled: Mutex<HashMap<TimelineRef, Lsn>>,
+}
+
+/// What is worth doing about a timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Putting layers together.
+    Merge(Plan),
+    /// Making images of keys, unless they have changed in fewer layers than the manifest can tell.
+    Images(Vec<Worn>),
 }
 
 /// How long the timelines are left alone when there was nothing to do.
@@ -58,7 +71,10 @@ impl Compactor {
         scope: TaskScope,
     ) -> Self {
         Self {
-            shop: Workshop::new(store, Known::new(cluster), scope),
+            shop: {
+                let redo = RedoPool::new(cluster.clone(), scope.clone());
+                Workshop::new(store, Known::new(cluster), redo, scope)
+            },
             policy,
             claimant: Claimant {
                 id: rand::random(),
@@ -68,12 +84,18 @@ impl Compactor {
             turn: tokio::sync::Mutex::default(),
             manifests: Mutex::default(),
             backlogs: Mutex::default(),
+            settled: Mutex::default(),
         }
     }
 
     /// What is counted here.
     pub fn metrics(&self) -> &CompactionMetrics {
         &self.metrics
+    }
+
+    /// The redo-workers that it makes images with.
+    pub fn redo(&self) -> &RedoPool {
+        self.shop.redo()
     }
 
     /// What it does and has done.
@@ -91,6 +113,18 @@ impl Compactor {
         Ok(newest.state)
     }
 
+    /// What it would do next about a timeline with this manifest.
+    pub fn next(
+        &self,
+        timeline: TimelineRef,
+        manifest: &TimelineManifest,
+        policy: &Policy,
+    ) -> Option<Next> {
+        let merge = choose(manifest.layers(), policy).map(Next::Merge);
+        let images = || Some(self.worn(timeline, manifest, policy)).filter(|worn| !worn.is_empty());
+        merge.or_else(|| images().map(Next::Images))
+    }
+
     /// What it goes by, but that so many layers are worth it.
     pub fn policy_with(&self, threshold: Option<usize>) -> Policy {
         Policy {
@@ -102,19 +136,27 @@ impl Compactor {
     /// Goes on until the scope's token is cancelled; what is half done then is left.
     pub async fn run(&self) {
         let token = self.shop.scope().token().clone();
-        let mut looks = Looks::default();
+        let (mut looks, mut looks_for_images) = (Looks::default(), Looks::default());
         while !token.is_cancelled() {
             let known = self.shop.known().timelines();
             self.forget_but(&known);
             looks.retain(&known);
+            looks_for_images.retain(&known);
             let mut did = false;
             for (timeline, lsn) in known {
-                if !looks.is_due(timeline, lsn, Instant::now()) {
-                    continue;
-                }
+                // Apart, so that an image that can't be made holds up no layers.
+                let is_due = |looks: &Looks| looks.is_due(timeline, lsn, Instant::now());
+                let (looks, merges) = match (is_due(&looks), is_due(&looks_for_images)) {
+                    (true, _) => (&mut looks, true),
+                    (false, true) => (&mut looks_for_images, false),
+                    (false, false) => continue,
+                };
                 let compact = async {
                     let _turn = self.turn.lock().await;
-                    Box::pin(self.compact(timeline, &self.policy)).await
+                    match merges {
+                        true => Box::pin(self.compact(timeline, &self.policy)).await,
+                        false => Box::pin(self.image(timeline, &self.policy)).await,
+                    }
                 };
                 // Cancel-safe: files that nobody refers to may be left, as by a crash.
                 let Some(outcome) = token.run_until_cancelled(compact).await else {
@@ -125,6 +167,8 @@ impl Compactor {
                     self.complain(timeline, error);
                 }
                 looks.note(timeline, lsn, &outcome, Instant::now());
+                // There may be images to make of what was put together, or again layers.
+                did |= merges && outcome.is_ok();
             }
             if !did {
                 // Cancel-safe: nothing is consumed.
@@ -153,7 +197,10 @@ impl Compactor {
                     // Whoever only looks is done by then.
                     let turn = timeout(PATIENCE, self.turn.lock()).await;
                     let _turn = turn.map_err(|_| CompactError::Busy)?;
-                    Box::pin(self.compact(timeline, &policy)).await
+                    match Box::pin(self.compact(timeline, &policy)).await {
+                        Ok(None) => Box::pin(self.image(timeline, &policy)).await,
+                        outcome => outcome,
+                    }
                 };
                 // Cancel-safe, as in [`Compactor::run`].
                 if let Some(outcome) = token.run_until_cancelled(compact).await {
@@ -181,6 +228,7 @@ impl Compactor {
         let known: HashSet<_> = known.iter().map(|(timeline, _)| *timeline).collect();
         lock(&self.manifests).retain(|timeline, _| known.contains(timeline));
         lock(&self.backlogs).retain(|timeline, _| known.contains(timeline));
+        lock(&self.settled).retain(|timeline, _| known.contains(timeline));
         self.note_backlog(None);
     }
 
@@ -252,6 +300,75 @@ impl Compactor {
             job.undo().await;
         }
         published.map(|()| layers)
+    }
+
+    /// Makes images of a timeline's keys that are worn, if any are and nobody else compacts it.
+    ///
+    /// # Errors
+    /// If one could not be made. Those that were made before it are published.
+    async fn image(
+        &self,
+        timeline: TimelineRef,
+        policy: &Policy,
+    ) -> Result<Option<Done>, CompactError> {
+        self.shop.known().check(timeline)?;
+        let manifests = self.manifests(timeline);
+        let Some(mut newest) = manifests.newest().await? else {
+            return Ok(None);
+        };
+        if self.worn(timeline, &newest.state, policy).is_empty() {
+            return Ok(None);
+        }
+        let claim = self.claimant.claim(timeline, manifests, &mut newest);
+        let claim = claim.await?;
+        let worn = self.worn(timeline, &newest.state, policy);
+        let up_to = compacted_up_to(newest.state.layers());
+        let doing = self.activity().begin(timeline, (0, ByteCount::ZERO));
+        let job = self.shop.begin(timeline, claim.epoch(), policy.target);
+        let imaging = Imaging {
+            shop: &self.shop,
+            timeline,
+            claim: &claim,
+            job: &job,
+            policy,
+        };
+        // Cancel-safe: what was uploaded and not published is known.
+        let made = tokio::select! {
+            made = imaging.make(newest.clone(), &worn) => made,
+            error = claim.keep(self.shop.known(), newest.clone()) => Err(error),
+        };
+        if made.is_err() {
+            job.undo().await;
+        }
+        let images = made?;
+        self.metrics.note_images(&images);
+        if !images.is_interrupted {
+            // Parts that have changed in few layers stay as they are until there are more.
+            lock(&self.settled).insert(timeline, up_to);
+        }
+        claim.release(&mut newest).await?;
+        if images.count == 0 {
+            return Ok(None);
+        }
+        let done = doing.end((images.count, images.size));
+        tracing::info!(%timeline, images = images.count, size = %images.size, took = ?done.took, "images made");
+        Ok(Some(done))
+    }
+
+    /// Keys that may need images.
+    fn worn(
+        &self,
+        timeline: TimelineRef,
+        manifest: &TimelineManifest,
+        policy: &Policy,
+    ) -> Vec<Worn> {
+        let up_to = compacted_up_to(manifest.layers());
+        let is_settled = lock(&self.settled).get(&timeline) == Some(&up_to);
+        // Until the end of the base backup pages are torn.
+        if is_settled || manifest.lsn < manifest.oldest_readable {
+            return Vec::new();
+        }
+        worn(manifest.layers(), policy.images)
     }
 
     fn manifests(&self, timeline: TimelineRef) -> TimelineManifests {

@@ -6,7 +6,7 @@ use std::{
 
 use palimpsest_api::{
     InvalidMessageError, TimelineRef,
-    compaction::{CompactionInfo, LayerInfo, PlanInfo, WorkInfo},
+    compaction::{CompactionInfo, LayerInfo, PlanInfo, WorkInfo, WornInfo},
     error_status,
 };
 use palimpsest_manifest::{LayerEntry, LayerKind};
@@ -22,7 +22,7 @@ use palimpsest_types::{ByteCount, Lsn};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::core::{CompactError, Compactor, Done, Plan, Work, choose};
+use crate::core::{CompactError, Compactor, Done, Next, Work, Worn};
 
 /// `CompactionService`.
 #[derive(Debug)]
@@ -69,11 +69,11 @@ impl CompactionService for CompactionApi {
         request: Request<GetPlanRequest>,
     ) -> Result<Response<GetPlanResponse>, Status> {
         let request = request.into_inner();
-        let manifest = self.0.manifest(named(request.timeline)?).await;
-        let manifest = manifest.map_err(failed)?;
+        let timeline = named(request.timeline)?;
+        let manifest = self.0.manifest(timeline).await.map_err(failed)?;
         let policy = self.0.policy_with(threshold(request.threshold));
-        let plan = choose(manifest.layers(), &policy);
-        let plan = plan_info(plan, manifest.claimed_for(SystemTime::now()));
+        let next = self.0.next(timeline, &manifest, &policy);
+        let plan = plan_info(next, manifest.claimed_for(SystemTime::now()));
         Ok(Response::new(plan.into()))
     }
 
@@ -139,14 +139,31 @@ fn layer_info(entry: &LayerEntry) -> LayerInfo {
     }
 }
 
-fn plan_info(plan: Option<Plan>, claimed_for: Duration) -> PlanInfo {
-    let lsns = plan.as_ref().map(|plan| plan.lsns);
-    let inputs = plan.map(|plan| plan.inputs.iter().map(layer_info).collect());
-    PlanInfo {
-        inputs: inputs.unwrap_or_default(),
-        after: lsns.map_or(Lsn::ZERO, |lsns| lsns.after),
-        up_to: lsns.map_or(Lsn::ZERO, |lsns| lsns.up_to),
+fn plan_info(next: Option<Next>, claimed_for: Duration) -> PlanInfo {
+    let mut info = PlanInfo {
+        inputs: Vec::new(),
+        after: Lsn::ZERO,
+        up_to: Lsn::ZERO,
         claimed_for,
+        images: Vec::new(),
+    };
+    match next {
+        None => {}
+        Some(Next::Merge(plan)) => {
+            info.inputs = plan.inputs.iter().map(layer_info).collect();
+            (info.after, info.up_to) = (plan.lsns.after, plan.lsns.up_to);
+        }
+        Some(Next::Images(worn)) => info.images = worn.iter().map(worn_info).collect(),
+    }
+    info
+}
+
+fn worn_info(worn: &Worn) -> WornInfo {
+    WornInfo {
+        first: worn.keys.first,
+        last: worn.keys.last,
+        since: worn.since,
+        layers: count(worn.layers),
     }
 }
 

@@ -4,14 +4,17 @@
 //! two sides of a comparison take turns, and what is reported is the median of their rounds.
 
 pub mod chains;
+mod chart;
 mod circumstances;
 pub mod commit;
+pub mod compaction;
 pub mod floor;
 pub mod ingest;
 pub mod pages;
 mod places;
 mod rounds;
 mod table;
+mod told;
 
 pub use circumstances::circumstances;
 pub use places::Places;

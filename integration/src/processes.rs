@@ -284,6 +284,11 @@ impl Processes {
         self.launch.address(process)
     }
 
+    /// Where a process tells its metrics, `host:port`.
+    pub fn side_address(&self, process: Process) -> String {
+        self.launch.side_address(process)
+    }
+
     /// The directory of the object store.
     pub fn store(&self) -> PathBuf {
         self.launch.store()

@@ -15,7 +15,7 @@ use palimpsest_testkit::{Cluster, ClusterOptions, Session, cluster::SUPERUSER};
 use palimpsest_types::Lsn;
 use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SegmentSize};
 
-use super::{Aim, Places, ROUNDS, Rounds, Row};
+use super::{Aim, Places, ROUNDS, Rounds, Row, told::peak_memory};
 use crate::{
     oracle::read_wal,
     processes::{Layers, Process, Processes},
@@ -205,15 +205,6 @@ impl Position {
             tokio::time::sleep(LOOK).await;
         }
     }
-}
-
-/// The most memory that a process has had resident, in bytes (`VmHWM`).
-fn peak_memory(processes: &Processes, process: Process) -> Result<u64> {
-    let pid = processes.pid(process).context("it does not run")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    Ok(kib.context("no VmHWM")?.parse::<u64>()? << 10)
 }
 
 /// Framing, CRC, decoding and interpreting of the same WAL, without network and disk.

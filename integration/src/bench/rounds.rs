@@ -28,6 +28,16 @@ impl Latencies {
         self.0.push(took);
     }
 
+    /// Adds those that others have.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The latency that so many of a hundred requests do not exceed; zero if there was none.
     pub fn percentile(&self, percent: usize) -> Duration {
         let mut sorted = self.0.clone();

@@ -1,11 +1,15 @@
 //! `make bench`: what Palimpsest does, and beside it what it is held against, as a Markdown table.
 
-use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use palimpsest_integration::bench::{
-    Places, Table, chains, circumstances, commit, floor, ingest, pages,
+    Places, Table, chains, circumstances, commit, compaction, floor, ingest, pages,
 };
 use palimpsest_service_kit::threads;
 use tokio::runtime::Builder;
@@ -19,9 +23,13 @@ struct Cli {
     /// What to measure; everything unless told
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// A file to which the table is added, with the circumstances
+    /// A file to which the table is added, with the circumstances; pictures go into a directory
+    /// beside it that has its name
     #[arg(long)]
     append_to: Option<PathBuf>,
+    /// WAL that is compacted, in MiB; layers are smaller with less than 5120
+    #[arg(long, default_value_t = 5120)]
+    wal_mib: u64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,6 +50,8 @@ enum Part {
     Chains,
     /// From commit to readable
     Commit,
+    /// Layers per read, write amplification and costs of compaction, over gigabytes of WAL
+    Compaction,
 }
 
 fn main() -> Result<()> {
@@ -59,10 +69,14 @@ fn main() -> Result<()> {
 
 async fn measure(cli: &Cli) -> Result<()> {
     let Cli {
-        only, append_to, ..
+        only,
+        append_to,
+        wal_mib,
+        ..
     } = cli;
     let places = Places::beside_this_program()?;
     let mut table = Table::default();
+    let mut more = String::new();
     for part in Part::value_variants() {
         if !only.is_empty() && !only.contains(part) {
             continue;
@@ -76,13 +90,23 @@ async fn measure(cli: &Cli) -> Result<()> {
             Part::Pages => table.extend(pages::measure(&places).await?),
             Part::Chains => table.extend(chains::measure(&places).await?),
             Part::Commit => table.extend(commit::measure(&places).await?),
+            Part::Compaction => {
+                let report = compaction::measure(&places, *wal_mib).await?;
+                table.extend(report.rows());
+                let (name, picture) = report.picture();
+                if let Some(path) = append_to {
+                    let link = put_beside(path, name, &picture)?;
+                    more.push_str(&format!("\n![layers per read]({link})\n"));
+                }
+                more.push_str(&format!("\n{}", report.rounds()));
+            }
         }
     }
     let mut out = std::io::stdout();
-    writeln!(out, "{table}")?;
+    writeln!(out, "{table}{more}")?;
     if let Some(path) = append_to {
         let parts: Vec<String> = only.iter().map(|part| format!("{part:?}")).collect();
-        let section = format!("\n{}\n{table}", circumstances(&parts));
+        let section = format!("\n{}\n{table}{more}", circumstances(&parts));
         let mut file = OpenOptions::new().append(true).create(true).open(path)?;
         file.write_all(section.as_bytes())?;
     }
@@ -90,4 +114,15 @@ async fn measure(cli: &Cli) -> Result<()> {
         writeln!(out, "aim missed: {what}")?;
     }
     Ok(())
+}
+
+/// Writes a file into the directory that has the name of `text` without its ending; returns where it
+/// is for a link in `text`.
+fn put_beside(text: &Path, name: &str, content: &str) -> Result<String> {
+    let directory = text.with_extension("");
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let path = directory.join(name);
+    fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+    let directory = directory.file_name().context("a file has a name")?;
+    Ok(format!("{}/{name}", directory.to_string_lossy()))
 }

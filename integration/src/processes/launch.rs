@@ -35,6 +35,9 @@ pub enum Layers {
     Often,
     /// Not while a judge is looking: what is served comes through the feed.
     Rarely,
+    /// So many MiB of changes each, and compactors make layers half as large of them: with 256, as
+    /// services do unless they are told otherwise.
+    Of(u64),
 }
 
 /// Below the ports that the system gives to outgoing connections: one of those could otherwise sit
@@ -49,13 +52,31 @@ const IMAGE_THRESHOLD: &str = "2";
 const COMPACTION_TARGET: &str = "256KiB";
 /// What a dead compactor has claimed another has so soon.
 const CLAIM: &str = "1s";
+/// So long that only their size counts.
+const NEVER_BY_AGE: &str = "1h";
 
 impl Layers {
     /// Their size and age.
-    const fn limits(self) -> (&'static str, &'static str) {
+    fn limits(self) -> (String, &'static str) {
         match self {
-            Self::Often => ("2MiB", "2s"),
-            Self::Rarely => ("256MiB", "1h"),
+            Self::Often => ("2MiB".to_owned(), "2s"),
+            Self::Rarely => ("256MiB".to_owned(), NEVER_BY_AGE),
+            Self::Of(mebibytes) => (format!("{mebibytes}MiB"), NEVER_BY_AGE),
+        }
+    }
+
+    /// What a compactor is told.
+    fn compaction(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Often | Self::Rarely => vec![
+                ("--compaction-threshold", COMPACTION_THRESHOLD.to_owned()),
+                ("--image-threshold", IMAGE_THRESHOLD.to_owned()),
+                ("--target-size", COMPACTION_TARGET.to_owned()),
+                ("--claim", CLAIM.to_owned()),
+            ],
+            Self::Of(mebibytes) => {
+                vec![("--target-size", format!("{}KiB", mebibytes * 512))]
+            }
         }
     }
 }
@@ -106,6 +127,11 @@ impl Launch {
     pub(super) fn address(&self, process: Process) -> String {
         let port = self.ports.get(&process).copied().unwrap_or_default();
         format!("{}:{port}", Ipv4Addr::LOCALHOST)
+    }
+
+    pub(super) fn side_address(&self, process: Process) -> String {
+        let port = self.ports.get(&process).copied().unwrap_or_default();
+        format!("{}:{}", Ipv4Addr::LOCALHOST, port + SIDE_PORT_OFFSET)
     }
 
     pub(super) fn store(&self) -> PathBuf {
@@ -175,16 +201,15 @@ impl Launch {
             }
             Process::Compactor | Process::SecondCompactor => {
                 command.arg("--store").arg(self.store_argument());
-                command.args(["--compaction-threshold", COMPACTION_THRESHOLD]);
-                command.args(["--image-threshold", IMAGE_THRESHOLD]);
-                command.args(["--target-size", COMPACTION_TARGET]);
-                command.args(["--claim", CLAIM]);
+                for (option, value) in self.layers.compaction() {
+                    command.arg(option).arg(value);
+                }
             }
             Process::WalIngest | Process::SecondWalIngest => {
                 command.arg("--store").arg(self.store_argument());
                 command.arg("--data").arg(self.data(process));
                 let (size, age) = self.layers.limits();
-                command.args(["--layer-size", size]);
+                command.args(["--layer-size", &size]);
                 command.args(["--layer-age", age]);
             }
         }

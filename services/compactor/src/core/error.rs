@@ -36,9 +36,17 @@ pub enum CompactError {
         /// What layers may have.
         most: ByteCount,
     },
-    /// The thread that did the work panicked.
+    /// Who waits for the thread that does the work panicked.
     #[error("the compaction ended in a panic")]
     Panicked(#[source] JoinError),
+    /// There can be no thread for the work.
+    #[error(
+        "there can be no thread for the compaction; raise the limit of tasks (ulimit -u, TasksMax)"
+    )]
+    Thread(#[source] std::io::Error),
+    /// The thread that did the work panicked.
+    #[error("the compaction ended in a panic; its text is in the log before this")]
+    ThreadPanicked,
     /// Memory is for one compaction at a time.
     #[error("this compactor works on something else; ask again when it is done")]
     Busy,
@@ -75,7 +83,9 @@ impl CompactError {
             | Self::Refused(_)
             | Self::Inconsistent
             | Self::TooLarge { .. }
-            | Self::Panicked(_) => ErrorKind::Internal,
+            | Self::Panicked(_)
+            | Self::ThreadPanicked => ErrorKind::Internal,
+            Self::Thread(_) => ErrorKind::Throttled,
         }
     }
 

@@ -1,8 +1,10 @@
 //! Making images of keys that are worn, part by part.
 
+use std::sync::Arc;
+
 use futures::{StreamExt as _, TryStreamExt as _, pin_mut, stream};
 use palimpsest_api::TimelineRef;
-use palimpsest_layer::delta_file::RecordSection;
+use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordSection};
 use palimpsest_manifest::{
     LayerEntry, LayerKind, LsnSpan, ManifestError, TimelineManifest, Versioned,
 };
@@ -10,6 +12,7 @@ use palimpsest_read::{Inventory, Part};
 use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
 
 use super::{
+    background::in_background,
     claim::Claim,
     error::CompactError,
     making::{Job, Reader, Workshop},
@@ -54,8 +57,8 @@ impl Imaging<'_> {
         mut newest: Versioned<TimelineManifest>,
         worn: &[Worn],
     ) -> Result<Images, CompactError> {
-        let reader = self.shop.reader(self.timeline, &newest.state).await?;
-        let inventory = reader.inventory(newest.state.lsn).await?;
+        let reader = Arc::new(self.shop.reader(self.timeline, &newest.state).await?);
+        let inventory = Arc::new(reader.inventory(newest.state.lsn).await?);
         let parts_of = |worn: &Worn| (worn.since, inventory.parts(worn.keys, self.policy.target));
         let parts: Vec<_> = worn.iter().map(parts_of).collect();
         let count = parts.iter().map(|(_, parts)| parts.len()).sum();
@@ -117,26 +120,23 @@ impl Job<'_> {
     /// If a page can't be made, or the file not be written.
     async fn image(
         &self,
-        reader: &Reader,
-        inventory: &Inventory,
+        reader: &Arc<Reader>,
+        inventory: &Arc<Inventory>,
         part: Part,
         writer: WriterEpoch,
     ) -> Result<LayerEntry, CompactError> {
         let lsn = inventory.lsn();
-        let span = LsnSpan::only(lsn);
-        let mut bytes = Vec::new();
-        let records = RecordSection::begin(writer, span.after..span.up_to, &mut bytes)?;
-        let mut section = records.end()?;
-        let batches = stream::iter(inventory.batches(part.keys, PAGES));
-        let made = batches.map(|batch| reader.image(batch, lsn));
-        let made = made.buffered(BATCHES);
-        pin_mut!(made);
-        while let Some(versions) = made.try_next().await? {
-            for (key, value) in versions {
-                section.add(key, lsn, &value)?;
-            }
-        }
-        let summary = section.finish()?;
+        let (reader, inventory) = (Arc::clone(reader), Arc::clone(inventory));
+        // Ends with this future, too: nobody would want what it makes.
+        let token = self.scope().token().child_token();
+        let guard = token.clone().drop_guard();
+        let work = async move {
+            // Cancel-safe: it only reads.
+            let written = token.run_until_cancelled(write(&reader, &inventory, part, writer));
+            written.await.unwrap_or(Err(CompactError::Stopped))
+        };
+        let (bytes, summary) = in_background(self.scope(), work).await??;
+        drop(guard);
         let (at, epoch, random) = (lsn.get(), self.epoch(), rand::random::<u64>());
         let image = LayerEntry {
             name: format!("image-{at:016X}-c{epoch}-{random:016x}"),
@@ -150,6 +150,31 @@ impl Job<'_> {
         self.put(&image, bytes).await?;
         Ok(image)
     }
+}
+
+/// The file of an image.
+async fn write(
+    reader: &Reader,
+    inventory: &Inventory,
+    part: Part,
+    writer: WriterEpoch,
+) -> Result<(Vec<u8>, DeltaLayerSummary), CompactError> {
+    let lsn = inventory.lsn();
+    let span = LsnSpan::only(lsn);
+    let mut bytes = Vec::new();
+    let records = RecordSection::begin(writer, span.after..span.up_to, &mut bytes)?;
+    let mut section = records.end()?;
+    let batches = stream::iter(inventory.batches(part.keys, PAGES));
+    let made = batches.map(|batch| reader.image(batch, lsn));
+    let made = made.buffered(BATCHES);
+    pin_mut!(made);
+    while let Some(versions) = made.try_next().await? {
+        for (key, value) in versions {
+            section.add(key, lsn, &value)?;
+        }
+    }
+    let summary = section.finish()?;
+    Ok((bytes, summary))
 }
 
 /// The generation of the newest changes: see [`Plan::writer`](super::plan::Plan::writer).

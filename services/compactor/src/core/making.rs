@@ -12,11 +12,11 @@ use palimpsest_read::{BlockCache, LayerFiles, LayerScan, Layers, PageCache, Tail
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::ByteCount;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     activity::Activity,
+    background::in_background,
     cut::{Cell, Piece, cut},
     error::CompactError,
     known::Known,
@@ -218,6 +218,11 @@ impl Job<'_> {
         self.uploads.take()
     }
 
+    /// The tasks that work for it.
+    pub(super) fn scope(&self) -> &TaskScope {
+        &self.shop.scope
+    }
+
     /// Puts a layer that was made into the store.
     pub(super) async fn put(&self, layer: &LayerEntry, bytes: Vec<u8>) -> Result<(), CompactError> {
         let timeline = self.timeline;
@@ -234,7 +239,7 @@ impl Job<'_> {
         self.uploads.remove(&self.shop.store).await;
     }
 
-    /// The layer of a cell, made on a thread that may block: it takes a CPU for seconds.
+    /// The layer of a cell.
     async fn merged(
         &self,
         scans: &Arc<Vec<LayerScan>>,
@@ -246,10 +251,8 @@ impl Job<'_> {
         // Ends with this future, too: nobody would want what it makes.
         let token = scope.token().child_token();
         let guard = token.clone().drop_guard();
-        let handle = Handle::current();
-        let work = scope
-            .spawn_blocking(move || handle.block_on(merge_until(&token, &scans, &cell, making)));
-        let merged = work.await.map_err(CompactError::Panicked)?;
+        let work = async move { merge_until(&token, &scans, &cell, making).await };
+        let merged = in_background(scope, work).await?;
         drop(guard);
         merged
     }

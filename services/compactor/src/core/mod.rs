@@ -1,6 +1,7 @@
 //! Compaction, without gRPC.
 
 mod activity;
+mod background;
 mod claim;
 mod cut;
 mod error;

@@ -1,0 +1,68 @@
+//! Work that takes a CPU for seconds, out of the way of what somebody waits for.
+
+use std::thread;
+
+use palimpsest_runtime::TaskScope;
+use rustix::process::{getpriority_process, setpriority_process};
+use tokio::runtime::Handle;
+
+use super::error::CompactError;
+
+/// Added to the nice value of threads that work in the background: beside a thread of usual priority
+/// such a one gets about a tenth of a CPU, and all of it when nobody else wants it.
+const NICE: i32 = 10;
+
+/// Does work on a thread of its own, which gives way to all others of the machine: reads, ingest and, on one
+/// host, the PostgreSQL that is kept. The scope waits for it.
+///
+/// # Errors
+/// If there can be no thread, or the work panics.
+pub(super) async fn in_background<T: Send + 'static>(
+    scope: &TaskScope,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, CompactError> {
+    let handle = Handle::current();
+    let run = move || {
+        give_way();
+        handle.block_on(work)
+    };
+    // A thread of the runtime's pool could not be given back: no priority may be raised again.
+    let thread = thread::Builder::new().name("background".to_owned());
+    let thread = thread.spawn(run).map_err(CompactError::Thread)?;
+    let ended = scope.spawn_blocking(move || thread.join());
+    let ended = ended.await.map_err(CompactError::Panicked)?;
+    // What a thread panicked with was printed by then.
+    ended.map_err(|_| CompactError::ThreadPanicked)
+}
+
+/// On Linux a nice value is a thread's own, though POSIX says a process's.
+fn give_way() {
+    // Elsewhere it would be the whole process that gives way.
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let given = match getpriority_process(None) {
+        Ok(nice) if nice >= NICE => Ok(()),
+        _ => setpriority_process(None, NICE),
+    };
+    if let Err(error) = given {
+        tracing::debug!(%error, "compaction goes on at usual priority");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_work_gives_way() {
+        let before = getpriority_process(None).unwrap();
+        let scope = TaskScope::default();
+        let inside = in_background(&scope, async { getpriority_process(None).unwrap() });
+        assert_eq!(inside.await.unwrap(), NICE.max(before));
+        assert_eq!(getpriority_process(None).unwrap(), before);
+        let panics = in_background(&scope, async { panic!("on purpose") });
+        let panics: Result<(), _> = panics.await;
+        assert!(matches!(panics, Err(CompactError::ThreadPanicked)));
+    }
+}

@@ -30,6 +30,12 @@ pub enum InvalidManifestError {
         /// Its name.
         layer: String,
     },
+    /// An image is of an LSN at which pages are torn.
+    #[error("layer {layer} is an image from before the end of the base backup")]
+    Torn {
+        /// Its name.
+        layer: String,
+    },
     /// A layer claims versions that the manifest does not.
     #[error("layer {layer} ends at {up_to}, behind the manifest's LSN {lsn}")]
     Beyond {
@@ -178,7 +184,11 @@ impl TimelineManifest {
                 LayerKind::Delta(span) => spans.push(span),
                 LayerKind::Base(lsn) => base = Some(base.map_or(lsn, |base| base.min(lsn))),
                 // Of some keys; the changes that lead to it are still there.
-                LayerKind::Image(_) => {}
+                LayerKind::Image(lsn) if lsn >= self.oldest_readable => {}
+                LayerKind::Image(_) => {
+                    let layer = layer.name.clone();
+                    return Err(InvalidManifestError::Torn { layer });
+                }
             }
         }
         let base = base.ok_or(InvalidManifestError::NoBase)?;

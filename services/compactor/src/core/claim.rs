@@ -100,6 +100,15 @@ impl Claim {
         Ok(())
     }
 
+    /// The newest manifest.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub(super) async fn newest(&self) -> Result<Versioned<TimelineManifest>, CompactError> {
+        let newest = self.manifests.newest().await?;
+        newest.ok_or(CompactError::NoTimeline(self.timeline))
+    }
+
     /// Adds an image, and goes on.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Making images of keys that are worn, part by part.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, pin_mut, stream};
 use palimpsest_api::TimelineRef;
@@ -8,22 +8,28 @@ use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordSection};
 use palimpsest_manifest::{
     LayerEntry, LayerKind, LsnSpan, ManifestError, TimelineManifest, Versioned,
 };
-use palimpsest_read::{Inventory, Part};
+use palimpsest_read::{Inventory, Part, TimelineReader};
+use palimpsest_redo::Engine;
 use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
+use tokio::time::Instant;
 
 use super::{
     background::in_background,
+    checks::{Check, Checks},
     claim::Claim,
     error::CompactError,
-    making::{Job, Reader, Workshop},
+    making::{Job, Workshop},
     plan::{Policy, choose},
-    wear::{Worn, nearly},
+    readers::{Engines, Reader, Readers},
+    wear::{Worn, compacted_up_to, nearly},
 };
 
 /// Images that are made of one timeline, by one claim.
 #[derive(Debug)]
-pub(super) struct Imaging<'a> {
+pub(super) struct Imaging<'a, R> {
     pub(super) shop: &'a Workshop,
+    pub(super) readers: &'a Readers<R>,
+    pub(super) checks: &'a Checks,
     pub(super) timeline: TimelineRef,
     pub(super) claim: &'a Claim,
     pub(super) job: &'a Job<'a>,
@@ -31,69 +37,157 @@ pub(super) struct Imaging<'a> {
 }
 
 /// What making images came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Images {
     /// How many were published.
     pub(super) count: usize,
     /// Their size.
     pub(super) size: ByteCount,
-    /// Layers as they were written came up meanwhile, which are more pressing.
+    /// It was somebody else's turn before all was looked at.
     pub(super) is_interrupted: bool,
+    /// The first that went wrong. Images of other parts may have been made after it.
+    pub(super) failed: Option<CompactError>,
 }
 
 /// Pages that are made together …
 const PAGES: u32 = 64;
 /// … and so many times that side by side.
 const BATCHES: usize = 4;
+/// Other timelines, and who asks for a compaction, wait no longer than this and the image that is made.
+const TURN: Duration = Duration::from_secs(30);
+/// How old the manifest may be by which nothing is more pressing.
+const FRESH: Duration = Duration::from_secs(2);
+/// Parts that may fail before it is given up: one has a page that nobody can make, all of them have no
+/// redo-worker.
+const FAILURES: usize = 3;
 
-impl Imaging<'_> {
-    /// Makes images of keys that are worn, each published as soon as it is there, until there is
-    /// something more pressing.
-    ///
-    /// # Errors
-    /// If one can't be made or published.
-    pub(super) async fn make(
-        &self,
-        mut newest: Versioned<TimelineManifest>,
-        worn: &[Worn],
-    ) -> Result<Images, CompactError> {
-        let reader = Arc::new(self.shop.reader(self.timeline, &newest.state).await?);
-        let inventory = Arc::new(reader.inventory(newest.state.lsn).await?);
-        let parts_of = |worn: &Worn| (worn.since, inventory.parts(worn.keys, self.policy.target));
-        let parts: Vec<_> = worn.iter().map(parts_of).collect();
-        let count = parts.iter().map(|(_, parts)| parts.len()).sum();
-        self.shop.activity().plan(count);
+impl<R: Engines> Imaging<'_, R> {
+    /// Makes images of keys that are worn, the most worn first, each published as soon as it is there,
+    /// until there is something more pressing.
+    pub(super) async fn make(&self, newest: Versioned<TimelineManifest>, worn: &[Worn]) -> Images {
         let mut images = Images::default();
-        for (since, part) in parts.into_iter().flat_map(|(since, parts)| {
-            let each = parts.into_iter();
-            each.map(move |part| (since, part))
-        }) {
-            if choose(newest.state.layers(), self.policy).is_some() {
-                images.is_interrupted = true;
-                break;
-            }
-            if self.is_worn(&reader, part, since).await? {
-                let writer = newest_writer(&newest.state);
-                let image = self.job.image(&reader, &inventory, part, writer).await?;
-                self.publish(&mut newest, &image).await?;
-                images.count += 1;
-                images.size = ByteCount::new(images.size.get() + image.size.get());
-                self.shop.activity().wrote(images.count);
-            }
+        if let Err(error) = self.make_into(&mut images, newest, worn).await {
+            images.failed.get_or_insert(error);
         }
-        Ok(images)
+        images
     }
 
-    /// Whether so many layers have changes of a part. By what the manifest says more of them may have, as
-    /// they have keys on both sides of it.
-    async fn is_worn(&self, reader: &Reader, part: Part, since: Lsn) -> Result<bool, CompactError> {
-        let layers = reader.layers();
-        let enough = nearly(self.policy.images);
-        let lsns = LsnSpan {
-            after: since,
-            up_to: layers.lsn(),
+    async fn make_into(
+        &self,
+        images: &mut Images,
+        mut newest: Versioned<TimelineManifest>,
+        worn: &[Worn],
+    ) -> Result<(), CompactError> {
+        let keep = self.claim.keep(self.shop.known(), newest.clone());
+        pin_mut!(keep);
+        // Cancel-safe, here and below: until it is published, what was uploaded is known to the job.
+        let (reader, inventory) = tokio::select! {
+            opened = self.open(&newest.state) => opened?,
+            error = &mut keep => return Err(error),
         };
-        Ok(layers.layers_with(part.keys, lsns, enough).await? >= enough)
+        let parts = self.parts(&inventory, worn);
+        self.shop.activity().plan(parts.len());
+        let (begun, mut looked, mut failures) = (Instant::now(), Instant::now(), 0);
+        for (part, since) in parts {
+            if looked.elapsed() > FRESH {
+                newest = self.claim.newest().await?;
+                looked = Instant::now();
+            }
+            let is_pressing = choose(newest.state.layers(), self.policy).is_some();
+            if is_pressing || begun.elapsed() > TURN {
+                images.is_interrupted = true;
+                return Ok(());
+            }
+            let made = tokio::select! {
+                made = self.made(&reader, &inventory, (part, since), &newest.state) => made,
+                error = &mut keep => Err(error),
+            };
+            match made {
+                Ok(None) => {}
+                Ok(Some(image)) => {
+                    self.publish(&mut newest, &image).await?;
+                    images.count += 1;
+                    images.size = ByteCount::new(images.size.get() + image.size.get());
+                    self.shop.activity().wrote(images.count);
+                }
+                Err(error) => {
+                    self.job.undo().await;
+                    failures += 1;
+                    if error.is_of_another() || failures == FAILURES {
+                        return Err(error);
+                    }
+                    images.failed.get_or_insert(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        manifest: &TimelineManifest,
+    ) -> Result<(Arc<Reader<R>>, Arc<Inventory>), CompactError> {
+        let files = self.shop.files(self.timeline);
+        let reader = self.readers.of(self.timeline, files, manifest).await?;
+        let inventory = reader.inventory(manifest.lsn).await?;
+        Ok((Arc::new(reader), Arc::new(inventory)))
+    }
+
+    /// Parts of what is worn, each with where its newest image is. Those that are most worn come first, so
+    /// that all have their turn even if there is never time for all.
+    fn parts(&self, inventory: &Inventory, worn: &[Worn]) -> Vec<(Part, Lsn)> {
+        let mut worn = worn.to_vec();
+        worn.sort_by_key(|worn| (Reverse(worn.layers), worn.since));
+        let parts = worn.iter().flat_map(|worn| {
+            let parts = inventory.parts(worn.keys, self.policy.target);
+            parts.into_iter().map(|part| (part, worn.since))
+        });
+        parts.collect()
+    }
+
+    /// The image of a part, if that is worn.
+    async fn made(
+        &self,
+        reader: &Arc<Reader<R>>,
+        inventory: &Arc<Inventory>,
+        (part, since): (Part, Lsn),
+        manifest: &TimelineManifest,
+    ) -> Result<Option<LayerEntry>, CompactError> {
+        let up_to = compacted_up_to(manifest.layers());
+        if !self.is_worn(reader, part, (since, up_to)).await? {
+            return Ok(None);
+        }
+        let writer = newest_writer(manifest);
+        let image = self.job.image(reader, inventory, part, writer).await;
+        image.map(Some)
+    }
+
+    /// Whether so many compacted layers have changes of a part since its image. By what the manifest says
+    /// more of them may have, as they have keys on both sides of it.
+    async fn is_worn(
+        &self,
+        reader: &Reader<R>,
+        part: Part,
+        (since, up_to): (Lsn, Lsn),
+    ) -> Result<bool, CompactError> {
+        let enough = nearly(self.policy.images);
+        let known = self.checks.get(self.timeline, part.keys, since);
+        let lsns = LsnSpan {
+            after: known.up_to,
+            up_to,
+        };
+        let more = enough.saturating_sub(known.layers);
+        let layers = reader.layers().layers_with(part.keys, lsns, more).await?;
+        let check = Check {
+            since,
+            up_to,
+            layers: known.layers + layers,
+        };
+        let is_worn = check.layers >= enough;
+        if !is_worn {
+            self.checks.note(self.timeline, part.keys, check);
+        }
+        Ok(is_worn)
     }
 
     async fn publish(
@@ -105,7 +199,9 @@ impl Imaging<'_> {
         // From here on a manifest may name it, even if the answer is lost.
         let put = self.job.hand_over();
         let published = self.claim.add(newest, image).await;
-        if let Err(CompactError::Manifest(ManifestError::Gone)) = published {
+        if let Err(CompactError::Manifest(ManifestError::Gone) | CompactError::Refused(_)) =
+            published
+        {
             put.remove(self.shop.store()).await;
         }
         published
@@ -118,9 +214,9 @@ impl Job<'_> {
     ///
     /// # Errors
     /// If a page can't be made, or the file not be written.
-    async fn image(
+    async fn image<E: Engine + 'static>(
         &self,
-        reader: &Arc<Reader>,
+        reader: &Arc<TimelineReader<E>>,
         inventory: &Arc<Inventory>,
         part: Part,
         writer: WriterEpoch,
@@ -153,8 +249,8 @@ impl Job<'_> {
 }
 
 /// The file of an image.
-async fn write(
-    reader: &Reader,
+async fn write<E: Engine>(
+    reader: &TimelineReader<E>,
     inventory: &Inventory,
     part: Part,
     writer: WriterEpoch,

@@ -9,7 +9,7 @@ use palimpsest_api::TimelineRef;
 use palimpsest_types::Lsn;
 use tokio::time::Instant;
 
-use super::{activity::Done, error::CompactError};
+use super::error::CompactError;
 
 /// What the last look at each timeline told.
 #[derive(Debug, Default)]
@@ -35,6 +35,11 @@ impl Looks {
         self.0.retain(|timeline, _| known.contains(timeline));
     }
 
+    /// A timeline is worth a look, whatever the last one told.
+    pub(super) fn forget(&mut self, timeline: TimelineRef) {
+        self.0.remove(&timeline);
+    }
+
     /// Whether a timeline whose layers reach up to `lsn` is worth a look.
     pub(super) fn is_due(&self, timeline: TimelineRef, lsn: Lsn, now: Instant) -> bool {
         match self.0.get(&timeline) {
@@ -44,19 +49,18 @@ impl Looks {
         }
     }
 
-    /// A look had this outcome.
+    /// A look had this outcome: whether there may be more to do.
     pub(super) fn note(
         &mut self,
         timeline: TimelineRef,
         lsn: Lsn,
-        outcome: &Result<Option<Done>, CompactError>,
+        outcome: &Result<bool, CompactError>,
         now: Instant,
     ) {
         let before = self.0.remove(&timeline);
         let look = match outcome {
-            // There may be more.
-            Ok(Some(_)) => return,
-            Ok(None) => Look::Idle(lsn),
+            Ok(true) => return,
+            Ok(false) => Look::Idle(lsn),
             Err(error) => {
                 let times = match before {
                     Some(Look::Failed { times, .. }) if !error.is_of_another() => times + 1,
@@ -89,7 +93,7 @@ mod tests {
         let (lsn, later) = (Lsn::new(10), Lsn::new(20));
         let (begun, second) = (Instant::now(), Duration::from_secs(1));
         let mut looks = Looks::default();
-        looks.note(timeline, lsn, &Ok(None), begun);
+        looks.note(timeline, lsn, &Ok(false), begun);
         assert!(!looks.is_due(timeline, lsn, begun + 9999 * second));
         assert!(looks.is_due(timeline, later, begun));
         for pause in [2, 4, 8] {

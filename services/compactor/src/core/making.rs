@@ -1,14 +1,11 @@
 //! Carrying out a plan: its layers are read, and those that are made of them go into the object store.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use palimpsest_api::{
-    TimelineRef,
-    redo::{RedoPool, RedoTenant, TenantRedo},
-};
+use palimpsest_api::TimelineRef;
 use palimpsest_layer::delta_file::{DeltaLayerIndex, DeltaLayerSummary, EntryBlockSpan};
-use palimpsest_manifest::{CompactorEpoch, KeySpan, LayerEntry, LayerKind, TimelineManifest};
-use palimpsest_read::{BlockCache, LayerFiles, LayerScan, Layers, PageCache, Tail, TimelineReader};
+use palimpsest_manifest::{CompactorEpoch, KeySpan, LayerEntry, LayerKind};
+use palimpsest_read::{BlockCache, LayerFiles, LayerScan};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::ByteCount;
@@ -32,16 +29,9 @@ pub(super) struct Workshop {
     known: Known,
     scope: TaskScope,
     activity: Activity,
-    redo: RedoPool,
     /// For reading what images are made of; what is merged goes past it.
     blocks: Arc<BlockCache>,
-    pages: Arc<PageCache>,
-    /// Those that were read last. Opening the next ones of the same timeline costs what is new then.
-    layers: Mutex<Option<(TimelineRef, Arc<Layers>)>>,
 }
-
-/// Reads a timeline as it is in the object store.
-pub(super) type Reader = TimelineReader<TenantRedo>;
 
 /// Layers that are made of one timeline, by one claim.
 #[derive(Debug)]
@@ -57,8 +47,6 @@ pub(super) struct Job<'a> {
 
 /// What lies together in layers is read once for several pages; more is not needed.
 const BLOCKS: ByteCount = ByteCount::mib(64);
-/// Pages are made once; only what batches have in common is asked for again.
-const PAGES: ByteCount = ByteCount::mib(8);
 /// A layer may become so many times as large as it should be, before it is cut smaller.
 const SLACK: u64 = 3;
 /// Layers are not cut for less than this because they would become too large.
@@ -67,16 +55,13 @@ const LEAST_TARGET: ByteCount = ByteCount::kib(16);
 const MOST: ByteCount = ByteCount::gib(1);
 
 impl Workshop {
-    pub(super) fn new(store: ObjectStore, known: Known, redo: RedoPool, scope: TaskScope) -> Self {
+    pub(super) fn new(store: ObjectStore, known: Known, scope: TaskScope) -> Self {
         Self {
             store,
             known,
             scope,
             activity: Activity::default(),
-            redo,
             blocks: Arc::new(BlockCache::new(BLOCKS)),
-            pages: Arc::new(PageCache::new(PAGES)),
-            layers: Mutex::default(),
         }
     }
 
@@ -96,38 +81,10 @@ impl Workshop {
         &self.activity
     }
 
-    pub(super) fn redo(&self) -> &RedoPool {
-        &self.redo
-    }
-
-    /// A reader of what a manifest lists, and of nothing after that.
-    ///
-    /// # Errors
-    /// If a layer can't be read.
-    pub(super) async fn reader(
-        &self,
-        timeline: TimelineRef,
-        manifest: &TimelineManifest,
-    ) -> Result<Reader, CompactError> {
-        let files = LayerFiles::new(
-            self.store.clone(),
-            layers_of(timeline),
-            Arc::clone(&self.blocks),
-        );
-        let before = lock(&self.layers).take();
-        let before = before.filter(|(of, _)| *of == timeline);
-        let before = before.as_ref().map(|(_, layers)| layers.as_ref());
-        let layers = Layers::open(files, manifest, before).await?;
-        let engine = self.redo.for_tenant(RedoTenant {
-            tenant: timeline.tenant,
-            pg_version: manifest.source.pg_version,
-            wal_log_hints: manifest.source.wal_log_hints,
-        });
-        let tail = Arc::new(Tail::new(manifest.writer_epoch, manifest.lsn));
-        let pages = Arc::clone(&self.pages);
-        let reader = TimelineReader::new(timeline.timeline, layers, tail, (pages, engine));
-        *lock(&self.layers) = Some((timeline, reader.layers()));
-        Ok(reader)
+    /// The layer files of a timeline.
+    pub(super) fn files(&self, timeline: TimelineRef) -> LayerFiles {
+        let blocks = Arc::clone(&self.blocks);
+        LayerFiles::new(self.store.clone(), layers_of(timeline), blocks)
     }
 
     /// Begins to make layers of about `target` each of a timeline that is claimed.
@@ -155,8 +112,7 @@ impl Job<'_> {
     /// If one can't be read or made, or the timeline is deleted. Some may be in the store then: see
     /// [`Job::undo`].
     pub(super) async fn make(&self, plan: &Plan) -> Result<Vec<LayerEntry>, CompactError> {
-        let blocks = Arc::clone(&self.shop.blocks);
-        let files = LayerFiles::new(self.shop.store.clone(), self.directory.clone(), blocks);
+        let files = self.shop.files(self.timeline);
         let mut scans = Vec::with_capacity(plan.inputs.len());
         let mut pieces = Vec::new();
         for entry in &plan.inputs {
@@ -280,10 +236,6 @@ impl Job<'_> {
 /// Where the layers of a timeline are.
 fn layers_of(timeline: TimelineRef) -> StorePath {
     StorePath::timeline(timeline.tenant, timeline.timeline).child("layers")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn merge_until(

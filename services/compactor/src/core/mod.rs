@@ -2,6 +2,7 @@
 
 mod activity;
 mod background;
+mod checks;
 mod claim;
 mod cut;
 mod error;
@@ -14,6 +15,7 @@ mod making;
 mod merge;
 mod metrics;
 mod plan;
+mod readers;
 mod uploads;
 mod wear;
 mod worker;
@@ -24,5 +26,6 @@ pub use error::CompactError;
 pub use merge::{Making, Merged, merge};
 pub use metrics::CompactionMetrics;
 pub use plan::{Plan, Policy, choose};
+pub use readers::Engines;
 pub use wear::{Worn, compacted_up_to, worn};
 pub use worker::{Compactor, Next};

@@ -52,6 +52,9 @@ pub fn worn(layers: &[LayerEntry], threshold: usize) -> Vec<Worn> {
         .collect()
 }
 
+/// Layers above an image are counted up to here: more are no reason for more.
+const MOST_COUNTED: usize = 256;
+
 /// As many layers as neighbours of what is worn have that are taken along.
 pub(super) fn nearly(threshold: usize) -> usize {
     threshold.saturating_sub(1).max(1)
@@ -115,7 +118,10 @@ fn stretches(layers: &[Counted], span: KeySpan) -> Vec<Worn> {
             open.insert((layer.up_to, number));
         }
         let since = images.last().map_or(Lsn::ZERO, |(lsn, _)| *lsn);
-        let newer = deltas.range((since, usize::MAX)..).count();
+        let newer = deltas
+            .range((since, usize::MAX)..)
+            .take(MOST_COUNTED)
+            .count();
         if let Some(last) = last {
             stretches.push(Worn {
                 keys: KeySpan { first, last },

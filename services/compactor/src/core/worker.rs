@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     activity::{Activity, Done},
+    checks::Checks,
     claim::{Claim, Claimant},
     error::CompactError,
     imaging::Imaging,
@@ -28,13 +29,15 @@ use super::{
     making::Workshop,
     metrics::CompactionMetrics,
     plan::{Plan, Policy, choose},
+    readers::{Engines, Readers},
     wear::{Worn, compacted_up_to, worn},
 };
 
 /// Compacts the timelines of a cluster, one after the other.
 #[derive(Debug)]
-pub struct Compactor {
+pub struct Compactor<R = RedoPool> {
     shop: Workshop,
+    readers: Readers<R>,
     policy: Policy,
     claimant: Claimant,
     metrics: CompactionMetrics,
@@ -46,6 +49,7 @@ pub struct Compactor {
     backlogs: Mutex<HashMap<TimelineRef, i64>>,
     /// With compacted layers up to here no more images were worth it.
     settled: Mutex<HashMap<TimelineRef, Lsn>>,
+    checks: Checks,
 }
 
 /// What is worth doing about a timeline.
@@ -63,18 +67,36 @@ const LOOK: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Compactor {
-    /// A compactor of the cluster's timelines. What it starts is in `scope`.
+    /// A compactor of the cluster's timelines, with the cluster's redo-workers. What it starts is in
+    /// `scope`.
     pub fn new(
         store: ObjectStore,
         cluster: watch::Receiver<ClusterView>,
         policy: Policy,
         scope: TaskScope,
     ) -> Self {
+        let redo = RedoPool::new(cluster.clone(), scope.clone());
+        Self::with_engines(store, cluster, redo, policy, scope)
+    }
+
+    /// The redo-workers that it makes images with.
+    pub fn redo(&self) -> &RedoPool {
+        self.readers.engines()
+    }
+}
+
+impl<R: Engines> Compactor<R> {
+    /// The same, with engines of any kind.
+    pub fn with_engines(
+        store: ObjectStore,
+        cluster: watch::Receiver<ClusterView>,
+        engines: R,
+        policy: Policy,
+        scope: TaskScope,
+    ) -> Self {
         Self {
-            shop: {
-                let redo = RedoPool::new(cluster.clone(), scope.clone());
-                Workshop::new(store, Known::new(cluster), redo, scope)
-            },
+            shop: Workshop::new(store, Known::new(cluster), scope),
+            readers: Readers::new(engines),
             policy,
             claimant: Claimant {
                 id: rand::random(),
@@ -85,17 +107,13 @@ impl Compactor {
             manifests: Mutex::default(),
             backlogs: Mutex::default(),
             settled: Mutex::default(),
+            checks: Checks::default(),
         }
     }
 
     /// What is counted here.
     pub fn metrics(&self) -> &CompactionMetrics {
         &self.metrics
-    }
-
-    /// The redo-workers that it makes images with.
-    pub fn redo(&self) -> &RedoPool {
-        self.shop.redo()
     }
 
     /// What it does and has done.
@@ -144,37 +162,59 @@ impl Compactor {
             looks_for_images.retain(&known);
             let mut did = false;
             for (timeline, lsn) in known {
-                // Apart, so that an image that can't be made holds up no layers.
-                let is_due = |looks: &Looks| looks.is_due(timeline, lsn, Instant::now());
-                let (looks, merges) = match (is_due(&looks), is_due(&looks_for_images)) {
-                    (true, _) => (&mut looks, true),
-                    (false, true) => (&mut looks_for_images, false),
-                    (false, false) => continue,
-                };
-                let compact = async {
-                    let _turn = self.turn.lock().await;
-                    match merges {
-                        true => Box::pin(self.compact(timeline, &self.policy)).await,
-                        false => Box::pin(self.image(timeline, &self.policy)).await,
+                if looks.is_due(timeline, lsn, Instant::now()) {
+                    let compact = self.in_turn(Box::pin(self.compact(timeline, &self.policy)));
+                    // Cancel-safe: files that nobody refers to may be left, as by a crash.
+                    let Some(outcome) = token.run_until_cancelled(compact).await else {
+                        return;
+                    };
+                    let outcome = outcome.map(|done| done.is_some());
+                    did |= self.noted(timeline, lsn, &outcome, &mut looks);
+                    match outcome {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            looks_for_images.forget(timeline);
+                            continue;
+                        }
+                        Err(_) => continue,
                     }
-                };
-                // Cancel-safe: files that nobody refers to may be left, as by a crash.
-                let Some(outcome) = token.run_until_cancelled(compact).await else {
-                    return;
-                };
-                did |= matches!(outcome, Ok(Some(_)));
-                if let Err(error) = &outcome {
-                    self.complain(timeline, error);
                 }
-                looks.note(timeline, lsn, &outcome, Instant::now());
-                // There may be images to make of what was put together, or again layers.
-                did |= merges && outcome.is_ok();
+                // Apart, so that an image that can't be made holds up no layers.
+                if looks_for_images.is_due(timeline, lsn, Instant::now()) {
+                    let image = self.in_turn(Box::pin(self.image(timeline, &self.policy)));
+                    // Cancel-safe, likewise.
+                    let Some(outcome) = token.run_until_cancelled(image).await else {
+                        return;
+                    };
+                    let outcome = outcome.map(|(_, more)| more);
+                    did |= self.noted(timeline, lsn, &outcome, &mut looks_for_images);
+                }
             }
             if !did {
                 // Cancel-safe: nothing is consumed.
                 token.run_until_cancelled(sleep(LOOK)).await;
             }
         }
+    }
+
+    async fn in_turn<T>(&self, work: impl Future<Output = T>) -> T {
+        let _turn = self.turn.lock().await;
+        work.await
+    }
+
+    /// Notes what a look at a timeline came to, and tells whether there may be more.
+    fn noted(
+        &self,
+        timeline: TimelineRef,
+        lsn: Lsn,
+        outcome: &Result<bool, CompactError>,
+        looks: &mut Looks,
+    ) -> bool {
+        if let Err(error) = outcome {
+            self.complain(timeline, error);
+        }
+        looks.note(timeline, lsn, outcome, Instant::now());
+        matches!(outcome, Ok(true))
     }
 
     /// Compacts because somebody asks for it, whether they wait for it or not.
@@ -198,7 +238,10 @@ impl Compactor {
                     let turn = timeout(PATIENCE, self.turn.lock()).await;
                     let _turn = turn.map_err(|_| CompactError::Busy)?;
                     match Box::pin(self.compact(timeline, &policy)).await {
-                        Ok(None) => Box::pin(self.image(timeline, &policy)).await,
+                        Ok(None) => {
+                            let imaged = Box::pin(self.image(timeline, &policy)).await;
+                            imaged.map(|(done, _)| done)
+                        }
                         outcome => outcome,
                     }
                 };
@@ -229,6 +272,7 @@ impl Compactor {
         lock(&self.manifests).retain(|timeline, _| known.contains(timeline));
         lock(&self.backlogs).retain(|timeline, _| known.contains(timeline));
         lock(&self.settled).retain(|timeline, _| known.contains(timeline));
+        self.checks.retain(&known);
         self.note_backlog(None);
     }
 
@@ -302,22 +346,23 @@ impl Compactor {
         published.map(|()| layers)
     }
 
-    /// Makes images of a timeline's keys that are worn, if any are and nobody else compacts it.
+    /// Makes images of a timeline's keys that are worn, if any are and nobody else compacts it; tells also
+    /// whether there may be more to make.
     ///
     /// # Errors
-    /// If one could not be made. Those that were made before it are published.
+    /// If one could not be made. Others may be published.
     async fn image(
         &self,
         timeline: TimelineRef,
         policy: &Policy,
-    ) -> Result<Option<Done>, CompactError> {
+    ) -> Result<(Option<Done>, bool), CompactError> {
         self.shop.known().check(timeline)?;
         let manifests = self.manifests(timeline);
         let Some(mut newest) = manifests.newest().await? else {
-            return Ok(None);
+            return Ok((None, false));
         };
         if self.worn(timeline, &newest.state, policy).is_empty() {
-            return Ok(None);
+            return Ok((None, false));
         }
         let claim = self.claimant.claim(timeline, manifests, &mut newest);
         let claim = claim.await?;
@@ -327,32 +372,32 @@ impl Compactor {
         let job = self.shop.begin(timeline, claim.epoch(), policy.target);
         let imaging = Imaging {
             shop: &self.shop,
+            readers: &self.readers,
+            checks: &self.checks,
             timeline,
             claim: &claim,
             job: &job,
             policy,
         };
-        // Cancel-safe: what was uploaded and not published is known.
-        let made = tokio::select! {
-            made = imaging.make(newest.clone(), &worn) => made,
-            error = claim.keep(self.shop.known(), newest.clone()) => Err(error),
-        };
-        if made.is_err() {
-            job.undo().await;
-        }
-        let images = made?;
+        let images = imaging.make(newest.clone(), &worn).await;
         self.metrics.note_images(&images);
+        let (count, size) = (images.count, images.size);
+        let done = (count > 0).then(|| doing.end((count, size)));
+        if let Some(done) = &done {
+            tracing::info!(%timeline, images = count, %size, took = ?done.took, "images made");
+        }
+        if let Some(error) = images.failed {
+            return Err(error);
+        }
         if !images.is_interrupted {
             // Parts that have changed in few layers stay as they are until there are more.
             lock(&self.settled).insert(timeline, up_to);
         }
-        claim.release(&mut newest).await?;
-        if images.count == 0 {
-            return Ok(None);
+        if let Err(error) = claim.release(&mut newest).await {
+            // It ends by time.
+            tracing::debug!(%timeline, %error, "the claim is left");
         }
-        let done = doing.end((images.count, images.size));
-        tracing::info!(%timeline, images = images.count, size = %images.size, took = ?done.took, "images made");
-        Ok(Some(done))
+        Ok((done, images.is_interrupted))
     }
 
     /// Keys that may need images.

@@ -24,7 +24,7 @@ pub struct Settings {
     /// Layers that are compacted together, at most; each takes about 2 MiB while it is read
     #[arg(long)]
     pub compaction_inputs: NonZeroUsize,
-    /// Compacted layers with changes of a page since its last image that are worth another image
+    /// Compacted layers since the last image of some pages that are worth another image; many: none is made
     #[arg(long)]
     pub image_threshold: NonZeroUsize,
     /// Size that layers get; one is in memory while it is made

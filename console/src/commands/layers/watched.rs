@@ -52,12 +52,15 @@ async fn show(
 /// As if each layer to write were made of as many bytes.
 fn step(work: &WorkInfo) -> Step {
     let (layers, bytes) = work.read;
+    let (written, all) = (work.written, work.to_write);
+    if layers == 0 {
+        return Step::new(format!("making images, {written} of at most {all} made"));
+    }
     if work.to_write == 0 {
         return Step::new(format!("reading the indexes of {layers} layers"));
     }
     let done = u128::from(bytes.get()) * u128::from(work.written) / u128::from(work.to_write);
     let done = ByteCount::new(u64::try_from(done).unwrap_or(u64::MAX).min(bytes.get()));
-    let (written, all) = (work.written, work.to_write);
     Step {
         what: format!("compacting {layers} layers, {written} of {all} written"),
         share: Some((done, bytes)),
@@ -72,17 +75,18 @@ mod tests {
 
     #[test]
     fn a_step_is_as_far_as_layers_are_written() {
-        let of = |written, to_write| {
+        let of_layers = |layers, written, to_write| {
             step(&WorkInfo {
                 timeline: TimelineRef {
                     tenant: TenantId::from_bytes([1; 16]),
                     timeline: TimelineId::from_bytes([2; 16]),
                 },
-                read: (7, ByteCount::mib(90)),
+                read: (layers, ByteCount::mib(90)),
                 written,
                 to_write,
             })
         };
+        let of = |written, to_write| of_layers(7, written, to_write);
         assert_eq!(of(0, 0), Step::new("reading the indexes of 7 layers"));
         let some = of(2, 9);
         assert_eq!(some.what, "compacting 7 layers, 2 of 9 written");
@@ -90,5 +94,7 @@ mod tests {
         assert_eq!(some.share, share(20));
         assert_eq!(of(9, 9).share, share(90));
         assert_eq!(of(10, 9).share, share(90), "more than was planned");
+        let images = of_layers(0, 3, 40);
+        assert_eq!(images, Step::new("making images, 3 of at most 40 made"));
     }
 }

@@ -35,7 +35,8 @@ struct Counted {
 /// compacted layers. Neighbours that have nearly as many are taken along, so that images are not cut up
 /// by where layers happen to begin.
 ///
-/// Takes O(n log n) for n layers that are not as written from WAL.
+/// Takes O(n log n) for n layers that are not as written from WAL, if no more than some of them are above
+/// each other.
 pub fn worn(layers: &[LayerEntry], threshold: usize) -> Vec<Worn> {
     let layers: Vec<_> = layers.iter().filter_map(Counted::of).collect();
     let spans = KeySpan::IMAGED.iter();

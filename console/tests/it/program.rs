@@ -354,7 +354,7 @@ fn layers(place: &Place) {
     let listed = place.json(&["layers", "list", "mine"]);
     let listed = listed.as_array().unwrap();
     assert!(
-        listed.iter().any(|layer| layer["kind"] == "image"),
+        listed.iter().any(|layer| layer["kind"] == "base"),
         "{listed:?}"
     );
     let table = place.works(&["layers", "list", "mine"]);

@@ -4,36 +4,38 @@ use std::{
     fmt,
     path::Path as FilePath,
     sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::{
-    StreamExt as _,
+    FutureExt as _, StreamExt as _, future,
     stream::{self, BoxStream},
 };
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path,
 };
+use tokio::sync::watch;
 
 use crate::{ObjectStore, StoreError};
 
 /// What happens to operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Fault {
     /// Nothing.
-    None = 0,
+    None,
     /// They fail, and nothing is done.
-    Refuse = 1,
+    Refuse,
     /// Puts are done and said to have failed.
-    LoseAnswers = 2,
+    LoseAnswers,
     /// Those on one object take a second longer.
-    Slow = 3,
+    Slow,
+    /// They do not begin until the fault is another: whoever asks stands still.
+    Halt,
 }
 
 /// A store in which operations meet the fault that is set at the time, and the next of a kind fail
@@ -41,7 +43,11 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct FaultyStore {
     inner: Arc<dyn object_store::ObjectStore>,
-    fault: AtomicU8,
+    fault: watch::Sender<Fault>,
+    /// The fault that comes next, and after how many operations.
+    coming: Mutex<Option<(usize, Fault)>>,
+    /// Whether an operation stands still.
+    halted: watch::Sender<bool>,
     refused_reads: Countdown,
     refused_puts: Countdown,
     refused_deletes: Countdown,
@@ -51,7 +57,6 @@ pub struct FaultyStore {
 #[derive(Debug, Default)]
 struct Countdown(AtomicUsize);
 
-const FAULTS: [Fault; 4] = [Fault::None, Fault::Refuse, Fault::LoseAnswers, Fault::Slow];
 const SLOW: Duration = Duration::from_secs(1);
 
 impl FaultyStore {
@@ -59,7 +64,9 @@ impl FaultyStore {
     pub fn new(inner: Arc<dyn object_store::ObjectStore>) -> Self {
         Self {
             inner,
-            fault: AtomicU8::new(Fault::None as u8),
+            fault: watch::Sender::new(Fault::None),
+            coming: Mutex::default(),
+            halted: watch::Sender::new(false),
             refused_reads: Countdown::default(),
             refused_puts: Countdown::default(),
             refused_deletes: Countdown::default(),
@@ -93,7 +100,19 @@ impl FaultyStore {
 
     /// From now on this happens to all operations.
     pub fn set(&self, fault: Fault) {
-        self.fault.store(fault as u8, Ordering::SeqCst);
+        self.come(None);
+        self.begin(fault);
+    }
+
+    /// So many more operations go as they do now, and from then on this happens to all.
+    pub fn set_after(&self, operations: usize, fault: Fault) {
+        self.come(Some((operations, fault)));
+    }
+
+    /// Waits until an operation stands still.
+    pub async fn stands_still(&self) {
+        // The sender is here, so this does not end otherwise.
+        let _ = self.halted.subscribe().wait_for(|halted| *halted).await;
     }
 
     /// So many of the next gets and listings fail.
@@ -117,16 +136,55 @@ impl FaultyStore {
     }
 
     fn fault(&self) -> Fault {
-        let number = usize::from(self.fault.load(Ordering::SeqCst));
-        FAULTS.get(number).copied().unwrap_or(Fault::None)
+        *self.fault.borrow()
+    }
+
+    fn begin(&self, fault: Fault) {
+        if fault != Fault::Halt {
+            self.halted.send_replace(false);
+        }
+        self.fault.send_replace(fault);
+    }
+
+    fn come(&self, next: Option<(usize, Fault)>) {
+        *self.coming.lock().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+
+    /// Counts an operation, which may go on when this ends.
+    fn pass(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        match coming.as_mut() {
+            Some((0, fault)) => {
+                self.begin(*fault);
+                *coming = None;
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
+        if self.fault() == Fault::Halt {
+            self.halted.send_replace(true);
+        }
+        let mut fault = self.fault.subscribe();
+        async move {
+            if fault.wait_for(|fault| *fault != Fault::Halt).await.is_err() {
+                // It stood still until the store was gone.
+                future::pending().await
+            }
+        }
     }
 
     /// Whether an operation of this kind may begin.
-    fn admit(&self, refused: &Countdown) -> Result<()> {
+    fn check(&self, refused: &Countdown) -> Result<()> {
         match self.fault() == Fault::Refuse || refused.take() {
             true => Err(failure("refused")),
             false => Ok(()),
         }
+    }
+
+    /// The same, once it does not stand still.
+    async fn admit(&self, refused: &Countdown) -> Result<()> {
+        self.pass().await;
+        self.check(refused)
     }
 
     async fn slowly(&self) {
@@ -156,6 +214,14 @@ fn failure(why: &'static str) -> Error {
     }
 }
 
+/// What a stream has, once it may begin.
+fn after<T: Send + 'static>(
+    pass: impl Future<Output = ()> + Send + 'static,
+    items: BoxStream<'static, T>,
+) -> BoxStream<'static, T> {
+    pass.map(move |()| items).flatten_stream().boxed()
+}
+
 impl fmt::Display for FaultyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "faulty {}", self.inner)
@@ -170,7 +236,7 @@ impl object_store::ObjectStore for FaultyStore {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        self.admit(&self.refused_puts)?;
+        self.admit(&self.refused_puts).await?;
         self.slowly().await;
         let stored = self.inner.put_opts(path, payload, options).await?;
         match self.fault() == Fault::LoseAnswers || self.lost_answers.take() {
@@ -184,13 +250,13 @@ impl object_store::ObjectStore for FaultyStore {
         path: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.admit(&self.refused_puts)?;
+        self.admit(&self.refused_puts).await?;
         self.slowly().await;
         self.inner.put_multipart_opts(path, options).await
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        self.admit(&self.refused_reads)?;
+        self.admit(&self.refused_reads).await?;
         self.slowly().await;
         self.inner.get_opts(path, options).await
     }
@@ -199,27 +265,29 @@ impl object_store::ObjectStore for FaultyStore {
         &self,
         paths: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        match self.admit(&self.refused_deletes) {
-            Ok(()) => self.inner.delete_stream(paths),
+        let pass = self.pass();
+        match self.check(&self.refused_deletes) {
+            Ok(()) => after(pass, self.inner.delete_stream(paths)),
             Err(error) => stream::iter([Err(error)]).boxed(),
         }
     }
 
     fn list(&self, below: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        match self.admit(&self.refused_reads) {
-            Ok(()) => self.inner.list(below),
+        let pass = self.pass();
+        match self.check(&self.refused_reads) {
+            Ok(()) => after(pass, self.inner.list(below)),
             Err(error) => stream::iter([Err(error)]).boxed(),
         }
     }
 
     async fn list_with_delimiter(&self, below: Option<&Path>) -> Result<ListResult> {
-        self.admit(&self.refused_reads)?;
+        self.admit(&self.refused_reads).await?;
         self.slowly().await;
         self.inner.list_with_delimiter(below).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.admit(&self.refused_puts)?;
+        self.admit(&self.refused_puts).await?;
         self.slowly().await;
         self.inner.copy_opts(from, to, options).await
     }

@@ -14,6 +14,8 @@ mod looks;
 mod making;
 mod merge;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod plan;
 mod readers;
 mod uploads;

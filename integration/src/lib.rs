@@ -13,4 +13,6 @@ pub mod offline;
 pub mod oracle;
 pub mod processes;
 pub mod recovered;
+pub mod strikes;
+pub mod versions;
 mod waiting;

@@ -6,6 +6,7 @@ mod launch;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::Child,
 };
@@ -23,7 +24,7 @@ use palimpsest_types::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 
-pub use history::{ManifestHistory, TakeOver};
+pub use history::{ManifestHistory, TakeOver, is_written};
 pub use launch::Layers;
 
 use crate::{
@@ -65,6 +66,17 @@ pub struct Processes {
     cluster: watch::Receiver<ClusterView>,
     /// Nobody needs the logs.
     done: bool,
+}
+
+/// What has become of a process that was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessState {
+    /// It runs.
+    Running,
+    /// It was halted by a signal.
+    Halted,
+    /// It was killed by a signal, and can be started again.
+    Killed,
 }
 
 /// Lines of each log that a failed judge shows.
@@ -183,12 +195,21 @@ impl Processes {
     /// # Errors
     /// If it runs already or can't be executed.
     pub fn start(&mut self, process: Process) -> Result<()> {
+        self.start_with(process, &[])
+    }
+
+    /// The same with further variables in its environment.
+    ///
+    /// # Errors
+    /// If it runs already or can't be executed.
+    pub fn start_with(&mut self, process: Process, variables: &[(&str, &str)]) -> Result<()> {
         ensure!(
             !self.running.contains_key(&process),
             "{} runs already",
             process.name()
         );
-        let child = self.launch.command(process)?.spawn();
+        let mut command = self.launch.command(process)?;
+        let child = command.envs(variables.iter().copied()).spawn();
         let child = child.with_context(|| format!("executing {}", process.name()))?;
         self.running.insert(process, child);
         Ok(())
@@ -197,6 +218,31 @@ impl Processes {
     /// Its process, while it runs.
     pub fn pid(&self, process: Process) -> Option<u32> {
         self.running.get(&process).map(Child::id)
+    }
+
+    /// What has become of one that was started. One that was killed does not run any more.
+    ///
+    /// # Errors
+    /// If it does not run, or has ended by itself.
+    pub fn state(&mut self, process: Process) -> Result<ProcessState> {
+        let child = self.running.get_mut(&process);
+        let child = child.with_context(|| format!("{} does not run", process.name()))?;
+        if let Some(status) = child.try_wait()? {
+            self.running.remove(&process);
+            return match status.signal() {
+                Some(_) => Ok(ProcessState::Killed),
+                None => bail!("{} has ended by itself: {status}", process.name()),
+            };
+        }
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
+        // The name before it is in brackets, and may itself have some.
+        let state = stat
+            .rsplit_once(')')
+            .map(|(_, rest)| rest.trim_start().chars().next());
+        match state.flatten() {
+            Some('T') => Ok(ProcessState::Halted),
+            _ => Ok(ProcessState::Running),
+        }
     }
 
     /// How many processes it has started that still run.

@@ -1,12 +1,17 @@
 //! Any one of the services as a process, so that a judge can kill it.
 //!
-//! It is what the services' own programs are, but for one thing: it does not outlive the judge that
-//! started it, so that one which is interrupted leaves nothing behind.
+//! It is what the services' own programs are, but for two things: it does not outlive the judge that
+//! started it, so that one which is interrupted leaves nothing behind; and a compactor strikes itself
+//! at a step of its work if its environment says so.
 
 use std::{env, ffi::OsString, process::ExitCode};
 
-use palimpsest_service_kit::{configure, process};
+use palimpsest_compactor::{Running, Settings};
+use palimpsest_integration::strikes::Orders;
+use palimpsest_runtime::TaskScope;
+use palimpsest_service_kit::{Failure, configure, process};
 use palimpsest_settings::Service;
+use palimpsest_types::ErrorKind;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 fn main() -> ExitCode {
@@ -53,7 +58,7 @@ async fn run(
         }
         Service::Compactor => {
             let (settings, telemetry) = configure(palimpsest_compactor::ABOUT, arguments).await?;
-            let start = async |scope| palimpsest_compactor::run(settings, &scope).await;
+            let start = async |scope| compactor(settings, &scope).await;
             (process::run(start).await, telemetry)
         }
         Service::StorageBroker => {
@@ -65,4 +70,15 @@ async fn run(
     };
     telemetry.finish().await;
     Ok(code)
+}
+
+/// A compactor, on an object store that strikes it if there are orders to do so.
+async fn compactor(settings: Settings, scope: &TaskScope) -> Result<Running, Failure> {
+    let refused = |error: anyhow::Error| Failure::new(ErrorKind::Invalid, error.as_ref());
+    let orders = Orders::from_env().map_err(refused)?;
+    let Some(orders) = orders else {
+        return Ok(palimpsest_compactor::run(settings, scope).await?);
+    };
+    let store = orders.open(&settings.store).await.map_err(refused)?;
+    Ok(palimpsest_compactor::run_on(store, settings, scope).await?)
 }

@@ -1,7 +1,7 @@
 //! What was published of a timeline, as it happened: the store keeps only the newest manifests.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use palimpsest_api::TimelineRef;
-use palimpsest_manifest::{TimelineManifest, TimelineManifests, Versioned};
+use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{Lsn, WriterEpoch};
 use tokio::task::JoinHandle;
@@ -37,6 +37,10 @@ pub struct TakeOver {
 struct Seen {
     /// By number.
     published: BTreeMap<u64, TakeOver>,
+    /// Layers that any of them refers to.
+    named: BTreeSet<String>,
+    /// Those of them that a wal-ingest wrote.
+    written: BTreeSet<String>,
     wrong: Vec<String>,
 }
 
@@ -84,6 +88,40 @@ impl ManifestHistory {
         Ok(newest.context("there is no manifest")?.state)
     }
 
+    /// Whether a manifest that was seen refers to a layer.
+    pub fn has_named(&self, layer: &str) -> bool {
+        lock(&self.seen).named.contains(layer)
+    }
+
+    /// How many layers of changes came from a wal-ingest so far.
+    pub fn written(&self) -> usize {
+        lock(&self.seen).written.len()
+    }
+
+    /// Layer files that the newest manifest does not refer to: first those that another one did, then
+    /// those that none did.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub async fn unreferenced(&self) -> Result<(usize, usize)> {
+        let manifest = self.newest().await?;
+        let there: BTreeSet<_> = manifest
+            .layers()
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect();
+        let stored = self.store.list(&self.layers_directory()).await?;
+        let names = stored.iter().filter_map(StorePath::file_name);
+        let left = names.filter(|name| !there.contains(name));
+        let (before, never): (Vec<_>, Vec<_>) = left.partition(|name| self.has_named(name));
+        Ok((before.len(), never.len()))
+    }
+
+    fn layers_directory(&self) -> StorePath {
+        let TimelineRef { tenant, timeline } = self.timeline;
+        StorePath::timeline(tenant, timeline).child("layers")
+    }
+
     /// How many manifests were seen, and the writers that published them, the newest last.
     pub fn summary(&self) -> (usize, Vec<TakeOver>) {
         let seen = lock(&self.seen);
@@ -104,11 +142,8 @@ impl ManifestHistory {
     /// If the store can't be read.
     pub async fn check_layers(&self) -> Result<Vec<String>> {
         let manifest = self.newest().await?;
-        let TimelineRef { tenant, timeline } = self.timeline;
-        let directory = StorePath::timeline(tenant, timeline).child("layers");
-        let stored = self.store.list(&directory).await?;
-        let stored: std::collections::BTreeSet<_> =
-            stored.iter().filter_map(StorePath::file_name).collect();
+        let stored = self.store.list(&self.layers_directory()).await?;
+        let stored: BTreeSet<_> = stored.iter().filter_map(StorePath::file_name).collect();
         let (_, writers) = self.summary();
         let mut wrong = Vec::new();
         for layer in manifest.layers() {
@@ -141,6 +176,12 @@ impl Seen {
             start: manifest.epoch_start,
         };
         let before = self.published.insert(number, writer);
+        if before.is_none() {
+            let layers = manifest.layers().iter();
+            self.named.extend(layers.map(|layer| layer.name.clone()));
+            let written = manifest.layers().iter().filter(|layer| is_written(layer));
+            self.written.extend(written.map(|layer| layer.name.clone()));
+        }
         if before.is_some_and(|before| before != writer) {
             self.wrong.push(format!("manifest {number} was replaced"));
         }
@@ -157,6 +198,11 @@ impl Seen {
             ));
         }
     }
+}
+
+/// Whether it has changes as a wal-ingest wrote them.
+pub fn is_written(layer: &LayerEntry) -> bool {
+    layer.level == 0 && matches!(layer.kind, LayerKind::Delta(_))
 }
 
 fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {

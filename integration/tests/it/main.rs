@@ -6,6 +6,7 @@ mod attach_twice;
 mod bucket;
 mod c_client;
 mod compaction;
+mod compaction_steps;
 mod consistency_images;
 mod consistency_served;
 mod control;

@@ -171,13 +171,21 @@ fn complete_archive(pg_wal: &Path, archive: &Path) -> Result<()> {
 impl Load {
     /// Begins: transactions at a rate that the services can follow, and a disturbance.
     pub(crate) fn start(cluster: &Arc<Cluster>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let transactions = |cluster: &Cluster| {
-            let options = ["-n", "-c", "4", "-T", "2", "--rate=400", "postgres"];
-            cluster.pgbench(&options).map(drop)
-        };
         let disturbance = |cluster: &Cluster| cluster.psql("postgres", DISTURBANCE).map(drop);
-        let clients: [fn(&Cluster) -> Result<()>; 2] = [transactions, disturbance];
+        Self::of([|cluster| transactions(cluster, 400), disturbance], cluster)
+    }
+
+    /// Begins with much less of both, for judges that take long: all of it is kept.
+    pub(crate) fn start_gently(cluster: &Arc<Cluster>) -> Self {
+        let disturbance = |cluster: &Cluster| {
+            cluster.psql("postgres", DISTURBANCE)?;
+            cluster.psql("postgres", "SELECT pg_sleep(4)").map(drop)
+        };
+        Self::of([|cluster| transactions(cluster, 100), disturbance], cluster)
+    }
+
+    fn of(clients: [fn(&Cluster) -> Result<()>; 2], cluster: &Arc<Cluster>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
         let start = |client: fn(&Cluster) -> Result<()>| {
             let (cluster, stop) = (Arc::clone(cluster), Arc::clone(&stop));
             spawn_blocking(move || {
@@ -199,6 +207,13 @@ impl Load {
         }
         Ok(())
     }
+}
+
+/// Two seconds of transactions, so many in each.
+fn transactions(cluster: &Cluster, rate: u32) -> Result<()> {
+    let rate = format!("--rate={rate}");
+    let options = ["-n", "-c", "4", "-T", "2", &rate, "postgres"];
+    cluster.pgbench(&options).map(drop)
 }
 
 impl Guard {

@@ -17,7 +17,7 @@ use crate::{
     fold::fold,
     layer_list::{LayerList, ObsoleteList},
     list_store::ListStore,
-    sequence::{Sequence, SequenceError, Versioned, floor},
+    sequence::{Sequence, SequenceError, Versioned, floor, state_of},
     timeline::TimelineManifest,
 };
 
@@ -80,6 +80,12 @@ impl TimelineManifests {
             }));
         }
         Err(ManifestError::Contended)
+    }
+
+    /// What an object below `manifest` says by itself, without the layers that its lists have. None
+    /// if it is no manifest.
+    pub fn of_object(object: &Bytes) -> Option<TimelineManifest> {
+        open(MAGIC, VERSION, &state_of(object).ok()?).ok()
     }
 
     /// Publishes `manifest` in the place of number `after` (0 for none), and gives it back as it is

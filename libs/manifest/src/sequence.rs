@@ -298,6 +298,11 @@ pub(crate) fn floor(number: u64) -> u64 {
     number.saturating_sub(KEPT - 1).max(1)
 }
 
+/// The state that an object of a sequence holds.
+pub(crate) fn state_of(object: &Bytes) -> Result<Bytes, HeaderError> {
+    header::split(object).map(|(_, state)| state)
+}
+
 /// The newest number of a listing, if the listing can be believed.
 ///
 /// A local directory is listed name by name. While that takes place others may append and sweep, so

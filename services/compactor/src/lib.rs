@@ -22,7 +22,7 @@ mod grpc;
 mod run;
 mod settings;
 
-pub use run::{Running, StartError, run};
+pub use run::{Running, StartError, run, run_on};
 pub use settings::Settings;
 
 /// What it does, in one line, as its help says it.

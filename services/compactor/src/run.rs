@@ -46,6 +46,18 @@ pub enum StartError {
 /// If the object store can't be used or it can't listen.
 pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, StartError> {
     let store = ObjectStore::open(&settings.store).await?;
+    run_on(store, settings, scope).await
+}
+
+/// Starts a compactor on another object store than its settings say.
+///
+/// # Errors
+/// If it can't listen.
+pub async fn run_on(
+    store: ObjectStore,
+    settings: Settings,
+    scope: &TaskScope,
+) -> Result<Running, StartError> {
     let server = GrpcServer::bind(&settings.listen).await?;
     let (address, side) = (server.address(), server.side_address());
     let mut metrics = registry(Service::Compactor.name());

@@ -209,6 +209,7 @@ async fn full_disk(layers: Layers, judge: &mut Judge) -> Result<bool> {
     let (layer_size, layer_age) = match layers {
         Layers::Often => (ByteCount::mib(1), Duration::from_secs(1)),
         Layers::Rarely => (ByteCount::mib(256), Duration::from_secs(3600)),
+        Layers::Of(mebibytes) => (ByteCount::mib(mebibytes), Duration::from_secs(3600)),
     };
     let settings = Settings {
         layer_size,

@@ -129,19 +129,15 @@ impl Claim {
         Ok(())
     }
 
-    /// Lets go of the timeline.
-    ///
-    /// # Errors
-    /// If the manifest can't be changed, or another has the timeline.
-    pub(super) async fn release(
-        &self,
-        newest: &mut Versioned<TimelineManifest>,
-    ) -> Result<(), CompactError> {
+    /// Lets go of the timeline, so that others need not wait until the claim ends by time.
+    pub(super) async fn let_go(&self, newest: &mut Versioned<TimelineManifest>) {
         let edit = |manifest: &mut TimelineManifest| {
             Ok::<_, InvalidManifestError>(manifest.compactor_claim.take().is_some())
         };
-        self.manifests.update(self.epoch, newest, edit).await?;
-        Ok(())
+        if let Err(error) = self.manifests.update(self.epoch, newest, edit).await {
+            let timeline = self.timeline;
+            tracing::debug!(%timeline, %error, "the claim of a timeline is left to end by time");
+        }
     }
 
     /// Puts layers in the place of others, and lets go of the timeline.

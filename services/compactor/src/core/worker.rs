@@ -305,6 +305,7 @@ impl<R: Engines> Compactor<R> {
         let claim = claim.await?;
         // Made anew from the manifest that has the claim: nobody else replaces layers of that.
         let Some(plan) = choose(newest.state.layers(), policy) else {
+            claim.let_go(&mut newest).await;
             return Ok(None);
         };
         let doing = self.activity().begin(timeline, total(&plan.inputs));
@@ -386,16 +387,13 @@ impl<R: Engines> Compactor<R> {
         if let Some(done) = &done {
             tracing::info!(%timeline, images = count, %size, took = ?done.took, "images made");
         }
+        claim.let_go(&mut newest).await;
         if let Some(error) = images.failed {
             return Err(error);
         }
         if !images.is_interrupted {
             // Parts that have changed in few layers stay as they are until there are more.
             lock(&self.settled).insert(timeline, up_to);
-        }
-        if let Err(error) = claim.release(&mut newest).await {
-            // It ends by time.
-            tracing::debug!(%timeline, %error, "the claim is left");
         }
         Ok((done, images.is_interrupted))
     }

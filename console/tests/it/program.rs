@@ -358,7 +358,7 @@ fn layers(place: &Place) {
         "{listed:?}"
     );
     let table = place.works(&["layers", "list", "mine"]);
-    assert!(table.contains("image: "), "{table}");
+    assert!(table.contains("base: "), "{table}");
     let plan = place.json(&["layers", "plan", "mine"]);
     assert_eq!(plan["claimed_for_ms"], 0, "{plan}");
     assert!(

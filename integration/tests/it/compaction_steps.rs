@@ -279,7 +279,7 @@ impl Scene {
             while client
                 .plan(self.timeline, None)
                 .await
-                .is_ok_and(|plan| !plan.inputs.is_empty())
+                .is_ok_and(|plan| !plan.inputs.is_empty() || !plan.images.is_empty())
                 || client.activity().await.is_err()
             {
                 ensure!(

@@ -28,7 +28,8 @@ impl TimelineManifests {
     ///
     /// # Errors
     /// [`ManifestError::Superseded`] if the newest manifest is of another generation; then nothing
-    /// was published. [`ManifestError::Gone`] if the timeline was deleted; nothing is put in its place.
+    /// is published any more. An attempt before, whose answer was lost, may have been, so that files which
+    /// the change names must stay. [`ManifestError::Gone`] if the timeline was deleted; nothing is put in its place.
     /// An error of `edit` ends it as well.
     pub async fn update<E: std::error::Error + 'static>(
         &self,

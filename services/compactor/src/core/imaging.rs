@@ -43,10 +43,19 @@ pub(super) struct Images {
     pub(super) count: usize,
     /// Their size.
     pub(super) size: ByteCount,
-    /// It was somebody else's turn before all was looked at.
-    pub(super) is_interrupted: bool,
+    /// Why not all was looked at, if so.
+    pub(super) interrupted: Option<Interruption>,
     /// The first that went wrong. Images of other parts may have been made after it.
     pub(super) failed: Option<CompactError>,
+}
+
+/// Why it was not gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interruption {
+    /// Layers are to be put together first.
+    Pressing,
+    /// It is somebody else's turn.
+    Turn,
 }
 
 /// Pages that are made together …
@@ -93,9 +102,12 @@ impl<R: Engines> Imaging<'_, R> {
                 newest = self.claim.newest().await?;
                 looked = Instant::now();
             }
-            let is_pressing = choose(newest.state.layers(), self.policy).is_some();
-            if is_pressing || begun.elapsed() > TURN {
-                images.is_interrupted = true;
+            if choose(newest.state.layers(), self.policy).is_some() {
+                images.interrupted = Some(Interruption::Pressing);
+                return Ok(());
+            }
+            if begun.elapsed() > TURN {
+                images.interrupted = Some(Interruption::Turn);
                 return Ok(());
             }
             let made = tokio::select! {

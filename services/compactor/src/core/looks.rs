@@ -19,8 +19,21 @@ pub(super) struct Looks(HashMap<TimelineRef, Look>);
 enum Look {
     /// There was nothing to do with layers up to here.
     Idle(Lsn),
+    /// Something else was to be done first.
+    Later(Instant),
     /// It failed so many times on end, the last time then.
     Failed { times: u32, at: Instant },
+}
+
+/// When to look at a timeline again that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// At once: there may be more to do.
+    Now,
+    /// In a moment: something else is to be done first.
+    Later,
+    /// When there are other layers.
+    WhenChanged,
 }
 
 /// After the first failure; twice as long after each more.
@@ -45,22 +58,24 @@ impl Looks {
         match self.0.get(&timeline) {
             None => true,
             Some(Look::Idle(looked)) => *looked != lsn,
+            Some(Look::Later(at)) => now.duration_since(*at) >= FIRST_PAUSE,
             Some(Look::Failed { times, at }) => now.duration_since(*at) >= pause(*times),
         }
     }
 
-    /// A look had this outcome: whether there may be more to do.
+    /// A look had this outcome.
     pub(super) fn note(
         &mut self,
         timeline: TimelineRef,
         lsn: Lsn,
-        outcome: &Result<bool, CompactError>,
+        outcome: &Result<Again, CompactError>,
         now: Instant,
     ) {
         let before = self.0.remove(&timeline);
         let look = match outcome {
-            Ok(true) => return,
-            Ok(false) => Look::Idle(lsn),
+            Ok(Again::Now) => return,
+            Ok(Again::Later) => Look::Later(now),
+            Ok(Again::WhenChanged) => Look::Idle(lsn),
             Err(error) => {
                 let times = match before {
                     Some(Look::Failed { times, .. }) if !error.is_of_another() => times + 1,
@@ -93,7 +108,12 @@ mod tests {
         let (lsn, later) = (Lsn::new(10), Lsn::new(20));
         let (begun, second) = (Instant::now(), Duration::from_secs(1));
         let mut looks = Looks::default();
-        looks.note(timeline, lsn, &Ok(false), begun);
+        looks.note(timeline, lsn, &Ok(Again::Now), begun);
+        assert!(looks.is_due(timeline, lsn, begun));
+        looks.note(timeline, lsn, &Ok(Again::Later), begun);
+        assert!(!looks.is_due(timeline, later, begun + second));
+        assert!(looks.is_due(timeline, lsn, begun + 2 * second));
+        looks.note(timeline, lsn, &Ok(Again::WhenChanged), begun);
         assert!(!looks.is_due(timeline, lsn, begun + 9999 * second));
         assert!(looks.is_due(timeline, later, begun));
         for pause in [2, 4, 8] {

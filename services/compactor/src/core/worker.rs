@@ -23,9 +23,9 @@ use super::{
     checks::Checks,
     claim::{Claim, Claimant},
     error::CompactError,
-    imaging::Imaging,
+    imaging::{Imaging, Interruption},
     known::Known,
-    looks::Looks,
+    looks::{Again, Looks},
     making::Workshop,
     metrics::CompactionMetrics,
     plan::{Plan, Policy, choose},
@@ -168,11 +168,14 @@ impl<R: Engines> Compactor<R> {
                     let Some(outcome) = token.run_until_cancelled(compact).await else {
                         return;
                     };
-                    let outcome = outcome.map(|done| done.is_some());
+                    let outcome = outcome.map(|done| match done {
+                        Some(_) => Again::Now,
+                        None => Again::WhenChanged,
+                    });
                     did |= self.noted(timeline, lsn, &outcome, &mut looks);
                     match outcome {
-                        Ok(false) => {}
-                        Ok(true) => {
+                        Ok(Again::WhenChanged) => {}
+                        Ok(_) => {
                             looks_for_images.forget(timeline);
                             continue;
                         }
@@ -186,7 +189,7 @@ impl<R: Engines> Compactor<R> {
                     let Some(outcome) = token.run_until_cancelled(image).await else {
                         return;
                     };
-                    let outcome = outcome.map(|(_, more)| more);
+                    let outcome = outcome.map(|(_, again)| again);
                     did |= self.noted(timeline, lsn, &outcome, &mut looks_for_images);
                 }
             }
@@ -202,19 +205,19 @@ impl<R: Engines> Compactor<R> {
         work.await
     }
 
-    /// Notes what a look at a timeline came to, and tells whether there may be more.
+    /// Notes what a look at a timeline came to, and tells whether to go on at once.
     fn noted(
         &self,
         timeline: TimelineRef,
         lsn: Lsn,
-        outcome: &Result<bool, CompactError>,
+        outcome: &Result<Again, CompactError>,
         looks: &mut Looks,
     ) -> bool {
         if let Err(error) = outcome {
             self.complain(timeline, error);
         }
         looks.note(timeline, lsn, outcome, Instant::now());
-        matches!(outcome, Ok(true))
+        matches!(outcome, Ok(Again::Now))
     }
 
     /// Compacts because somebody asks for it, whether they wait for it or not.
@@ -348,7 +351,7 @@ impl<R: Engines> Compactor<R> {
     }
 
     /// Makes images of a timeline's keys that are worn, if any are and nobody else compacts it; tells also
-    /// whether there may be more to make.
+    /// when to look again.
     ///
     /// # Errors
     /// If one could not be made. Others may be published.
@@ -356,14 +359,17 @@ impl<R: Engines> Compactor<R> {
         &self,
         timeline: TimelineRef,
         policy: &Policy,
-    ) -> Result<(Option<Done>, bool), CompactError> {
+    ) -> Result<(Option<Done>, Again), CompactError> {
         self.shop.known().check(timeline)?;
         let manifests = self.manifests(timeline);
         let Some(mut newest) = manifests.newest().await? else {
-            return Ok((None, false));
+            return Ok((None, Again::WhenChanged));
         };
         if self.worn(timeline, &newest.state, policy).is_empty() {
-            return Ok((None, false));
+            return Ok((None, Again::WhenChanged));
+        }
+        if choose(newest.state.layers(), policy).is_some() {
+            return Ok((None, Again::Later));
         }
         let claim = self.claimant.claim(timeline, manifests, &mut newest);
         let claim = claim.await?;
@@ -391,11 +397,16 @@ impl<R: Engines> Compactor<R> {
         if let Some(error) = images.failed {
             return Err(error);
         }
-        if !images.is_interrupted {
-            // Parts that have changed in few layers stay as they are until there are more.
-            lock(&self.settled).insert(timeline, up_to);
-        }
-        Ok((done, images.is_interrupted))
+        let again = match images.interrupted {
+            Some(Interruption::Turn) => Again::Now,
+            Some(Interruption::Pressing) => Again::Later,
+            None => {
+                // Parts that have changed in few layers stay as they are until there are more.
+                lock(&self.settled).insert(timeline, up_to);
+                Again::WhenChanged
+            }
+        };
+        Ok((done, again))
     }
 
     /// Keys that may need images.

@@ -9,6 +9,7 @@
 //! Not here: what any of the services does. Nothing in a service's `core` uses this crate.
 
 pub mod address;
+mod allocator;
 mod configure;
 pub mod heartbeat;
 pub mod process;

@@ -1,8 +1,8 @@
 //! How many threads a process has: as many as are of use, and no more than its address space holds.
 //!
-//! Under `ulimit -v` a thread is dear: the allocator of the C library reserves 64 MiB of it for each
-//! that allocates, so that a machine with many cores would use up the limit before it does anything,
-//! and a thread that can't be started ends the process.
+//! Under `ulimit -v` a thread is dear: beside its stack the allocator maps ahead for it, so that on a machine
+//! with many cores threads would use up the limit before they do anything, and a thread that can't be
+//! started ends the process.
 
 use std::{future::Future, io, num::NonZeroUsize, thread};
 
@@ -19,8 +19,9 @@ struct Threads {
     blocking: usize,
 }
 
-/// What the allocator reserves for a thread, at most.
-const ARENA: u64 = 64 << 20;
+/// What the allocator maps ahead for a thread, with room to spare: services that have begun to work map 6 to
+/// 10 MiB for each, the stack included.
+const ARENA: u64 = 14 << 20;
 const STACK: u64 = 2 << 20;
 /// Blocking work comes in portions, and more of them at once than this only wait for the disk.
 const MOST_BLOCKING: usize = 64;

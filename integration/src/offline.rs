@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use palimpsest_layer::{DeltaLayer as _, LogRecord, OpenLayer, Visit};
-use palimpsest_read::{ReadError, Versions, relations_at};
+use palimpsest_read::{Images, Listing, ReadError, Versions, relations_at};
 use palimpsest_redo::{Chain, reconstruct};
 use palimpsest_redo_postgres::Engine;
 use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, WriterEpoch};
@@ -202,18 +202,17 @@ impl Versions for OfflineTimeline {
         Ok(newest.filter(|(at, _)| lsns.contains(at)))
     }
 
-    async fn newest_in(
-        &self,
-        keys: KeyRange,
-        up_to: Lsn,
-    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
+    async fn newest_in(&self, keys: KeyRange, up_to: Lsn) -> Result<Listing, ReadError> {
         let of_base = self.base_sizes.range(keys.clone());
         let at_start = |(key, value): (&Key, &Value)| (*key, (self.changes.start(), value.clone()));
-        let mut newest: BTreeMap<_, _> = of_base.map(at_start).collect();
+        let mut versions: BTreeMap<_, _> = of_base.map(at_start).collect();
         self.changes.newest(keys, up_to, &mut |key, at, value| {
-            newest.insert(key, (at, value.clone()));
+            versions.insert(key, (at, value.clone()));
         });
-        Ok(newest)
+        Ok(Listing {
+            versions,
+            images: Images::default(),
+        })
     }
 }
 

@@ -96,6 +96,11 @@ impl LsnSpan {
         Self { after, up_to: lsn }
     }
 
+    /// Whether both have an LSN.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.after < other.up_to && other.after < self.up_to
+    }
+
     /// Whether there is any LSN in it.
     pub fn is_empty(&self) -> bool {
         self.up_to <= self.after

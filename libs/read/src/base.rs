@@ -1,4 +1,4 @@
-//! The image layers of a base backup: all of one LSN, each key in one of them.
+//! The layers of a base backup: all of one LSN, each key in one of them.
 //!
 //! What is in memory is small: which runs of neighbouring pages there are and the sizes of forks
 //! and segments, so about as much as there are relations, however many pages they have. The indexes,
@@ -31,7 +31,7 @@ mod runs;
 
 use runs::{Run, Runs, Spot};
 
-/// The image layers of a manifest.
+/// The base layers of a manifest.
 #[derive(Debug)]
 pub(crate) struct BaseLayers {
     lsn: Lsn,

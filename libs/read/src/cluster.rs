@@ -48,7 +48,8 @@ pub async fn cluster_at<V: Versions>(versions: &V, lsn: Lsn) -> Result<Option<Cl
     let next_multi = required(versions, Key::NextMultiXact, lsn, NextMultiXact::decode).await?;
     let parameters = required(versions, Key::Parameters, lsn, Parameters::decode).await?;
     let mut origins = BTreeMap::new();
-    for (key, (_, value)) in versions.newest_in(Interpreter::origins(), lsn).await? {
+    let listing = versions.newest_in(Interpreter::origins(), lsn).await?;
+    for (key, (_, value)) in listing.versions {
         if let (Key::Origin(id), Some(content)) = (key, content(key, value)?) {
             let progress = OriginProgress::decode(&content);
             let OriginProgress(up_to) = progress.map_err(|_| ReadError::WrongValue(key))?;

@@ -14,14 +14,14 @@
 //! So all layers of a branch have the keys at its middle, and of a key to the left of it a layer has
 //! it exactly if its first key is not behind; likewise to the right. Within a branch, layers stand in
 //! the order of LSNs in a balanced tree that knows of each subtree the lowest first key, the highest
-//! last key and the lowest LSN ([`History`]), so that what has the key is found without a look at
+//! last key and the lowest and highest LSN ([`History`]), so that what has the key is found without a look at
 //! what has not.
 //!
 //! A lookup is O(d log n): d branches on the way to the key, which are about log n and never more
 //! than the 145 prefixes of a key. That holds if no two layers have versions of one key at one LSN,
-//! as is so but for the moment in which nobody has removed yet what a compaction replaced; layers
-//! that overlap are found all the same, only not as fast. Insertion and removal are as cheap and copy
-//! what they change, no more: a clone shares the rest, so who reads keeps the map it has.
+//! which is what manifests see to: going down from the older end of a layer finds no other that reaches
+//! above it. Insertion and removal are as cheap and copy what they change, no more: a clone shares the
+//! rest, so who reads keeps the map it has.
 //!
 //! The map knows a layer's first and last key, not which between it has. Layers as they are written
 //! from WAL all reach from the lowest keys to the highest, so until they are compacted a read looks
@@ -88,8 +88,9 @@ impl Place {
         self.keys.contains(key) && self.lsns.after < before
     }
 
-    fn overlaps(&self, keys: &KeyRange, before: Lsn) -> bool {
-        self.keys.first < keys.end && keys.start <= self.keys.last && self.lsns.after < before
+    fn overlaps(&self, keys: &KeyRange, lsns: LsnSpan) -> bool {
+        let has_keys = self.keys.first < keys.end && keys.start <= self.keys.last;
+        has_keys && self.lsns.after < lsns.up_to && lsns.after < self.lsns.up_to
     }
 }
 
@@ -145,11 +146,11 @@ impl<L: Clone> LayerMap<L> {
         newest
     }
 
-    /// All layers that may have versions of keys of a range below `before` or at it, oldest first.
-    pub fn overlapping(&self, keys: &KeyRange, before: Lsn) -> Vec<(&Place, &L)> {
+    /// All layers that may have versions of keys of a range at these LSNs, oldest first.
+    pub fn overlapping(&self, keys: &KeyRange, lsns: LsnSpan) -> Vec<(&Place, &L)> {
         let mut found = Vec::new();
         let ends = [keys.start, keys.end].map(Key::to_bytes);
-        collect(&self.root, keys, &ends, before, &mut found);
+        collect(&self.root, (keys, &ends), lsns, &mut found);
         found.sort_unstable_by_key(|(place, _)| place.order());
         found
     }
@@ -256,17 +257,16 @@ fn remove<L: Clone>(slot: &mut Slot<L>, home: &Prefix, place: &Place) -> bool {
 
 fn collect<'a, L>(
     slot: &'a Slot<L>,
-    keys: &KeyRange,
-    ends: &[KeyBytes; 2],
-    before: Lsn,
+    (keys, ends): (&KeyRange, &[KeyBytes; 2]),
+    lsns: LsnSpan,
     to: &mut Vec<(&'a Place, &'a L)>,
 ) {
     let Some(branch) = slot.as_ref().filter(|it| it.prefix.overlaps(ends)) else {
         return;
     };
-    branch.here.overlapping(keys, before, to);
+    branch.here.overlapping(keys, lsns, to);
     for half in &branch.halves {
-        collect(half, keys, ends, before, to);
+        collect(half, (keys, ends), lsns, to);
     }
 }
 

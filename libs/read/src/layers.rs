@@ -5,7 +5,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use palimpsest_layer::Visit;
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan, TimelineManifest};
 use palimpsest_store::{ObjectStore, StorePath};
@@ -15,16 +14,15 @@ use palimpsest_wal::Value;
 use crate::{
     base::BaseLayers,
     blocks::BlockCache,
-    delta::{Newest, merge},
     error::ReadError,
-    parts::READS,
     room::Room,
-    versions::Versions,
+    versions::{Images, Listing, Versions},
 };
 
 mod changes;
 mod databases;
 mod listed;
+mod listing;
 mod walk;
 
 use databases::{Databases, are_databases};
@@ -170,11 +168,8 @@ impl Layers {
         let keys = keys.first..end;
         let room = Room::new();
         let mut found = 0;
-        for (place, file) in self.deltas.map.overlapping(&keys, lsns.up_to) {
-            if found < enough
-                && place.lsns.up_to > lsns.after
-                && file.has_any(&self.files, &room, keys.clone(), lsns).await?
-            {
+        for (_, file) in self.deltas.map.overlapping(&keys, lsns) {
+            if found < enough && file.has_any(&self.files, &room, keys.clone(), lsns).await? {
                 found += 1;
             }
         }
@@ -223,27 +218,15 @@ impl Versions for Layers {
         Ok(found.filter(|(at, _)| lsns.contains(at)))
     }
 
-    async fn newest_in(&self, keys: KeyRange, up_to: Lsn) -> Result<Newest, ReadError> {
+    async fn newest_in(&self, keys: KeyRange, up_to: Lsn) -> Result<Listing, ReadError> {
         if are_databases(&keys) {
-            return Ok(self.databases.newest_in(&keys, up_to));
+            return Ok(Listing {
+                versions: self.databases.newest_in(&keys, up_to),
+                images: Images::default(),
+            });
         }
-        let mut newest = Newest::new();
-        if self.base.lsn() <= up_to {
-            for (key, value) in self.base.range(&self.files, keys.clone()).await? {
-                newest.insert(key, (self.base.lsn(), value));
-            }
-        }
-        let room = Room::new();
-        let layers = self.deltas.map.overlapping(&keys, up_to).into_iter();
-        let reads = layers.map(|(_, file)| {
-            let file = Arc::clone(file);
-            file.newest_in(&self.files, &room, keys.clone(), up_to)
-        });
-        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS);
-        while let Some(found) = reads.try_next().await? {
-            merge(&mut newest, found);
-        }
-        Ok(newest)
+        // Apart: its state is large.
+        Box::pin(listing::newest_in(self, &keys, up_to)).await
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A read looks for the changes of a key from the newest that the LSN may see back to one that
 //! stands alone: in the [`Tail`] (what layer files do not have yet, in memory), then in the delta
-//! files of [`Layers`], which a [`LayerMap`] finds, and ends at the image layers below them. It
+//! files of [`Layers`], which a [`LayerMap`] finds, and ends at an image among them or at the base below. It
 //! replays what it found on that. [`PageCache`] remembers versions already made; a version never
 //! changes, so what is cached is right for ever. [`BlockCache`] does the same for blocks of files and
 //! for their indexes.
@@ -42,4 +42,4 @@ pub use reader::TimelineReader;
 pub use scan::{EntryScan, KeyBounds, LayerScan, RecordScan};
 pub use tail::{Pieces, Tail, TailError};
 pub use times::ReadTimes;
-pub use versions::Versions;
+pub use versions::{Images, Listing, Versions};

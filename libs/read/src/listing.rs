@@ -7,8 +7,8 @@ use palimpsest_wal::Value;
 
 use crate::{
     error::ReadError,
-    lineage::{Database, Lineage},
-    versions::Versions,
+    lineage::{Database, Lineage, Stretch},
+    versions::{Images, Listing, Versions},
 };
 
 /// Keys that databases have, all of one kind.
@@ -73,14 +73,14 @@ async fn newest_of<V: Versions>(
     lsn: Lsn,
 ) -> Result<BTreeMap<Key, Value>, ReadError> {
     let databases = versions.newest_in(all_databases(), lsn).await?;
-    let databases: BTreeMap<_, _> = databases
+    let databases: BTreeMap<_, _> = (databases.versions)
         .into_iter()
         .filter_map(event)
         .filter(|(database, _)| of(*database))
         .collect();
     let own = versions.newest_in(kind.all.clone(), lsn).await?;
     let mut newest = BTreeMap::new();
-    for (key, (at, value)) in own {
+    for (key, (at, value)) in own.versions {
         let Some(database) = (kind.database)(key).filter(|database| of(*database)) else {
             continue;
         };
@@ -89,10 +89,13 @@ async fn newest_of<V: Versions>(
             newest.insert(key, value);
         }
     }
-    for (database, (_, value)) in databases {
+    for (database, (began, value)) in databases {
         if matches!(value, Value::CopyOf { .. }) {
             for (key, value) in copied(versions, kind, database, lsn).await? {
-                newest.entry(key).or_insert(value);
+                // What is left of the copy is in an image that was made since.
+                if own.images.of(key).is_none_or(|at| at < began) {
+                    newest.entry(key).or_insert(value);
+                }
             }
         }
     }
@@ -109,13 +112,24 @@ async fn copied<V: Versions>(
     // All are asked for, so none may be left out because its database was copied often.
     let lineage = Lineage::within(versions, database, lsn, usize::MAX).await?;
     let mut newest = BTreeMap::new();
+    let mut newer = Vec::new();
     for stretch in lineage.stretches().skip(1) {
         let keys = (kind.of)(stretch.database);
-        for (key, (at, value)) in versions.newest_in(keys, *stretch.lsns.end()).await? {
-            if stretch.lsns.contains(&at) {
+        let Listing {
+            versions: found,
+            images,
+        } = versions.newest_in(keys, *stretch.lsns.end()).await?;
+        for (key, (at, value)) in found {
+            // As in the database itself: what an image of a newer stretch has not was gone by then.
+            let is_gone = newer.iter().any(|(of, images): &(&Stretch, Images)| {
+                let at = images.of((kind.own)(of.database, key));
+                at.is_some_and(|at| of.lsns.contains(&at))
+            });
+            if stretch.lsns.contains(&at) && !is_gone {
                 newest.entry((kind.own)(database, key)).or_insert(value);
             }
         }
+        newer.push((stretch, images));
     }
     Ok(newest)
 }

@@ -1,5 +1,4 @@
 use std::{
-    collections::BTreeMap,
     ops::RangeInclusive,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
@@ -19,7 +18,7 @@ use crate::{
     listing::{blocks_at, relations_at},
     tail::{Pieces, Tail},
     times::ReadTimes,
-    versions::Versions,
+    versions::{Listing, Versions},
 };
 
 mod find;
@@ -214,11 +213,7 @@ impl<E: Engine> Versions for TimelineReader<E> {
         }
     }
 
-    async fn newest_in(
-        &self,
-        keys: KeyRange,
-        lsn: Lsn,
-    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
+    async fn newest_in(&self, keys: KeyRange, lsn: Lsn) -> Result<Listing, ReadError> {
         let mut newer = Vec::new();
         let layers = {
             let (layers, tail) = self.snapshot(lsn)?;
@@ -227,9 +222,12 @@ impl<E: Engine> Versions for TimelineReader<E> {
             });
             layers
         };
-        let mut newest = layers.newest_in(keys, lsn).await?;
-        newest.extend(newer);
-        Ok(newest)
+        let mut listing = layers.newest_in(keys, lsn).await?;
+        // A tail may begin before an image, which knows better what has become of a key by then.
+        let images = &listing.images;
+        newer.retain(|(key, (at, _))| images.of(*key).is_none_or(|image| image < *at));
+        listing.versions.extend(newer);
+        Ok(listing)
     }
 }
 

@@ -9,7 +9,7 @@ pub struct ReadTimes {
     pub find: Histogram,
     /// Having the redo engine apply them.
     pub redo: Histogram,
-    /// Delta layers that a page was looked for in, of pages that were looked for in any.
+    /// Layers that a page was looked for in, of pages that were looked for in any.
     pub layers: Histogram,
 }
 

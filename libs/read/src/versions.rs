@@ -1,9 +1,39 @@
+//! Versions of keys, wherever they are.
+
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use palimpsest_types::{Key, KeyRange, Lsn};
 use palimpsest_wal::Value;
 
 use crate::error::ReadError;
+
+/// The newest versions of the keys of a range at an LSN.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Of each key that has one, with its own LSN. Of what is in an image that is the image's.
+    pub versions: BTreeMap<Key, (Lsn, Value)>,
+    /// The images that it begins with.
+    pub images: Images,
+}
+
+/// Where images of keys are.
+#[derive(Debug, Default)]
+pub struct Images(Vec<(KeyRange, Lsn)>);
+
+impl Images {
+    /// There is one of these keys, all behind those known before.
+    pub(crate) fn push(&mut self, keys: KeyRange, at: Lsn) {
+        self.0.push((keys, at));
+    }
+
+    /// Where the image of a key is. If the key has no version in a listing it does not exist there, whatever
+    /// is older.
+    pub fn of(&self, key: Key) -> Option<Lsn> {
+        let behind = self.0.partition_point(|(keys, _)| keys.start <= key);
+        let (keys, at) = self.0.get(behind.checked_sub(1)?)?;
+        (key < keys.end).then_some(*at)
+    }
+}
 
 /// Where versions of keys are found: layers, or layers and what came after them.
 ///
@@ -19,7 +49,8 @@ pub trait Versions: Sync {
         lsns: RangeInclusive<Lsn>,
     ) -> impl Future<Output = Result<Option<(Lsn, Value)>, ReadError>> + Send;
 
-    /// For each key of a range that has one, the newest version at or before `up_to`.
+    /// For each key of a range that has one, the newest version at or before `up_to`. Of what does not exist
+    /// there may be none, or one that says so.
     ///
     /// # Errors
     /// If they can't be read.
@@ -27,5 +58,5 @@ pub trait Versions: Sync {
         &self,
         keys: KeyRange,
         up_to: Lsn,
-    ) -> impl Future<Output = Result<BTreeMap<Key, (Lsn, Value)>, ReadError>> + Send;
+    ) -> impl Future<Output = Result<Listing, ReadError>> + Send;
 }

@@ -2,6 +2,7 @@ use palimpsest_types::KeyRange;
 use proptest::prelude::*;
 
 use super::*;
+use crate::versions::{Images, Listing};
 
 /// Versions in memory.
 #[derive(Default)]
@@ -24,16 +25,14 @@ impl Versions for Made {
         Ok(newest.map(|((_, at), value)| (*at, value.clone())))
     }
 
-    async fn newest_in(
-        &self,
-        keys: KeyRange,
-        up_to: Lsn,
-    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
+    async fn newest_in(&self, keys: KeyRange, up_to: Lsn) -> Result<Listing, ReadError> {
         let versions = self.0.range((keys.start, Lsn::ZERO)..(keys.end, Lsn::ZERO));
         let old = versions.filter(|((_, at), _)| *at <= up_to);
-        Ok(old
-            .map(|((key, at), value)| (*key, (*at, value.clone())))
-            .collect())
+        let versions = old.map(|((key, at), value)| (*key, (*at, value.clone())));
+        Ok(Listing {
+            versions: versions.collect(),
+            images: Images::default(),
+        })
     }
 }
 

@@ -74,6 +74,8 @@ proptest! {
         prop_assert_eq!((first, last), (Some(span.first), Some(span.last)));
         for pair in parts.windows(2) {
             prop_assert_eq!(pair[0].keys.last.next(), Some(pair[1].keys.first));
+            // No more fitted in.
+            prop_assert!(pair[0].size.get() + ENTRY + PAGE_SIZE as u64 > target);
         }
         let found: Vec<_> = parts.iter().flat_map(|part| all_keys(&inventory, part.keys)).collect();
         prop_assert_eq!(found, wanted);

@@ -1,5 +1,6 @@
 use std::{cmp::Ordering, mem, sync::Arc};
 
+use palimpsest_manifest::LsnSpan;
 use palimpsest_types::{Key, KeyRange, Lsn};
 
 use super::Place;
@@ -26,7 +27,7 @@ struct Node<L> {
 struct Bounds {
     first: Key,
     last: Key,
-    after: Lsn,
+    lsns: LsnSpan,
 }
 
 impl<L> Default for History<L> {
@@ -50,21 +51,21 @@ impl<L> History<L> {
             .or_else(|| node.older.newest(key, before))
     }
 
-    /// Layers that may have versions of keys of a range at or below `before`.
+    /// Layers that may have versions of keys of a range at these LSNs.
     pub(super) fn overlapping<'a>(
         &'a self,
         keys: &KeyRange,
-        before: Lsn,
+        lsns: LsnSpan,
         to: &mut Vec<(&'a Place, &'a L)>,
     ) {
-        let Some(node) = (self.0.as_deref()).filter(|it| it.bounds.overlaps(keys, before)) else {
+        let Some(node) = (self.0.as_deref()).filter(|it| it.bounds.overlap(keys, lsns)) else {
             return;
         };
-        node.older.overlapping(keys, before, to);
-        if node.place.overlaps(keys, before) {
+        node.older.overlapping(keys, lsns, to);
+        if node.place.overlaps(keys, lsns) {
             to.push((&node.place, &node.layer));
         }
-        node.newer.overlapping(keys, before, to);
+        node.newer.overlapping(keys, lsns, to);
     }
 }
 
@@ -176,7 +177,7 @@ impl Bounds {
         Self {
             first: place.keys.first,
             last: place.keys.last,
-            after: place.lsns.after,
+            lsns: place.lsns,
         }
     }
 
@@ -184,16 +185,20 @@ impl Bounds {
         Self {
             first: self.first.min(other.first),
             last: self.last.max(other.last),
-            after: self.after.min(other.after),
+            lsns: LsnSpan {
+                after: self.lsns.after.min(other.lsns.after),
+                up_to: self.lsns.up_to.max(other.lsns.up_to),
+            },
         }
     }
 
     fn has(&self, key: Key, before: Lsn) -> bool {
-        self.first <= key && key <= self.last && self.after < before
+        self.first <= key && key <= self.last && self.lsns.after < before
     }
 
-    fn overlaps(&self, keys: &KeyRange, before: Lsn) -> bool {
-        self.first < keys.end && keys.start <= self.last && self.after < before
+    fn overlap(&self, keys: &KeyRange, lsns: LsnSpan) -> bool {
+        let have_keys = self.first < keys.end && keys.start <= self.last;
+        have_keys && self.lsns.after < lsns.up_to && lsns.after < self.lsns.up_to
     }
 }
 

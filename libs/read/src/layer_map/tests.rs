@@ -14,11 +14,12 @@ impl Naive {
         found.max_by_key(|place| place.order()).copied()
     }
 
-    fn overlapping(&self, keys: &KeyRange, before: Lsn) -> Vec<Place> {
+    fn overlapping(&self, keys: &KeyRange, lsns: LsnSpan) -> Vec<Place> {
         let overlaps = |place: &&Place| {
             place.keys.first < keys.end
                 && place.keys.last >= keys.start
-                && place.lsns.after < before
+                && place.lsns.after < lsns.up_to
+                && place.lsns.up_to > lsns.after
         };
         let mut found: Vec<_> = self.0.iter().filter(overlaps).copied().collect();
         found.sort_by_key(Place::order);
@@ -85,10 +86,12 @@ fn compare(map: &LayerMap<u64>, naive: &Naive, keys: &[Key]) {
     }
     for range in keys.windows(2) {
         let range = range[0].min(range[1])..range[0].max(range[1]);
-        for before in [0, 40, 200].map(Lsn::new) {
-            let found = map.overlapping(&range, before);
+        for (after, up_to) in [(0, 0), (0, 40), (0, 200), (30, 50), (60, 200)] {
+            let (after, up_to) = (Lsn::new(after), Lsn::new(up_to));
+            let lsns = LsnSpan { after, up_to };
+            let found = map.overlapping(&range, lsns);
             let found: Vec<_> = found.into_iter().map(|(place, _)| *place).collect();
-            assert_eq!(found, naive.overlapping(&range, before));
+            assert_eq!(found, naive.overlapping(&range, lsns));
         }
     }
 }

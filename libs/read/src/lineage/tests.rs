@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use palimpsest_types::{BlockNumber, KeyRange};
 
 use super::*;
+use crate::versions::Listing;
 
 /// Versions in memory, by key and LSN.
 #[derive(Debug, Default)]
@@ -19,12 +20,8 @@ impl Versions for Memory {
         Ok(newest.map(|((_, at), value)| (*at, value.clone())))
     }
 
-    async fn newest_in(
-        &self,
-        _: KeyRange,
-        _: Lsn,
-    ) -> Result<BTreeMap<Key, (Lsn, Value)>, ReadError> {
-        Ok(BTreeMap::new())
+    async fn newest_in(&self, _: KeyRange, _: Lsn) -> Result<Listing, ReadError> {
+        Ok(Listing::default())
     }
 }
 

@@ -59,13 +59,16 @@ impl<E: Engine> TimelineReader<E> {
         kind: SlruKind,
         lsn: Lsn,
     ) -> Result<Vec<(u32, u32)>, ReadError> {
-        let newest = self.newest_in(segments_of(kind), lsn).await?;
-        let existing = newest.into_iter().filter_map(|entry| match entry {
-            (Key::SlruSegment(_, segment), (_, Value::RelSize(pages))) => {
-                Some((segment, pages.get()))
-            }
-            _ => None,
-        });
+        let listing = self.newest_in(segments_of(kind), lsn).await?;
+        let existing = listing
+            .versions
+            .into_iter()
+            .filter_map(|entry| match entry {
+                (Key::SlruSegment(_, segment), (_, Value::RelSize(pages))) => {
+                    Some((segment, pages.get()))
+                }
+                _ => None,
+            });
         Ok(existing.collect())
     }
 

@@ -19,7 +19,7 @@ impl<E: Engine> TimelineReader<E> {
     /// If a layer can't be read.
     pub async fn prepared_transactions(&self, lsn: Lsn) -> Result<Vec<(Xid, Bytes)>, ReadError> {
         let mut prepared = Vec::new();
-        for entry in self.newest_in(all_prepared(), lsn).await? {
+        for entry in self.newest_in(all_prepared(), lsn).await?.versions {
             if let (Key::TwoPhase(xid), (_, Value::File(content))) = entry
                 && !self.has_ended(xid, lsn).await?
             {

@@ -55,7 +55,7 @@ impl ReadMetrics {
         let help = "Time that reading takes: a request until its LSN is there (settle) and as a \
                     whole (total), a page until its changes are found (find) and applied (redo)";
         registry.register_with_unit("read", help, Unit::Seconds, self.phases.clone());
-        let help = "Delta layers that a page was looked for in, of pages that were looked for in any: \
+        let help = "Layers that a page was looked for in, of pages that were looked for in any: \
                     compaction keeps it small";
         registry.register("read_layers", help, self.times.layers.clone());
         registry.register("read_pages", "Pages served", self.pages.clone());

@@ -17,7 +17,8 @@ pub(super) async fn note_cluster(
         known.extend(newest.map(|(_, value)| (key, value)));
     }
     let origins = layers.newest_in(Interpreter::origins(), lsn).await?;
-    known.extend(origins.into_iter().map(|(key, (_, value))| (key, value)));
+    let origins = origins.versions.into_iter();
+    known.extend(origins.map(|(key, (_, value))| (key, value)));
     for (key, value) in known {
         let noted = interpreter.note(key, &value);
         noted.map_err(|_| ReadError::WrongValue(key))?;

@@ -28,8 +28,8 @@ impl Timeline {
             sizes.set(rel, blocks);
         }
         let mut segments = SlruSegments::default();
-        let newest = layers.newest_in(all_slru_segments(), manifest.lsn).await?;
-        for entry in newest {
+        let listing = layers.newest_in(all_slru_segments(), manifest.lsn).await?;
+        for entry in listing.versions {
             if let (Key::SlruSegment(kind, segment), (_, Value::RelSize(pages))) = entry {
                 segments.set(kind, segment, pages.get());
             }

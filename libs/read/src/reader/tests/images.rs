@@ -1,7 +1,5 @@
 //! Images, beyond which no read goes.
 
-use palimpsest_types::SlruKind;
-
 use super::*;
 
 /// Twelve layers of a change each, from 110 to 220, in turn of blocks 0 and 1.
@@ -99,15 +97,58 @@ async fn of_a_layer_that_reaches_below_an_image_only_the_rest_is_read() {
 #[tokio::test]
 async fn what_an_image_has_not_does_not_exist() {
     let mut fixture = many_layers().await;
-    fixture.layer_of(resize(230, Value::Dropped)).await;
-    fixture.image(KeySpan::IMAGED[0], AddingEngine).await;
-    fixture.image(KeySpan::IMAGED[1], AddingEngine).await;
+    // As no compactor makes it: the base has a relation.
+    let lsn = fixture.manifest.lsn;
+    let span = LsnSpan::only(lsn);
+    let mut bytes = Vec::new();
+    let lsns = span.after..span.up_to;
+    let nothing: [(Key, Lsn, Value); 0] = [];
+    write_delta_entries(WriterEpoch::FIRST, lsns, nothing.into_iter(), &mut bytes).unwrap();
+    let keys = KeySpan::IMAGED[0];
+    let keys = keys.first..keys.last;
+    fixture
+        .store(LayerKind::Image(lsn), keys, bytes.into())
+        .await;
     let reader = fixture.reader().await;
-    let at = |lsn: u64| reader.relation_size(REL, Lsn::new(lsn));
-    assert_eq!(at(230).await.unwrap(), None);
-    assert_eq!(at(229).await.unwrap(), Some(BlockNumber::new(2)));
-    let page = reader.slru_page(SlruKind::Clog, 7, Lsn::new(230)).await;
-    assert_eq!(page.unwrap(), None);
+    let before = Lsn::new(lsn.get() - 1);
+    let size = async |lsn| reader.relation_size(REL, lsn).await.unwrap();
+    assert_eq!(size(lsn).await, None);
+    assert_eq!(size(before).await, Some(BlockNumber::new(2)));
+    let listed = async |lsn| reader.relations(lsn).await.unwrap().len();
+    assert_eq!(listed(lsn).await, 0);
+    assert_eq!(listed(before).await, 1);
+    let key = Key::RelBlock(REL, BlockNumber::new(1));
+    let found = reader.find(&[key], &(Lsn::ZERO..=lsn)).await.unwrap();
+    assert!(found[0].changes.is_empty() && found[0].is_complete());
+}
+
+#[tokio::test]
+async fn a_listing_reads_nothing_that_is_older_than_its_images() {
+    let mut fixture = Fixture::new().await;
+    for at in 0..4 {
+        let size = Value::RelSize(BlockNumber::new(3 + at as u32));
+        fixture.layer_of(resize(110 + 10 * at, size)).await;
+    }
+    let sizes = KeySpan {
+        last: Key::RelSize(REL),
+        ..KeySpan::IMAGED[0]
+    };
+    fixture.image(sizes, AddingEngine).await;
+    let lsn = fixture.manifest.lsn;
+    let size = Value::RelSize(BlockNumber::new(9));
+    fixture.layer_of(resize(lsn.get() + 10, size)).await;
+    let layers = fixture.manifest.layers().iter();
+    let older = layers.filter(|layer| matches!(layer.kind, LayerKind::Delta(_)));
+    for layer in older.filter(|layer| layer.up_to() <= lsn) {
+        let path = fixture.files.directory.child(&layer.name);
+        fixture.files.store.delete(&path).await.unwrap();
+    }
+    let reader = fixture.reader().await;
+    let listed = async |lsn| reader.relations(Lsn::new(lsn)).await;
+    let of = |blocks| vec![(REL, BlockNumber::new(blocks))];
+    assert_eq!(listed(lsn.get()).await.unwrap(), of(6));
+    assert_eq!(listed(lsn.get() + 10).await.unwrap(), of(9));
+    assert!(listed(lsn.get() - 1).await.is_err(), "there it is needed");
 }
 
 #[tokio::test]

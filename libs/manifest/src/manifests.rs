@@ -115,7 +115,12 @@ impl TimelineManifests {
             Err(error) => {
                 match (&error, list) {
                     (SequenceError::Lost { .. }, Some(list)) => self.discard(after, &list).await,
-                    (SequenceError::Emptied { .. }, Some(list)) => self.lists.delete(&list).await?,
+                    (SequenceError::Emptied { .. }, Some(list)) => {
+                        // That the timeline is gone is the news; whoever deletes it comes by again.
+                        if let Err(error) = self.lists.delete(&list).await {
+                            tracing::debug!(%error, "a list of layers that nobody refers to is left");
+                        }
+                    }
                     _ => {}
                 }
                 Err(error.into())

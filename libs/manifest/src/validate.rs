@@ -91,6 +91,14 @@ pub enum InvalidManifestError {
         /// What should be in their place.
         after: String,
     },
+    /// A layer that stays would have LSNs of those that are replaced: reads would pass versions over.
+    #[error("layers of {lsns} can't be replaced without {layer}, which has some of these LSNs")]
+    TornApart {
+        /// What the layers hold together.
+        lsns: LsnSpan,
+        /// The layer that should stay.
+        layer: String,
+    },
     /// A generation can't be raised.
     #[error("there are no more epochs")]
     NoMoreEpochs,

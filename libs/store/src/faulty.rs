@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{
-    FutureExt as _, StreamExt as _, future,
+    FutureExt as _, StreamExt as _,
     stream::{self, BoxStream},
 };
 use object_store::{
@@ -43,15 +43,27 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct FaultyStore {
     inner: Arc<dyn object_store::ObjectStore>,
-    fault: watch::Sender<Fault>,
+    faults: Arc<Faults>,
+}
+
+/// What operations meet.
+#[derive(Debug)]
+struct Faults {
+    now: watch::Sender<Now>,
     /// The fault that comes next, and after how many operations.
     coming: Mutex<Option<(usize, Fault)>>,
-    /// Whether an operation stands still.
-    halted: watch::Sender<bool>,
     refused_reads: Countdown,
     refused_puts: Countdown,
     refused_deletes: Countdown,
     lost_answers: Countdown,
+}
+
+/// One value, so that nobody is told to stand still once the fault is another.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    fault: Fault,
+    /// Whether an operation stands still.
+    halted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -62,15 +74,21 @@ const SLOW: Duration = Duration::from_secs(1);
 impl FaultyStore {
     /// The store `inner`, without a fault yet.
     pub fn new(inner: Arc<dyn object_store::ObjectStore>) -> Self {
-        Self {
-            inner,
-            fault: watch::Sender::new(Fault::None),
+        let now = Now {
+            fault: Fault::None,
+            halted: false,
+        };
+        let faults = Faults {
+            now: watch::Sender::new(now),
             coming: Mutex::default(),
-            halted: watch::Sender::new(false),
             refused_reads: Countdown::default(),
             refused_puts: Countdown::default(),
             refused_deletes: Countdown::default(),
             lost_answers: Countdown::default(),
+        };
+        Self {
+            inner,
+            faults: Arc::new(faults),
         }
     }
 
@@ -100,58 +118,60 @@ impl FaultyStore {
 
     /// From now on this happens to all operations.
     pub fn set(&self, fault: Fault) {
-        self.come(None);
-        self.begin(fault);
+        self.faults.come(None);
+        self.faults.begin(fault);
     }
 
     /// So many more operations go as they do now, and from then on this happens to all.
     pub fn set_after(&self, operations: usize, fault: Fault) {
-        self.come(Some((operations, fault)));
+        self.faults.come(Some((operations, fault)));
     }
 
     /// Waits until an operation stands still.
     pub async fn stands_still(&self) {
         // The sender is here, so this does not end otherwise.
-        let _ = self.halted.subscribe().wait_for(|halted| *halted).await;
+        let _ = self.faults.now.subscribe().wait_for(|now| now.halted).await;
     }
 
     /// So many of the next gets and listings fail.
     pub fn refuse_reads(&self, count: usize) {
-        self.refused_reads.set(count);
+        self.faults.refused_reads.set(count);
     }
 
     /// So many of the next puts fail, and nothing is stored.
     pub fn refuse_puts(&self, count: usize) {
-        self.refused_puts.set(count);
+        self.faults.refused_puts.set(count);
     }
 
     /// So many of the next deletes fail.
     pub fn refuse_deletes(&self, count: usize) {
-        self.refused_deletes.set(count);
+        self.faults.refused_deletes.set(count);
     }
 
     /// The answers of so many of the next puts are lost after the object is stored.
     pub fn lose_answers(&self, count: usize) {
-        self.lost_answers.set(count);
+        self.faults.lost_answers.set(count);
     }
+}
 
+impl Faults {
     fn fault(&self) -> Fault {
-        *self.fault.borrow()
+        self.now.borrow().fault
     }
 
     fn begin(&self, fault: Fault) {
-        if fault != Fault::Halt {
-            self.halted.send_replace(false);
-        }
-        self.fault.send_replace(fault);
+        self.now.send_modify(|now| {
+            now.halted &= fault == Fault::Halt;
+            now.fault = fault;
+        });
     }
 
     fn come(&self, next: Option<(usize, Fault)>) {
         *self.coming.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    /// Counts an operation, which may go on when this ends.
-    fn pass(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// Counts an operation, which is told to stand still if that is the fault now.
+    fn count(&self) {
         let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
         match coming.as_mut() {
             Some((0, fault)) => {
@@ -161,30 +181,23 @@ impl FaultyStore {
             Some((left, _)) => *left -= 1,
             None => {}
         }
-        if self.fault() == Fault::Halt {
-            self.halted.send_replace(true);
-        }
-        let mut fault = self.fault.subscribe();
-        async move {
-            if fault.wait_for(|fault| *fault != Fault::Halt).await.is_err() {
-                // It stood still until the store was gone.
-                future::pending().await
-            }
-        }
+        self.now.send_if_modified(|now| {
+            let stops = now.fault == Fault::Halt && !now.halted;
+            now.halted |= stops;
+            stops
+        });
     }
 
-    /// Whether an operation of this kind may begin.
-    fn check(&self, refused: &Countdown) -> Result<()> {
+    /// Whether an operation of this kind may begin, once it does not stand still.
+    async fn admit(&self, refused: &Countdown) -> Result<()> {
+        self.count();
+        let goes_on = |now: &Now| now.fault != Fault::Halt;
+        // The sender is here, so this does not end otherwise.
+        let _ = self.now.subscribe().wait_for(goes_on).await;
         match self.fault() == Fault::Refuse || refused.take() {
             true => Err(failure("refused")),
             false => Ok(()),
         }
-    }
-
-    /// The same, once it does not stand still.
-    async fn admit(&self, refused: &Countdown) -> Result<()> {
-        self.pass().await;
-        self.check(refused)
     }
 
     async fn slowly(&self) {
@@ -214,14 +227,6 @@ fn failure(why: &'static str) -> Error {
     }
 }
 
-/// What a stream has, once it may begin.
-fn after<T: Send + 'static>(
-    pass: impl Future<Output = ()> + Send + 'static,
-    items: BoxStream<'static, T>,
-) -> BoxStream<'static, T> {
-    pass.map(move |()| items).flatten_stream().boxed()
-}
-
 impl fmt::Display for FaultyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "faulty {}", self.inner)
@@ -236,10 +241,10 @@ impl object_store::ObjectStore for FaultyStore {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        self.admit(&self.refused_puts).await?;
-        self.slowly().await;
+        self.faults.admit(&self.faults.refused_puts).await?;
+        self.faults.slowly().await;
         let stored = self.inner.put_opts(path, payload, options).await?;
-        match self.fault() == Fault::LoseAnswers || self.lost_answers.take() {
+        match self.faults.fault() == Fault::LoseAnswers || self.faults.lost_answers.take() {
             true => Err(failure("the answer did not come in time")),
             false => Ok(stored),
         }
@@ -250,14 +255,14 @@ impl object_store::ObjectStore for FaultyStore {
         path: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.admit(&self.refused_puts).await?;
-        self.slowly().await;
+        self.faults.admit(&self.faults.refused_puts).await?;
+        self.faults.slowly().await;
         self.inner.put_multipart_opts(path, options).await
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        self.admit(&self.refused_reads).await?;
-        self.slowly().await;
+        self.faults.admit(&self.faults.refused_reads).await?;
+        self.faults.slowly().await;
         self.inner.get_opts(path, options).await
     }
 
@@ -265,30 +270,64 @@ impl object_store::ObjectStore for FaultyStore {
         &self,
         paths: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        let pass = self.pass();
-        match self.check(&self.refused_deletes) {
-            Ok(()) => after(pass, self.inner.delete_stream(paths)),
-            Err(error) => stream::iter([Err(error)]).boxed(),
-        }
+        let (inner, faults) = (Arc::clone(&self.inner), Arc::clone(&self.faults));
+        let deleted = async move {
+            match faults.admit(&faults.refused_deletes).await {
+                Ok(()) => inner.delete_stream(paths),
+                Err(error) => stream::iter([Err(error)]).boxed(),
+            }
+        };
+        deleted.flatten_stream().boxed()
     }
 
     fn list(&self, below: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let pass = self.pass();
-        match self.check(&self.refused_reads) {
-            Ok(()) => after(pass, self.inner.list(below)),
-            Err(error) => stream::iter([Err(error)]).boxed(),
-        }
+        let (inner, faults) = (Arc::clone(&self.inner), Arc::clone(&self.faults));
+        let below = below.cloned();
+        let listed = async move {
+            match faults.admit(&faults.refused_reads).await {
+                Ok(()) => inner.list(below.as_ref()),
+                Err(error) => stream::iter([Err(error)]).boxed(),
+            }
+        };
+        listed.flatten_stream().boxed()
     }
 
     async fn list_with_delimiter(&self, below: Option<&Path>) -> Result<ListResult> {
-        self.admit(&self.refused_reads).await?;
-        self.slowly().await;
+        self.faults.admit(&self.faults.refused_reads).await?;
+        self.faults.slowly().await;
         self.inner.list_with_delimiter(below).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.admit(&self.refused_puts).await?;
-        self.slowly().await;
+        self.faults.admit(&self.faults.refused_puts).await?;
+        self.faults.slowly().await;
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt as _;
+    use object_store::ObjectStore as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_stood_still_meets_the_fault_that_there_is_then() {
+        let (faulty, _store) = FaultyStore::in_memory().await.unwrap();
+        let list = || faulty.list(None).try_collect::<Vec<_>>();
+        faulty.set(Fault::Halt);
+        let listed = list();
+        tokio::pin!(listed);
+        tokio::select! {
+            biased;
+            outcome = &mut listed => panic!("it does not stand still: {outcome:?}"),
+            () = faulty.stands_still() => {}
+        }
+        faulty.set(Fault::Refuse);
+        assert!(listed.await.is_err());
+        faulty.set(Fault::None);
+        assert!(list().await.is_ok());
+        assert!(!faulty.faults.now.borrow().halted, "nobody stands still");
     }
 }

@@ -20,7 +20,8 @@ impl TimelineManifest {
     /// Puts delta layers in the place of others that hold the same versions.
     ///
     /// What can be said without reading a file is checked: that there are as many versions as before,
-    /// that together they reach as far, and that none is where none was.
+    /// that together they reach as far, that none is where none was, and that no other layer has any of their
+    /// LSNs: a read goes down from the older end of a layer, so what reaches above that it would not find.
     ///
     /// # Errors
     /// If a layer to replace is missing or no delta layer, or the others can't hold the same.
@@ -47,6 +48,16 @@ impl TimelineManifest {
             return Err(InvalidManifestError::NotTheSame {
                 before: before.to_string(),
                 after: after.to_string(),
+            });
+        }
+        let is_torn = |layer: &&LayerEntry| {
+            let stays = !names.contains(layer.name.as_str());
+            stays && matches!(layer.kind, LayerKind::Delta(lsns) if lsns.overlaps(&before.lsns))
+        };
+        if let Some(layer) = self.layers().iter().find(is_torn) {
+            return Err(InvalidManifestError::TornApart {
+                lsns: before.lsns,
+                layer: layer.name.clone(),
             });
         }
         let mut changed = self.clone();
@@ -181,6 +192,29 @@ mod tests {
         manifest.replace_layers(&["a", "b"], by).unwrap();
         assert_eq!(names(&manifest), ["base", "y", "x", "z", "c"]);
         manifest.check().unwrap();
+    }
+
+    #[test]
+    fn p1_layers_are_not_replaced_without_others_of_their_lsns() {
+        let mut manifest = manifest();
+        let by = vec![
+            compacted("hot, older", 100, 120, 6),
+            compacted("hot, newer", 120, 140, 7),
+            compacted("cold", 100, 140, 7),
+        ];
+        manifest.replace_layers(&["a", "b"], by).unwrap();
+        let before = manifest.clone();
+        // It seems to go on with the newer part of what was cut by LSN.
+        let by = vec![compacted("both", 120, 160, 17)];
+        let torn = manifest.replace_layers(&["hot, newer", "c"], by);
+        assert!(
+            matches!(torn, Err(InvalidManifestError::TornApart { ref layer, .. }) if layer == "cold"),
+            "{torn:?}"
+        );
+        assert_eq!(manifest, before);
+        let all = ["hot, older", "hot, newer", "cold", "c"];
+        let by = vec![compacted("all", 100, 160, 30)];
+        manifest.replace_layers(&all, by).unwrap();
     }
 
     #[test]

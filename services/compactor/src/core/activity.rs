@@ -2,12 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant, SystemTime},
 };
 
 use palimpsest_api::TimelineRef;
 use palimpsest_types::ByteCount;
+
+use super::lock::lock;
 
 /// The compaction that goes on, and the last ones that were published.
 #[derive(Debug, Default)]
@@ -62,7 +64,7 @@ const REMEMBERED: usize = 100;
 impl Activity {
     /// What it works on now, and what it has done, the newest first.
     pub fn told(&self) -> (Option<Work>, Vec<Done>) {
-        let state = self.lock();
+        let state = lock(&self.0);
         (state.now, state.done.iter().copied().collect())
     }
 
@@ -73,7 +75,7 @@ impl Activity {
             written: 0,
             to_write: 0,
         };
-        self.lock().now = Some(work);
+        lock(&self.0).now = Some(work);
         Doing {
             activity: self,
             work,
@@ -83,20 +85,16 @@ impl Activity {
 
     /// So many layers will be written.
     pub(super) fn plan(&self, layers: usize) {
-        if let Some(now) = &mut self.lock().now {
+        if let Some(now) = &mut lock(&self.0).now {
             now.to_write = layers;
         }
     }
 
     /// So many are.
     pub(super) fn wrote(&self, layers: usize) {
-        if let Some(now) = &mut self.lock().now {
+        if let Some(now) = &mut lock(&self.0).now {
             now.written = layers;
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +108,7 @@ impl Doing<'_> {
             ended: SystemTime::now(),
             took: self.begun.elapsed(),
         };
-        let mut state = self.activity.lock();
+        let mut state = lock(&self.activity.0);
         state.done.push_front(done);
         state.done.truncate(REMEMBERED);
         done
@@ -119,7 +117,7 @@ impl Doing<'_> {
 
 impl Drop for Doing<'_> {
     fn drop(&mut self) {
-        self.activity.lock().now = None;
+        lock(&self.activity.0).now = None;
     }
 }
 

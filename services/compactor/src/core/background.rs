@@ -13,26 +13,31 @@ use super::error::CompactError;
 const NICE: i32 = 10;
 
 /// Does work on a thread of its own, which gives way to all others of the machine: reads, ingest and, on one
-/// host, the PostgreSQL that is kept. The scope waits for it.
+/// host, the PostgreSQL that is kept. The scope waits for it. It ends, where it waits next, when the scope is
+/// cancelled or this future is dropped: nobody would want what comes of it. So it must be cancel-safe.
 ///
 /// # Errors
-/// If there can be no thread, or the work panics.
+/// If there can be no thread, the work panics, or is cancelled.
 pub(super) async fn in_background<T: Send + 'static>(
     scope: &TaskScope,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, CompactError> {
     let handle = Handle::current();
+    let token = scope.token().child_token();
+    let guard = token.clone().drop_guard();
     let run = move || {
         give_way();
-        handle.block_on(work)
+        handle.block_on(token.run_until_cancelled(work))
     };
     // A thread of the runtime's pool could not be given back: no priority may be raised again.
     let thread = thread::Builder::new().name("background".to_owned());
     let thread = thread.spawn(run).map_err(CompactError::Thread)?;
     let ended = scope.spawn_blocking(move || thread.join());
     let ended = ended.await.map_err(CompactError::Panicked)?;
+    drop(guard);
     // What a thread panicked with was printed by then.
-    ended.map_err(|_| CompactError::ThreadPanicked)
+    let ended = ended.map_err(|_| CompactError::ThreadPanicked)?;
+    ended.ok_or(CompactError::Stopped)
 }
 
 /// On Linux a nice value is a thread's own, though POSIX says a process's.
@@ -52,6 +57,8 @@ fn give_way() {
 
 #[cfg(test)]
 mod tests {
+    use std::{future, time::Duration};
+
     use super::*;
 
     #[tokio::test]
@@ -64,5 +71,20 @@ mod tests {
         let panics = in_background(&scope, async { panic!("on purpose") });
         let panics: Result<(), _> = panics.await;
         assert!(matches!(panics, Err(CompactError::ThreadPanicked)));
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_wants_any_more_ends() {
+        let scope = TaskScope::default();
+        let work = || in_background(&scope, future::pending::<()>());
+        let dropped = tokio::time::timeout(Duration::from_millis(10), work());
+        assert!(dropped.await.is_err(), "it does not end by itself");
+        let stopped = async {
+            scope.token().cancel();
+            work().await
+        };
+        assert!(matches!(stopped.await, Err(CompactError::Stopped)));
+        // Waits for the threads of both.
+        scope.stop().await;
     }
 }

@@ -2,16 +2,24 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
 };
 
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::KeySpan;
 use palimpsest_types::{Key, Lsn};
 
-/// How many layers really have changes of parts. Only a memory: without it everything is read again.
+use super::lock::lock;
+
+/// How many layers really have changes of parts, and of which parts no image could be made. Only a memory:
+/// without it everything is read, and tried, again.
 #[derive(Debug, Default)]
-pub(super) struct Checks(Mutex<HashMap<(TimelineRef, Key), (Key, Check)>>);
+pub(super) struct Checks {
+    /// By the first key of a part, with its last.
+    checks: Mutex<HashMap<(TimelineRef, Key), (Key, Check)>>,
+    /// First keys of parts.
+    failed: Mutex<HashSet<(TimelineRef, Key)>>,
+}
 
 /// Of one part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +38,7 @@ const REMEMBERED: usize = 100_000;
 impl Checks {
     /// What is known of a part whose newest image is there.
     pub(super) fn get(&self, timeline: TimelineRef, keys: KeySpan, since: Lsn) -> Check {
-        let known = self.lock().get(&(timeline, keys.first)).copied();
+        let known = lock(&self.checks).get(&(timeline, keys.first)).copied();
         let known = known.filter(|(last, check)| *last == keys.last && check.since == since);
         known.map_or(
             Check {
@@ -44,21 +52,35 @@ impl Checks {
 
     /// Remembers a check.
     pub(super) fn note(&self, timeline: TimelineRef, keys: KeySpan, check: Check) {
-        let mut known = self.lock();
+        let mut known = lock(&self.checks);
         if known.len() >= REMEMBERED {
             known.clear();
         }
         known.insert((timeline, keys.first), (keys.last, check));
     }
 
-    /// Forgets timelines that there are no more.
-    pub(super) fn retain(&self, known: &HashSet<TimelineRef>) {
-        self.lock()
-            .retain(|(timeline, _), _| known.contains(timeline));
+    /// An image of a part could not be made.
+    pub(super) fn note_failed(&self, timeline: TimelineRef, keys: KeySpan) {
+        let mut failed = lock(&self.failed);
+        if failed.len() < REMEMBERED {
+            failed.insert((timeline, keys.first));
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(TimelineRef, Key), (Key, Check)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// It was made.
+    pub(super) fn note_made(&self, timeline: TimelineRef, keys: KeySpan) {
+        lock(&self.failed).remove(&(timeline, keys.first));
+    }
+
+    /// Whether it could not be made the last time.
+    pub(super) fn has_failed(&self, timeline: TimelineRef, keys: KeySpan) -> bool {
+        lock(&self.failed).contains(&(timeline, keys.first))
+    }
+
+    /// Forgets timelines that there are no more.
+    pub(super) fn retain(&self, known: &HashSet<TimelineRef>) {
+        lock(&self.checks).retain(|(timeline, _), _| known.contains(timeline));
+        lock(&self.failed).retain(|(timeline, _)| known.contains(timeline));
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{
-    CompactorClaim, CompactorEpoch, InvalidManifestError, LayerEntry, TimelineManifest,
-    TimelineManifests, Versioned,
+    CompactorClaim, CompactorEpoch, InvalidManifestError, LayerEntry, ManifestError,
+    TimelineManifest, TimelineManifests, Versioned,
 };
 use tokio::time::sleep;
 
@@ -103,10 +103,10 @@ impl Claim {
     /// The newest manifest.
     ///
     /// # Errors
-    /// If it can't be read.
+    /// If it can't be read, or the timeline was deleted.
     pub(super) async fn newest(&self) -> Result<Versioned<TimelineManifest>, CompactError> {
         let newest = self.manifests.newest().await?;
-        newest.ok_or(CompactError::NoTimeline(self.timeline))
+        Ok(newest.ok_or(ManifestError::Gone)?)
     }
 
     /// Adds an image, and goes on.

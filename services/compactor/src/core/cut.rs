@@ -104,20 +104,9 @@ fn split(mut ends: Vec<(Lsn, u64)>, lsns: LsnSpan, target: u64) -> Vec<LsnSpan> 
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_types::{BlockNumber, Fork, RelTag};
     use proptest::prelude::*;
 
-    use super::*;
-
-    fn key(block: u32) -> Key {
-        let rel = RelTag {
-            spc: 1663,
-            db: 5,
-            rel: 16384,
-            fork: Fork::Main,
-        };
-        Key::RelBlock(rel, BlockNumber::new(block))
-    }
+    use super::{super::fixture::key, *};
 
     fn lsns(after: u64, up_to: u64) -> LsnSpan {
         LsnSpan {

@@ -101,6 +101,37 @@ impl CompactError {
     }
 }
 
+/// What a failure says of what was to be done.
+impl CompactError {
+    /// Whether what is in the layers is to blame, so that it will be the same the next time.
+    pub(super) fn is_of_the_layers(&self) -> bool {
+        match self {
+            Self::Read(error) => error.kind() == ErrorKind::Corrupt,
+            Self::Write(_)
+            | Self::Refused(_)
+            | Self::Inconsistent
+            | Self::TooLarge { .. }
+            | Self::Panicked(_)
+            | Self::ThreadPanicked => true,
+            Self::Store(_)
+            | Self::Manifest(_)
+            | Self::Claim(_)
+            | Self::Thread(_)
+            | Self::Busy
+            | Self::Deleted
+            | Self::NotKnown(_)
+            | Self::NoTimeline(_)
+            | Self::Stopped => false,
+        }
+    }
+
+    /// Whether no manifest can name what should have been published. After other errors one may, by an answer
+    /// that was lost.
+    pub(super) fn leaves_nothing_published(&self) -> bool {
+        matches!(self, Self::Manifest(ManifestError::Gone) | Self::Refused(_))
+    }
+}
+
 impl From<UpdateError<ClaimError>> for CompactError {
     fn from(error: UpdateError<ClaimError>) -> Self {
         match error {

@@ -19,7 +19,7 @@ use palimpsest_manifest::{
     KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
     Versioned,
 };
-use palimpsest_read::{BlockCache, KeyBounds, LayerFiles, LayerScan};
+use palimpsest_read::{BlockCache, KeyBounds, LayerFiles, LayerScan, Layers, Versions as _};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{
@@ -28,6 +28,7 @@ use palimpsest_types::{
 };
 use palimpsest_wal::{Change, RawRecord, Value};
 use proptest::prelude::*;
+use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::sync::watch;
 
 use super::{Compactor, Policy};
@@ -54,14 +55,7 @@ impl Fixture {
     pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(directory.path()).await.unwrap();
-        let source = SourceCluster {
-            system_identifier: SystemIdentifier::new(7),
-            pg_version: 15,
-            pg_timeline: 1,
-            wal_segment_size: ByteCount::mib(16),
-            wal_log_hints: false,
-        };
-        let mut manifest = TimelineManifest::new(source, Lsn::new(START), Lsn::new(START));
+        let mut manifest = TimelineManifest::new(source(), Lsn::new(START), Lsn::new(START));
         // Nobody reads the base here.
         let base = layer_entry(
             "base",
@@ -147,6 +141,36 @@ impl Fixture {
         }
         versions
     }
+
+    /// Looks for each of these versions as a reader does, who goes down from layer to layer.
+    pub(super) async fn read_each(&self, versions: &Versions) {
+        let mut manifest = self.newest().await.state;
+        // There is no file of it.
+        manifest.remove_layers(&["base"]).unwrap();
+        let layers = Layers::open(self.files(), &manifest, None).await.unwrap();
+        let mut before: Option<(Key, Lsn)> = None;
+        for (key, lsn) in versions.keys().copied() {
+            let found = layers.newest(key, Lsn::ZERO..=lsn).await.unwrap();
+            assert_eq!(found.map(|(at, _)| at), Some(lsn), "{key} at {lsn}");
+            let older = before.filter(|(of, _)| *of == key).map(|(_, at)| at);
+            let just_before = Lsn::new(lsn.get() - 1);
+            let found = layers.newest(key, Lsn::new(START + 1)..=just_before).await;
+            let found = found.unwrap().map(|(at, _)| at);
+            assert_eq!(found, older, "{key} before {lsn}");
+            before = Some((key, lsn));
+        }
+    }
+}
+
+/// The cluster that it is of.
+pub(super) fn source() -> SourceCluster {
+    SourceCluster {
+        system_identifier: SystemIdentifier::new(7),
+        pg_version: 15,
+        pg_timeline: 1,
+        wal_segment_size: ByteCount::mib(16),
+        wal_log_hints: false,
+    }
 }
 
 /// What the storage-broker tells of a cluster that has this timeline only.
@@ -206,7 +230,10 @@ pub(super) fn key(block: u32) -> Key {
 }
 
 pub(super) fn log_record(lsn: u64, (blocks, is_image, len): &Written) -> LogRecord {
-    let bytes = Bytes::from(vec![lsn as u8; 24 + usize::from(*len)]);
+    // As good as random: compressed, it takes as much as it is long.
+    let mut noise = vec![0; 24 + usize::from(*len)];
+    StdRng::seed_from_u64(lsn).fill_bytes(&mut noise);
+    let bytes = Bytes::from(noise);
     let record = RawRecord {
         start_lsn: Lsn::new(lsn - 8),
         end_lsn: Lsn::new(lsn),

@@ -5,22 +5,22 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use futures::{StreamExt as _, TryStreamExt as _, pin_mut, stream};
 use palimpsest_api::TimelineRef;
 use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordSection};
-use palimpsest_manifest::{
-    LayerEntry, LayerKind, LsnSpan, ManifestError, TimelineManifest, Versioned,
-};
+use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan, TimelineManifest, Versioned};
 use palimpsest_read::{Inventory, Part, TimelineReader};
 use palimpsest_redo::Engine;
 use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
 use tokio::time::Instant;
 
 use super::{
+    asked::Asked,
     background::in_background,
     checks::{Check, Checks},
     claim::Claim,
     error::CompactError,
     making::{Job, Workshop},
-    plan::{Policy, choose},
+    plan::Policy,
     readers::{Engines, Reader, Readers},
+    setbacks::Setbacks,
     wear::{Worn, compacted_up_to, nearly},
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Imaging<'a, R> {
     pub(super) shop: &'a Workshop,
     pub(super) readers: &'a Readers<R>,
     pub(super) checks: &'a Checks,
+    pub(super) setbacks: &'a Setbacks,
+    pub(super) asked: &'a Asked,
     pub(super) timeline: TimelineRef,
     pub(super) claim: &'a Claim,
     pub(super) job: &'a Job<'a>,
@@ -62,12 +64,13 @@ pub(super) enum Interruption {
 const PAGES: u32 = 64;
 /// … and so many times that side by side.
 const BATCHES: usize = 4;
-/// Other timelines, and who asks for a compaction, wait no longer than this and the image that is made.
+/// Other timelines wait no longer than this and for the image that is made; who asks for a compaction only
+/// for that image.
 const TURN: Duration = Duration::from_secs(30);
 /// How old the manifest may be by which nothing is more pressing.
 const FRESH: Duration = Duration::from_secs(2);
-/// Parts that may fail before it is given up: one has a page that nobody can make, all of them have no
-/// redo-worker.
+/// Parts that may fail one after the other before it is given up: one has a page that nobody can make, all of
+/// them have no redo-worker.
 const FAILURES: usize = 3;
 
 impl<R: Engines> Imaging<'_, R> {
@@ -87,6 +90,7 @@ impl<R: Engines> Imaging<'_, R> {
         mut newest: Versioned<TimelineManifest>,
         worn: &[Worn],
     ) -> Result<(), CompactError> {
+        let begun = Instant::now();
         let keep = self.claim.keep(self.shop.known(), newest.clone());
         pin_mut!(keep);
         // Cancel-safe, here and below: until it is published, what was uploaded is known to the job.
@@ -96,17 +100,17 @@ impl<R: Engines> Imaging<'_, R> {
         };
         let parts = self.parts(&inventory, worn);
         self.shop.activity().plan(parts.len());
-        let (begun, mut looked, mut failures) = (Instant::now(), Instant::now(), 0);
+        let (mut looked, mut failures) = (None::<Instant>, 0);
         for (part, since) in parts {
-            if looked.elapsed() > FRESH {
+            if looked.is_none_or(|looked| looked.elapsed() > FRESH) {
                 newest = self.claim.newest().await?;
-                looked = Instant::now();
+                looked = Some(Instant::now());
+                if self.is_pressing(&newest.state) {
+                    images.interrupted = Some(Interruption::Pressing);
+                    return Ok(());
+                }
             }
-            if choose(newest.state.layers(), self.policy).is_some() {
-                images.interrupted = Some(Interruption::Pressing);
-                return Ok(());
-            }
-            if begun.elapsed() > TURN {
+            if begun.elapsed() > TURN || self.asked.any() {
                 images.interrupted = Some(Interruption::Turn);
                 return Ok(());
             }
@@ -118,12 +122,15 @@ impl<R: Engines> Imaging<'_, R> {
                 Ok(None) => {}
                 Ok(Some(image)) => {
                     self.publish(&mut newest, &image).await?;
+                    self.checks.note_made(self.timeline, part.keys);
+                    failures = 0;
                     images.count += 1;
                     images.size = ByteCount::new(images.size.get() + image.size.get());
                     self.shop.activity().wrote(images.count);
                 }
                 Err(error) => {
                     self.job.undo().await;
+                    self.checks.note_failed(self.timeline, part.keys);
                     failures += 1;
                     if error.is_of_another() || failures == FAILURES {
                         return Err(error);
@@ -141,12 +148,25 @@ impl<R: Engines> Imaging<'_, R> {
     ) -> Result<(Arc<Reader<R>>, Arc<Inventory>), CompactError> {
         let files = self.shop.files(self.timeline);
         let reader = self.readers.of(self.timeline, files, manifest).await?;
-        let inventory = reader.inventory(manifest.lsn).await?;
-        Ok((Arc::new(reader), Arc::new(inventory)))
+        let (reader, lsn) = (Arc::new(reader), manifest.lsn);
+        let reads = Arc::clone(&reader);
+        // Sizes of all forks are read.
+        let inventory = async move { reads.inventory(lsn).await };
+        let inventory = in_background(self.shop.scope(), inventory).await??;
+        Ok((reader, Arc::new(inventory)))
+    }
+
+    /// Whether layers are to be put together, which comes first.
+    fn is_pressing(&self, manifest: &TimelineManifest) -> bool {
+        let (layers, now) = (manifest.layers(), Instant::now());
+        let plan = self
+            .setbacks
+            .choose(self.timeline, layers, self.policy, now);
+        plan.is_some()
     }
 
     /// Parts of what is worn, each with where its newest image is. Those that are most worn come first, so
-    /// that all have their turn even if there is never time for all.
+    /// that all have their turn even if there is never time for all; those that failed come last.
     fn parts(&self, inventory: &Inventory, worn: &[Worn]) -> Vec<(Part, Lsn)> {
         let mut worn = worn.to_vec();
         worn.sort_by_key(|worn| (Reverse(worn.layers), worn.since));
@@ -154,7 +174,9 @@ impl<R: Engines> Imaging<'_, R> {
             let parts = inventory.parts(worn.keys, self.policy.target);
             parts.into_iter().map(|part| (part, worn.since))
         });
-        parts.collect()
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_by_key(|(part, _)| self.checks.has_failed(self.timeline, part.keys));
+        parts
     }
 
     /// The image of a part, if that is worn.
@@ -207,12 +229,15 @@ impl<R: Engines> Imaging<'_, R> {
         newest: &mut Versioned<TimelineManifest>,
         image: &LayerEntry,
     ) -> Result<(), CompactError> {
-        self.shop.known().check(self.timeline)?;
+        if let Err(error) = self.shop.known().check(self.timeline) {
+            self.job.undo().await;
+            return Err(error);
+        }
         // From here on a manifest may name it, even if the answer is lost.
         let put = self.job.hand_over();
         let published = self.claim.add(newest, image).await;
-        if let Err(CompactError::Manifest(ManifestError::Gone) | CompactError::Refused(_)) =
-            published
+        if let Err(error) = &published
+            && error.leaves_nothing_published()
         {
             put.remove(self.shop.store()).await;
         }
@@ -235,16 +260,8 @@ impl Job<'_> {
     ) -> Result<LayerEntry, CompactError> {
         let lsn = inventory.lsn();
         let (reader, inventory) = (Arc::clone(reader), Arc::clone(inventory));
-        // Ends with this future, too: nobody would want what it makes.
-        let token = self.scope().token().child_token();
-        let guard = token.clone().drop_guard();
-        let work = async move {
-            // Cancel-safe: it only reads.
-            let written = token.run_until_cancelled(write(&reader, &inventory, part, writer));
-            written.await.unwrap_or(Err(CompactError::Stopped))
-        };
+        let work = async move { write(&reader, &inventory, part, writer).await };
         let (bytes, summary) = in_background(self.scope(), work).await??;
-        drop(guard);
         let (at, epoch, random) = (lsn.get(), self.epoch(), rand::random::<u64>());
         let image = LayerEntry {
             name: format!("image-{at:016X}-c{epoch}-{random:016x}"),

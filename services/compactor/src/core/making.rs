@@ -9,7 +9,6 @@ use palimpsest_read::{BlockCache, LayerFiles, LayerScan};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::ByteCount;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     activity::Activity,
@@ -203,14 +202,8 @@ impl Job<'_> {
         making: Making,
     ) -> Result<Merged, CompactError> {
         let scans = Arc::clone(scans);
-        let scope = &self.shop.scope;
-        // Ends with this future, too: nobody would want what it makes.
-        let token = scope.token().child_token();
-        let guard = token.clone().drop_guard();
-        let work = async move { merge_until(&token, &scans, &cell, making).await };
-        let merged = in_background(scope, work).await?;
-        drop(guard);
-        merged
+        let work = async move { merge(&scans, &cell, making).await };
+        in_background(&self.shop.scope, work).await?
     }
 
     /// What the manifest says of the layer of a cell.
@@ -238,17 +231,6 @@ fn layers_of(timeline: TimelineRef) -> StorePath {
     StorePath::timeline(timeline.tenant, timeline.timeline).child("layers")
 }
 
-async fn merge_until(
-    token: &CancellationToken,
-    scans: &[LayerScan],
-    cell: &Cell,
-    making: Making,
-) -> Result<Merged, CompactError> {
-    // Cancel-safe: it only reads.
-    let merged = token.run_until_cancelled(merge(scans, cell, making));
-    merged.await.unwrap_or(Err(CompactError::Stopped))
-}
-
 /// How large a layer may become that is cut for `target`, which may be less by now than it should be. What
 /// can't be cut any smaller, as one huge record, is written as it is.
 fn most(should_be: ByteCount, target: ByteCount) -> ByteCount {
@@ -274,6 +256,3 @@ fn pieces_of(size: ByteCount, index: &DeltaLayerIndex) -> Vec<Piece> {
     };
     index.entry_blocks().map(piece).collect()
 }
-
-#[cfg(test)]
-mod tests;

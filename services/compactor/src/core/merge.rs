@@ -7,8 +7,9 @@ use std::{
 
 use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordPlace, RecordSection, Stored};
 use palimpsest_manifest::LsnSpan;
-use palimpsest_read::{EntryScan, LayerScan};
+use palimpsest_read::{EntryScan, LayerScan, ReadError, RecordScan};
 use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
+use palimpsest_wal::RawRecord;
 
 use super::{cut::Cell, error::CompactError};
 
@@ -59,18 +60,28 @@ pub async fn merge(
     let lsns = cell.lsns.after..cell.lsns.up_to;
     let mut records = RecordSection::begin(making.epoch, lsns, &mut bytes)?;
     let mut moved: HashMap<Place, RecordPlace> = HashMap::new();
-    // Records of a layer all start before those of the next.
-    for (number, layer) in layers.iter().enumerate() {
-        let places = shared(layer, cell).await?;
-        let mut shared = layer.records(places);
-        while let Some((place, record)) = shared.next().await? {
-            check(records.written())?;
-            moved.insert((number, place), records.add(&record)?);
-        }
+    let mut scans = Vec::with_capacity(layers.len());
+    for layer in &layers {
+        scans.push(layer.records(shared(layer, cell).await?));
+    }
+    let mut shared = Merge::new(scans).await?;
+    let mut last: Option<(Lsn, RecordPlace)> = None;
+    while let Some((number, start, (place, record))) = shared.next().await? {
+        check(records.written())?;
+        let at = match last {
+            // Another layer of the same LSNs has it, too.
+            Some((same, at)) if same == start => at,
+            _ => records.add(&record)?,
+        };
+        last = Some((start, at));
+        moved.insert((number, place), at);
     }
     let mut section = records.end()?;
-    let mut versions = Merge::new(&layers, cell).await?;
-    while let Some((number, key, lsn, stored)) = versions.next().await? {
+    let scans = layers
+        .iter()
+        .map(|layer| layer.entries(cell.keys, cell.lsns));
+    let mut versions = Merge::new(scans.collect()).await?;
+    while let Some((number, (key, lsn), stored)) = versions.next().await? {
         check(section.written())?;
         match stored {
             Stored::Value(value) => section.add(key, lsn, &value)?,
@@ -105,23 +116,53 @@ async fn shared(layer: &LayerScan, cell: &Cell) -> Result<BTreeSet<RecordPlace>,
     Ok(places)
 }
 
-/// The versions of several layers as one, rising by key, then LSN.
-struct Merge<'a> {
-    scans: Vec<EntryScan<'a>>,
-    /// The next version of each scan.
-    heads: Vec<Option<Stored>>,
-    /// Which scan is next.
-    order: BinaryHeap<Reverse<(Key, Lsn, usize)>>,
+/// What a layer has, in the order in which layers have it.
+trait Scan: Send {
+    /// Where something stands in that order.
+    type At: Ord + Copy + Send;
+    type Item: Send;
+
+    fn next(&mut self) -> impl Future<Output = Result<Head<Self>, ReadError>> + Send;
 }
 
-impl<'a> Merge<'a> {
-    async fn new(layers: &[&'a LayerScan], cell: &Cell) -> Result<Self, CompactError> {
-        let scans = layers
-            .iter()
-            .map(|layer| layer.entries(cell.keys, cell.lsns));
-        let scans: Vec<_> = scans.collect();
+/// What comes next in a scan.
+type Head<S> = Option<(<S as Scan>::At, <S as Scan>::Item)>;
+
+/// Versions, rising by key, then LSN.
+impl Scan for EntryScan<'_> {
+    type At = (Key, Lsn);
+    type Item = Stored;
+
+    async fn next(&mut self) -> Result<Head<Self>, ReadError> {
+        let next = EntryScan::next(self).await?;
+        Ok(next.map(|(key, lsn, stored)| ((key, lsn), stored)))
+    }
+}
+
+/// Records, rising by where they start.
+impl Scan for RecordScan<'_> {
+    type At = Lsn;
+    type Item = (RecordPlace, RawRecord);
+
+    async fn next(&mut self) -> Result<Head<Self>, ReadError> {
+        let next = RecordScan::next(self).await?;
+        Ok(next.map(|(place, record)| (record.start_lsn, (place, record))))
+    }
+}
+
+/// Several scans as one.
+struct Merge<S: Scan> {
+    scans: Vec<S>,
+    /// What comes next in each.
+    heads: Vec<Option<S::Item>>,
+    /// Which scan is next.
+    order: BinaryHeap<Reverse<(S::At, usize)>>,
+}
+
+impl<S: Scan> Merge<S> {
+    async fn new(scans: Vec<S>) -> Result<Self, CompactError> {
         let mut merge = Self {
-            heads: vec![None; scans.len()],
+            heads: scans.iter().map(|_| None).collect(),
             order: BinaryHeap::with_capacity(scans.len()),
             scans,
         };
@@ -131,25 +172,26 @@ impl<'a> Merge<'a> {
         Ok(merge)
     }
 
-    /// Takes in the next version of a scan.
+    /// Takes in what comes next in a scan.
     async fn pull(&mut self, number: usize) -> Result<(), CompactError> {
         let (Some(scan), Some(head)) = (self.scans.get_mut(number), self.heads.get_mut(number))
         else {
             return Ok(());
         };
-        if let Some((key, lsn, stored)) = scan.next().await? {
-            *head = Some(stored);
-            self.order.push(Reverse((key, lsn, number)));
+        if let Some((at, item)) = scan.next().await? {
+            *head = Some(item);
+            self.order.push(Reverse((at, number)));
         }
         Ok(())
     }
 
-    async fn next(&mut self) -> Result<Option<(usize, Key, Lsn, Stored)>, CompactError> {
-        let Some(Reverse((key, lsn, number))) = self.order.pop() else {
+    /// What comes next, with the number of its scan.
+    async fn next(&mut self) -> Result<Option<(usize, S::At, S::Item)>, CompactError> {
+        let Some(Reverse((at, number))) = self.order.pop() else {
             return Ok(None);
         };
-        let stored = self.heads.get_mut(number).and_then(Option::take);
+        let item = self.heads.get_mut(number).and_then(Option::take);
         self.pull(number).await?;
-        Ok(stored.map(|stored| (number, key, lsn, stored)))
+        Ok(item.map(|item| (number, at, item)))
     }
 }

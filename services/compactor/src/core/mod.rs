@@ -1,6 +1,7 @@
 //! Compaction, without gRPC.
 
 mod activity;
+mod asked;
 mod background;
 mod checks;
 mod claim;
@@ -10,6 +11,7 @@ mod error;
 mod fixture;
 mod imaging;
 mod known;
+mod lock;
 mod looks;
 mod making;
 mod merge;
@@ -18,6 +20,7 @@ mod metrics;
 mod model;
 mod plan;
 mod readers;
+mod setbacks;
 mod uploads;
 mod wear;
 mod worker;

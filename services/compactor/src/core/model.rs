@@ -1,5 +1,6 @@
-//! Everything that is read of a timeline, against a model that keeps all of it in memory, whatever
-//! writers, compactors and their crashes have made of its layers.
+//! Relations, relation maps, SLRU pages and prepared transactions as they are read of a timeline, against a
+//! model that keeps all of them in memory, whatever writers, compactors and their crashes have made of its
+//! layers.
 
 use std::cell::Cell;
 
@@ -42,7 +43,7 @@ enum Step {
     Read(usize, usize),
 }
 
-/// Rounds in which all is compacted that is worth it.
+/// Rounds in which all is compacted that is worth it, at most.
 const ROUNDS: usize = 50;
 /// With fewer cases something may not have happened.
 const ENOUGH: u32 = 64;
@@ -105,11 +106,14 @@ async fn against_the_model(policy: Policy, steps: Vec<Step>) -> Seen {
     // Then all that is worth it is done.
     site.flush().await;
     let mut before = seen;
-    for _ in 0..ROUNDS {
+    let mut rounds = 0;
+    loop {
         site.compact(None, &mut seen).await;
         if std::mem::replace(&mut before, seen) == seen {
             break;
         }
+        rounds += 1;
+        assert!(rounds < ROUNDS, "there is always something to compact");
     }
     site.resume(&mut seen).await;
     site.follow().await;
@@ -149,6 +153,13 @@ async fn check(reader: &Reader, world: &World, lsn: Lsn) {
         .iter()
         .map(|(rel, pages)| (*rel, BlockNumber::new(pages.len() as u32)));
     assert_eq!(listed, sizes.collect::<Vec<_>>(), "at {lsn}");
+    for (_, db) in DATABASES {
+        let its = relations.iter().filter(|(rel, _)| rel.db == db);
+        let blocks = its.map(|(_, pages)| pages.len() as u64);
+        let blocks = blocks.reduce(|sum, blocks| sum + blocks);
+        let size = reader.database_size(db, lsn).await.unwrap();
+        assert_eq!(size, blocks, "{db} at {lsn}");
+    }
     for (database, rel) in DATABASES.iter().flat_map(|it| RELS.map(|rel| (*it, rel))) {
         let rel = tag(database, rel);
         let expected = relations.get(&rel);
@@ -166,6 +177,7 @@ async fn check(reader: &Reader, world: &World, lsn: Lsn) {
         let blocks: Vec<_> = (0..expected.len() as u32).map(BlockNumber::new).collect();
         let pages = reader.pages(rel, &blocks, lsn).await;
         let pages = pages.unwrap_or_else(|error| panic!("{rel} at {lsn}: {error:?}"));
+        assert_eq!(pages.len(), expected.len(), "{rel} at {lsn}");
         let wrong = pages
             .iter()
             .zip(*expected)
@@ -193,6 +205,10 @@ async fn check_outside_relations(reader: &Reader, world: &World, lsn: Lsn) {
     for ((kind, segment), expected) in &world.segments {
         let pages = reader.slru_segment(*kind, *segment, lsn).await;
         let pages = pages.unwrap_or_else(|error| panic!("{kind:?} at {lsn}: {error:?}"));
+        let first = segment * SlruKind::PAGES_PER_SEGMENT;
+        let numbers: Vec<_> = pages.iter().map(|(number, _)| number - first).collect();
+        let all: Vec<_> = (0..expected.len() as u32).collect();
+        assert_eq!(numbers, all, "{kind:?} {segment} at {lsn}");
         let wrong = pages
             .iter()
             .zip(expected)

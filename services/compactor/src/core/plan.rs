@@ -37,12 +37,14 @@ pub struct Plan {
     pub level: u8,
 }
 
-/// Layers of one level and of the same LSNs: what one compaction made, or what a writer wrote.
-#[derive(Debug, Clone, Copy)]
+/// Layers of one level that have LSNs in common: what one compaction made, or what a writer wrote. No other
+/// has these LSNs, and they stay together: a read that leaves a layer at its older end looks for nothing newer
+/// from there on, so no layer may reach across the end of another that has the same keys.
+#[derive(Debug)]
 struct Generation<'a> {
     lsns: LsnSpan,
     level: u8,
-    layers: &'a [&'a LayerEntry],
+    layers: Vec<&'a LayerEntry>,
 }
 
 /// No more is compacted at once than makes so many layers.
@@ -58,10 +60,7 @@ pub fn choose(layers: &[LayerEntry], policy: &Policy) -> Option<Plan> {
 }
 
 fn choose_of(level: u8, layers: &[LayerEntry], policy: &Policy) -> Option<Plan> {
-    let of_level = layers.iter().filter(|layer| layer.level == level);
-    let changes: Vec<_> = of_level.filter(|layer| lsns(layer).is_some()).collect();
-    let generations = changes.chunk_by(|one, next| lsns(one) == lsns(next));
-    let generations: Vec<_> = generations.filter_map(Generation::of).collect();
+    let generations = generations(level, layers);
     let mut runs = generations.chunk_by(|one, next| {
         let follows = one.lsns.up_to == next.lsns.after;
         follows && one.is_worth_it(policy) && next.is_worth_it(policy)
@@ -90,22 +89,34 @@ fn choose_of(level: u8, layers: &[LayerEntry], policy: &Policy) -> Option<Plan> 
     })
 }
 
-/// The LSNs of a layer of changes.
-fn lsns(layer: &LayerEntry) -> Option<LsnSpan> {
-    match layer.kind {
-        LayerKind::Delta(lsns) => Some(lsns),
-        LayerKind::Base(_) | LayerKind::Image(_) => None,
+/// The generations of a level, oldest first.
+fn generations(level: u8, layers: &[LayerEntry]) -> Vec<Generation<'_>> {
+    let of_level = layers.iter().filter(|layer| layer.level == level);
+    let mut changes: Vec<_> = of_level
+        .filter_map(|layer| match layer.kind {
+            LayerKind::Delta(lsns) => Some((lsns, layer)),
+            LayerKind::Base(_) | LayerKind::Image(_) => None,
+        })
+        .collect();
+    changes.sort_by_key(|(lsns, _)| (lsns.after, lsns.up_to));
+    let mut generations: Vec<Generation<'_>> = Vec::new();
+    for (lsns, layer) in changes {
+        match generations.last_mut() {
+            Some(last) if lsns.after < last.lsns.up_to => last.add(lsns, layer),
+            _ => generations.push(Generation {
+                lsns,
+                level,
+                layers: vec![layer],
+            }),
+        }
     }
+    generations
 }
 
 impl<'a> Generation<'a> {
-    fn of(layers: &'a [&'a LayerEntry]) -> Option<Self> {
-        let first = layers.first()?;
-        Some(Self {
-            lsns: lsns(first)?,
-            level: first.level,
-            layers,
-        })
+    fn add(&mut self, lsns: LsnSpan, layer: &'a LayerEntry) {
+        self.lsns.up_to = self.lsns.up_to.max(lsns.up_to);
+        self.layers.push(layer);
     }
 
     fn bytes(&self) -> u64 {
@@ -184,6 +195,17 @@ mod tests {
         let mut large = [small(10), small(20), small(30)];
         large[1].size = POLICY.target;
         assert_eq!(chosen(&large), None, "large enough");
+    }
+
+    #[test]
+    fn layers_that_a_compaction_cut_by_lsn_stay_together() {
+        // The last part of a hot key, cut from (10,50], seems to go on with (50,60].
+        let hot = [layer(10, 20, 1), layer(20, 40, 1), layer(40, 50, 1)];
+        let [one, two, three] = hot;
+        let layers = vec![one, two, layer(10, 50, 1), three, layer(50, 60, 1)];
+        assert_eq!(chosen(&layers), None, "two generations");
+        let layers = [layers, vec![layer(60, 70, 1)]].concat();
+        assert_eq!(chosen(&layers), Some((5, 10, 60)), "all of it or nothing");
     }
 
     #[test]

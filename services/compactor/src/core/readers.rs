@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Debug,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use palimpsest_api::{
@@ -14,7 +14,7 @@ use palimpsest_read::{LayerFiles, Layers, PageCache, Tail, TimelineReader};
 use palimpsest_redo::Engine;
 use palimpsest_types::ByteCount;
 
-use super::error::CompactError;
+use super::{error::CompactError, lock::lock};
 
 /// Where the engines are had from that replay a tenant's records.
 pub trait Engines: Debug + Send + Sync + 'static {
@@ -72,7 +72,7 @@ impl<R: Engines> Readers<R> {
         files: LayerFiles,
         manifest: &TimelineManifest,
     ) -> Result<Reader<R>, CompactError> {
-        let before = lock(&self.layers).take();
+        let before = lock(&self.layers).clone();
         let before = before.filter(|(of, _)| *of == timeline);
         let before = before.as_ref().map(|(_, layers)| layers.as_ref());
         let layers = Layers::open(files, manifest, before).await?;
@@ -87,8 +87,4 @@ impl<R: Engines> Readers<R> {
         *lock(&self.layers) = Some((timeline, reader.layers()));
         Ok(reader)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -31,6 +31,13 @@ struct Counted {
     is_image: bool,
 }
 
+/// Layers that have the keys which are looked at, by number, in the order of where they end.
+#[derive(Debug, Default)]
+struct Open {
+    deltas: BTreeSet<(Lsn, usize)>,
+    images: BTreeSet<(Lsn, usize)>,
+}
+
 /// The keys of which an image is due: since the last one there are changes of them in `threshold`
 /// compacted layers. Neighbours that have nearly as many are taken along, so that images are not cut up
 /// by where layers happen to begin.
@@ -84,6 +91,15 @@ impl Counted {
     }
 }
 
+impl Open {
+    fn of(&mut self, layer: &Counted) -> &mut BTreeSet<(Lsn, usize)> {
+        match layer.is_image {
+            true => &mut self.images,
+            false => &mut self.deltas,
+        }
+    }
+}
+
 /// A span, cut up wherever the layers of its keys change.
 fn stretches(layers: &[Counted], span: KeySpan) -> Vec<Worn> {
     let mut boundaries: BTreeMap<Key, Boundary> = BTreeMap::new();
@@ -98,31 +114,19 @@ fn stretches(layers: &[Counted], span: KeySpan) -> Vec<Worn> {
     }
     let ends = boundaries.keys().skip(1).map(|next| next.previous());
     let ends: Vec<_> = ends.chain([Some(span.last)]).collect();
-    let (mut deltas, mut images) = (BTreeSet::new(), BTreeSet::new());
+    let mut open = Open::default();
     let mut stretches = Vec::with_capacity(ends.len());
     for ((first, boundary), last) in boundaries.into_iter().zip(ends) {
-        let of = |number: usize| layers.get(number).map(|layer| (number, layer));
-        for (number, layer) in boundary.end.into_iter().filter_map(of) {
-            let open = if layer.is_image {
-                &mut images
-            } else {
-                &mut deltas
-            };
-            open.remove(&(layer.up_to, number));
+        let of = |number: usize| layers.get(number).map(|layer| (layer, number));
+        for (layer, number) in boundary.end.into_iter().filter_map(of) {
+            open.of(layer).remove(&(layer.up_to, number));
         }
-        for (number, layer) in boundary.begin.into_iter().filter_map(of) {
-            let open = if layer.is_image {
-                &mut images
-            } else {
-                &mut deltas
-            };
-            open.insert((layer.up_to, number));
+        for (layer, number) in boundary.begin.into_iter().filter_map(of) {
+            open.of(layer).insert((layer.up_to, number));
         }
-        let since = images.last().map_or(Lsn::ZERO, |(lsn, _)| *lsn);
-        let newer = deltas
-            .range((since, usize::MAX)..)
-            .take(MOST_COUNTED)
-            .count();
+        let since = open.images.last().map_or(Lsn::ZERO, |(lsn, _)| *lsn);
+        let newer = open.deltas.range((since, usize::MAX)..);
+        let newer = newer.take(MOST_COUNTED).count();
         if let Some(last) = last {
             stretches.push(Worn {
                 keys: KeySpan { first, last },

@@ -2,14 +2,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use palimpsest_api::{TimelineRef, broker::ClusterView, redo::RedoPool};
-use palimpsest_manifest::{
-    LayerEntry, LayerKind, ManifestError, TimelineManifest, TimelineManifests, Versioned,
-};
+use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
 use palimpsest_types::{ByteCount, Lsn};
@@ -20,16 +18,19 @@ use tokio::{
 
 use super::{
     activity::{Activity, Done},
+    asked::Asked,
     checks::Checks,
     claim::{Claim, Claimant},
     error::CompactError,
     imaging::{Imaging, Interruption},
     known::Known,
+    lock::lock,
     looks::{Again, Looks},
     making::Workshop,
     metrics::CompactionMetrics,
-    plan::{Plan, Policy, choose},
+    plan::{Plan, Policy},
     readers::{Engines, Readers},
+    setbacks::Setbacks,
     wear::{Worn, compacted_up_to, worn},
 };
 
@@ -43,6 +44,8 @@ pub struct Compactor<R = RedoPool> {
     metrics: CompactionMetrics,
     /// Held by the one compaction that goes on: memory is for one.
     turn: tokio::sync::Mutex<()>,
+    /// Those who wait for it because somebody asked them.
+    asked: Asked,
     /// They remember what they have read of manifests.
     manifests: Mutex<HashMap<TimelineRef, TimelineManifests>>,
     /// Layers as they were written from WAL.
@@ -50,6 +53,7 @@ pub struct Compactor<R = RedoPool> {
     /// With compacted layers up to here no more images were worth it.
     settled: Mutex<HashMap<TimelineRef, Lsn>>,
     checks: Checks,
+    setbacks: Setbacks,
 }
 
 /// What is worth doing about a timeline.
@@ -63,8 +67,8 @@ pub enum Next {
 
 /// How long the timelines are left alone when there was nothing to do.
 const LOOK: Duration = Duration::from_secs(2);
-/// Who asks for a compaction hears so soon that another goes on.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Who asks for a compaction hears so soon that another goes on. Images stop for them.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Compactor {
     /// A compactor of the cluster's timelines, with the cluster's redo-workers. What it starts is in
@@ -104,10 +108,12 @@ impl<R: Engines> Compactor<R> {
             },
             metrics: CompactionMetrics::default(),
             turn: tokio::sync::Mutex::default(),
+            asked: Asked::default(),
             manifests: Mutex::default(),
             backlogs: Mutex::default(),
             settled: Mutex::default(),
             checks: Checks::default(),
+            setbacks: Setbacks::default(),
         }
     }
 
@@ -138,9 +144,21 @@ impl<R: Engines> Compactor<R> {
         manifest: &TimelineManifest,
         policy: &Policy,
     ) -> Option<Next> {
-        let merge = choose(manifest.layers(), policy).map(Next::Merge);
+        let merge = self.plan(timeline, manifest, policy).map(Next::Merge);
         let images = || Some(self.worn(timeline, manifest, policy)).filter(|worn| !worn.is_empty());
         merge.or_else(|| images().map(Next::Images))
+    }
+
+    /// Which layers it would put together next.
+    fn plan(
+        &self,
+        timeline: TimelineRef,
+        manifest: &TimelineManifest,
+        policy: &Policy,
+    ) -> Option<Plan> {
+        let layers = manifest.layers();
+        self.setbacks
+            .choose(timeline, layers, policy, Instant::now())
     }
 
     /// What it goes by, but that so many layers are worth it.
@@ -237,8 +255,10 @@ impl<R: Engines> Compactor<R> {
             .clone()
             .spawn("asked compaction", async move {
                 let compact = async {
-                    // Whoever only looks is done by then.
-                    let turn = timeout(PATIENCE, self.turn.lock()).await;
+                    let turn = {
+                        let _asks = self.asked.enter();
+                        timeout(PATIENCE, self.turn.lock()).await
+                    };
                     let _turn = turn.map_err(|_| CompactError::Busy)?;
                     match Box::pin(self.compact(timeline, &policy)).await {
                         Ok(None) => {
@@ -276,6 +296,7 @@ impl<R: Engines> Compactor<R> {
         lock(&self.backlogs).retain(|timeline, _| known.contains(timeline));
         lock(&self.settled).retain(|timeline, _| known.contains(timeline));
         self.checks.retain(&known);
+        self.setbacks.retain(&known);
         self.note_backlog(None);
     }
 
@@ -301,18 +322,30 @@ impl<R: Engines> Compactor<R> {
             return Ok(None);
         };
         self.note_backlog(Some((timeline, fresh(&newest.state))));
-        if choose(newest.state.layers(), policy).is_none() {
+        if self.plan(timeline, &newest.state, policy).is_none() {
             return Ok(None);
         }
         let claim = self.claimant.claim(timeline, manifests, &mut newest);
         let claim = claim.await?;
         // Made anew from the manifest that has the claim: nobody else replaces layers of that.
-        let Some(plan) = choose(newest.state.layers(), policy) else {
+        let Some(plan) = self.plan(timeline, &newest.state, policy) else {
             claim.let_go(&mut newest).await;
             return Ok(None);
         };
         let doing = self.activity().begin(timeline, total(&plan.inputs));
-        let layers = self.carry_out(timeline, &claim, newest, &plan).await?;
+        let made = self.carry_out(timeline, &claim, newest.clone(), &plan);
+        let layers = match made.await {
+            Ok(layers) => layers,
+            Err(error) => {
+                if error.is_of_the_layers() {
+                    self.setbacks.note(timeline, &plan, Instant::now());
+                }
+                if !error.is_of_another() {
+                    claim.let_go(&mut newest).await;
+                }
+                return Err(error);
+            }
+        };
         let done = doing.end(total(&layers));
         self.metrics.note(&done);
         tracing::info!(%timeline, layers = done.read.0, bytes = %done.read.1, by = done.written.0, of = %done.written.1, took = ?done.took, "compacted");
@@ -343,11 +376,13 @@ impl<R: Engines> Compactor<R> {
             }
         };
         let published = claim.publish(&mut newest, &plan.inputs, &layers).await;
-        // After any other error they may be published, by an answer that was lost.
-        if let Err(CompactError::Manifest(ManifestError::Gone)) = published {
-            job.undo().await;
+        if let Err(error) = published {
+            if error.leaves_nothing_published() {
+                job.undo().await;
+            }
+            return Err(error);
         }
-        published.map(|()| layers)
+        Ok(layers)
     }
 
     /// Makes images of a timeline's keys that are worn, if any are and nobody else compacts it; tells also
@@ -368,7 +403,7 @@ impl<R: Engines> Compactor<R> {
         if self.worn(timeline, &newest.state, policy).is_empty() {
             return Ok((None, Again::WhenChanged));
         }
-        if choose(newest.state.layers(), policy).is_some() {
+        if self.plan(timeline, &newest.state, policy).is_some() {
             return Ok((None, Again::Later));
         }
         let claim = self.claimant.claim(timeline, manifests, &mut newest);
@@ -381,6 +416,8 @@ impl<R: Engines> Compactor<R> {
             shop: &self.shop,
             readers: &self.readers,
             checks: &self.checks,
+            setbacks: &self.setbacks,
+            asked: &self.asked,
             timeline,
             claim: &claim,
             job: &job,
@@ -394,13 +431,18 @@ impl<R: Engines> Compactor<R> {
             tracing::info!(%timeline, images = count, %size, took = ?done.took, "images made");
         }
         claim.let_go(&mut newest).await;
-        if let Some(error) = images.failed {
-            return Err(error);
-        }
-        let again = match images.interrupted {
-            Some(Interruption::Turn) => Again::Now,
-            Some(Interruption::Pressing) => Again::Later,
-            None => {
+        let again = match (images.failed, images.interrupted) {
+            (Some(error), _) if count == 0 => return Err(error),
+            (Some(error), interrupted) => {
+                self.complain(timeline, &error);
+                match interrupted {
+                    Some(Interruption::Turn) => Again::Now,
+                    _ => Again::Later,
+                }
+            }
+            (None, Some(Interruption::Turn)) => Again::Now,
+            (None, Some(Interruption::Pressing)) => Again::Later,
+            (None, None) => {
                 // Parts that have changed in few layers stay as they are until there are more.
                 lock(&self.settled).insert(timeline, up_to);
                 Again::WhenChanged
@@ -448,10 +490,6 @@ fn fresh(manifest: &TimelineManifest) -> i64 {
     let fresh =
         layers.filter(|layer| layer.level == 0 && matches!(layer.kind, LayerKind::Delta(_)));
     i64::try_from(fresh.count()).unwrap_or(i64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use palimpsest_layer::{
     DeltaLayer as _, LogRecord, OpenLayer, delta_file::write_delta_layer, image::ImageLayerWriter,
 };
 use palimpsest_manifest::{
-    InvalidManifestError, KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest,
+    InvalidManifestError, KeySpan, LayerEntry, LayerKind, LsnSpan, TimelineManifest,
     TimelineManifests, Versioned,
 };
 use palimpsest_read::{BlockCache, LayerFiles, Layers, PageCache, Tail, TimelineReader};
@@ -19,13 +19,13 @@ use palimpsest_store::{
     ObjectStore,
     faulty::{Fault, FaultyStore},
 };
-use palimpsest_types::{BlockNumber, ByteCount, Key, Lsn, SystemIdentifier, WriterEpoch};
+use palimpsest_types::{BlockNumber, ByteCount, Key, Lsn, WriterEpoch};
 use tokio::sync::watch;
 
 use super::{
     super::{
         CompactError, Compactor, Done, Engines, Policy,
-        fixture::{START, TIMELINE, layers_directory, view},
+        fixture::{START, TIMELINE, layers_directory, source, view},
     },
     world::{Event, Mixing, World, slru_key},
 };
@@ -120,15 +120,8 @@ impl Engines for Mixing {
 impl Site {
     pub(super) async fn new(policy: Policy) -> Self {
         let (inner, store) = FaultyStore::in_memory().await.unwrap();
-        let source = SourceCluster {
-            system_identifier: SystemIdentifier::new(7),
-            pg_version: 15,
-            pg_timeline: 1,
-            wal_segment_size: ByteCount::mib(16),
-            wal_log_hints: false,
-        };
         let start = Lsn::new(START);
-        let mut manifest = TimelineManifest::new(source, start, start);
+        let mut manifest = TimelineManifest::new(source(), start, start);
         let world = World::of_base();
         manifest
             .add_layers(vec![put_base(&store, &world).await])
@@ -297,13 +290,17 @@ impl Site {
         }
         let next = Process::start(&self.inner, &self.cluster, self.policy).await;
         let process = std::mem::replace(&mut self.process, next);
-        if let Some((_, Trouble::Halt)) = trouble {
-            if let Some(halted) = self.halted.replace(Halted { process, work }) {
-                halted.process.scope.stop().await;
+        match trouble {
+            Some((_, Trouble::Halt)) => {
+                if let Some(halted) = self.halted.replace(Halted { process, work }) {
+                    halted.process.scope.stop().await;
+                }
             }
-        } else {
-            process.scope.stop().await;
-            seen.crashes += 1;
+            Some((_, Trouble::Crash)) => {
+                process.scope.stop().await;
+                seen.crashes += 1;
+            }
+            other => panic!("it stands still because of {other:?}"),
         }
         self.end_claim().await;
     }

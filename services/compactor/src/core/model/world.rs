@@ -297,7 +297,8 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
 fn any_in_database() -> impl Strategy<Value = InDatabase> {
     let rel = || 0..RELS.len();
     let begin = prop_oneof![Just(Begin::Zero), Just(Begin::Image), Just(Begin::Record)];
-    let len = prop_oneof![4 => 0..200usize, 1 => 200..6_000usize];
+    // Some fill a block of a layer, so that layers are also cut between LSNs of a key.
+    let len = prop_oneof![12 => 0..200usize, 3 => 200..6_000usize, 1 => 20_000..40_000usize];
     prop_oneof![
         5 => (rel(), begin, any::<u8>())
             .prop_map(|(rel, begin, byte)| InDatabase::Extend(rel, begin, byte)),

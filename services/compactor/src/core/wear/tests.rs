@@ -1,18 +1,8 @@
 use palimpsest_manifest::LsnSpan;
-use palimpsest_types::{BlockNumber, ByteCount, Fork, RelTag, WriterEpoch};
+use palimpsest_types::{ByteCount, WriterEpoch};
 use proptest::prelude::*;
 
-use super::*;
-
-fn key(block: u32) -> Key {
-    let rel = RelTag {
-        spc: 1663,
-        db: 5,
-        rel: 16384,
-        fork: Fork::Main,
-    };
-    Key::RelBlock(rel, BlockNumber::new(block))
-}
+use super::{super::fixture::key, *};
 
 fn span(first: u32, last: u32) -> KeySpan {
     KeySpan {

@@ -11,12 +11,14 @@ pub mod compaction;
 pub mod floor;
 pub mod ingest;
 pub mod pages;
+mod pictures;
 mod places;
 mod rounds;
 mod table;
 mod told;
 
-pub use circumstances::circumstances;
+pub use circumstances::{circumstances, commit_in_names};
+pub use pictures::put_picture;
 pub use places::Places;
 pub use rounds::{Latencies, Rounds};
 pub use table::{Aim, Row, Table};

@@ -24,6 +24,7 @@ use palimpsest_types::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 
+pub(crate) use history::layer_names;
 pub use history::{ManifestHistory, TakeOver, is_written};
 pub use launch::Layers;
 

@@ -4,7 +4,7 @@
 //! which files they are.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     sync::Arc,
@@ -18,6 +18,8 @@ use palimpsest_read::{BlockCache, KeyBounds, LayerFiles, LayerScan};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{ByteCount, Key, Lsn};
 use palimpsest_wal::{RawRecord, Value};
+
+use crate::processes::layer_names;
 
 /// Some versions: how many, and the sum of their hashes, which no order changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,11 +73,7 @@ impl VersionReader {
                 sum.add(read);
             }
         }
-        let there: BTreeSet<_> = manifest
-            .layers()
-            .iter()
-            .map(|it| it.name.as_str())
-            .collect();
+        let there = layer_names(manifest);
         self.known.retain(|name, _| there.contains(name.as_str()));
         Ok(sum)
     }

@@ -71,7 +71,8 @@ impl Axis {
 
     /// The values of its marks, with what is written there.
     fn marks(self) -> impl Iterator<Item = (f64, String)> {
-        let decimals = if self.step < 1.0 { 1 } else { 0 };
+        // As many as the step has: labels that are next to each other differ.
+        let decimals = (-self.step.log10().floor()).max(0.0) as usize;
         let count = (self.end / self.step).round() as u32;
         (0..=count).map(move |number| {
             let value = f64::from(number) * self.step;
@@ -204,6 +205,22 @@ mod tests {
         }
         assert!(!svg.contains(">30<"), "{svg}");
         assert!(svg.contains("layers &amp; reads") && svg.contains("stroke-dasharray"));
+    }
+
+    #[test]
+    fn marks_can_be_told_apart_whatever_the_step() {
+        let labels = |most| -> Vec<String> {
+            let axis = Axis::of([most].into_iter(), WIDTH);
+            axis.marks().map(|(_, label)| label).collect()
+        };
+        let expected = ["0.00", "0.02", "0.04", "0.06", "0.08", "0.10"];
+        assert_eq!(labels(0.09), expected);
+        assert_eq!(
+            labels(1.1),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "1.2"]
+        );
+        assert_eq!(labels(5.5), ["0", "1", "2", "3", "4", "5", "6"]);
+        assert_eq!(labels(110.0), ["0", "20", "40", "60", "80", "100", "120"]);
     }
 
     #[test]

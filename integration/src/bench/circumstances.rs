@@ -8,7 +8,7 @@ pub fn circumstances(parts: &[String]) -> String {
         [] => "everything".to_owned(),
         parts => format!("only {}", parts.join(" and ")),
     };
-    let commit = said("git", &["describe", "--always", "--dirty", "--abbrev=10"]);
+    let commit = commit();
     let date = said("date", &["-u", "+%F %H:%M"]);
     let system = said("uname", &["-sr"]);
     let postgres = said("/usr/lib/postgresql/15/bin/postgres", &["--version"]);
@@ -21,6 +21,21 @@ pub fn circumstances(parts: &[String]) -> String {
         "## {date} UTC, {commit}, optimised\n\n`make bench` ({arguments}); {cpus} CPUs ({model}), \
          {memory} of memory, {system}, {postgres}; load at the end {load}.\n"
     )
+}
+
+/// Of what was measured, as part of the name of a file.
+pub fn commit_in_names() -> String {
+    in_names(&commit())
+}
+
+fn commit() -> String {
+    said("git", &["describe", "--always", "--dirty", "--abbrev=10"])
+}
+
+/// A tag may have any characters, and there may be no commit.
+fn in_names(commit: &str) -> String {
+    let is_plain = |char: &char| char.is_ascii_alphanumeric() || "-._".contains(*char);
+    commit.chars().filter(is_plain).collect()
 }
 
 /// What a program prints, or a question mark.
@@ -41,4 +56,16 @@ fn field(path: &str, name: &str) -> String {
         .map(|(_, value)| value.trim().to_owned())
         .next();
     value.unwrap_or_else(|| "?".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_plain_in_names() {
+        assert_eq!(in_names("4596334e1a-dirty"), "4596334e1a-dirty");
+        assert_eq!(in_names("release/1.0-7-g45"), "release1.0-7-g45");
+        assert_eq!(in_names("?"), "");
+    }
 }

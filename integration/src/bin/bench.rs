@@ -1,15 +1,12 @@
 //! `make bench`: what Palimpsest does, and beside it what it is held against, as a Markdown table.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use palimpsest_integration::bench::{
-    Places, Table, chains, circumstances, commit, compaction, floor, ingest, pages,
+    Places, Table, chains, circumstances, commit, commit_in_names, compaction, floor, ingest,
+    pages, put_picture,
 };
 use palimpsest_service_kit::threads;
 use tokio::runtime::Builder;
@@ -93,9 +90,9 @@ async fn measure(cli: &Cli) -> Result<()> {
             Part::Compaction => {
                 let report = compaction::measure(&places, *wal_mib).await?;
                 table.extend(report.rows());
-                let (name, picture) = report.picture();
                 if let Some(path) = append_to {
-                    let link = put_beside(path, name, &picture)?;
+                    let name = format!("compaction-{wal_mib}mib-{}", commit_in_names());
+                    let link = put_picture(path, &name, &report.picture())?;
                     more.push_str(&format!("\n![layers per read]({link})\n"));
                 }
                 more.push_str(&format!("\n{}", report.rounds()));
@@ -114,15 +111,4 @@ async fn measure(cli: &Cli) -> Result<()> {
         writeln!(out, "aim missed: {what}")?;
     }
     Ok(())
-}
-
-/// Writes a file into the directory that has the name of `text` without its ending; returns where it
-/// is for a link in `text`.
-fn put_beside(text: &Path, name: &str, content: &str) -> Result<String> {
-    let directory = text.with_extension("");
-    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    let path = directory.join(name);
-    fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-    let directory = directory.file_name().context("a file has a name")?;
-    Ok(format!("{}/{name}", directory.to_string_lossy()))
 }

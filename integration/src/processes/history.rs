@@ -105,11 +105,7 @@ impl ManifestHistory {
     /// If the store can't be read.
     pub async fn unreferenced(&self) -> Result<(usize, usize)> {
         let manifest = self.newest().await?;
-        let there: BTreeSet<_> = manifest
-            .layers()
-            .iter()
-            .map(|it| it.name.as_str())
-            .collect();
+        let there = layer_names(&manifest);
         let stored = self.store.list(&self.layers_directory()).await?;
         let names = stored.iter().filter_map(StorePath::file_name);
         let left = names.filter(|name| !there.contains(name));
@@ -203,6 +199,12 @@ impl Seen {
 /// Whether it has changes as a wal-ingest wrote them.
 pub fn is_written(layer: &LayerEntry) -> bool {
     layer.level == 0 && matches!(layer.kind, LayerKind::Delta(_))
+}
+
+/// The names of its layers.
+pub(crate) fn layer_names(manifest: &TimelineManifest) -> BTreeSet<&str> {
+    let layers = manifest.layers().iter();
+    layers.map(|layer| layer.name.as_str()).collect()
 }
 
 fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {

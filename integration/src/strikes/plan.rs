@@ -49,12 +49,18 @@ pub enum Step {
     Claim,
     /// Reads a part of a layer.
     Read,
-    /// Creates a layer.
+    /// Creates a layer of changes.
     Upload,
+    /// Creates an image.
+    Image,
     /// Creates a manifest that goes on with a claim.
     Renew,
-    /// Creates a manifest that has the new layers in the place of the old.
+    /// Creates a manifest that goes on with a claim, and has an image more.
+    Add,
+    /// Creates a manifest that has the new layers in the place of the old, and no claim.
     Publish,
+    /// Creates a manifest that has no claim, and the layers that there were.
+    LetGo,
     /// Deletes a layer that came to nothing.
     Remove,
     /// Deletes an old manifest.
@@ -98,13 +104,16 @@ impl Action {
 
 impl Step {
     /// All there are.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Look,
         Self::Claim,
         Self::Read,
         Self::Upload,
+        Self::Image,
         Self::Renew,
+        Self::Add,
         Self::Publish,
+        Self::LetGo,
         Self::Remove,
         Self::Sweep,
         Self::Fold,
@@ -116,8 +125,11 @@ impl Step {
             Self::Claim => "claim",
             Self::Read => "read",
             Self::Upload => "upload",
+            Self::Image => "image",
             Self::Renew => "renew",
+            Self::Add => "add",
             Self::Publish => "publish",
+            Self::LetGo => "let-go",
             Self::Remove => "remove",
             Self::Sweep => "sweep",
             Self::Fold => "fold",

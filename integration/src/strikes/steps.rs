@@ -1,14 +1,29 @@
 //! What an operation of the object store is in the work of a compactor. Pure.
 
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
+
 use bytes::Bytes;
 use object_store::path::Path;
 use palimpsest_manifest::{CompactorEpoch, TimelineManifests};
 
 use super::Step;
 
-/// What a process is about: the generation in which it has claimed the timeline, if it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Claimed(pub(super) Option<CompactorEpoch>);
+/// The manifests that a process has read or created. Each that it creates is one of them, changed: by
+/// the number before.
+#[derive(Debug, Default)]
+pub(super) struct Known(BTreeMap<Path, Manifest>);
+
+/// What steps change of a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Manifest {
+    epoch: CompactorEpoch,
+    is_claimed: bool,
+    /// Of the edits and the lists, which the layers are made up of.
+    layers: u64,
+}
 
 /// Which part of a timeline an object is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,26 +33,66 @@ enum Part {
     Lists,
 }
 
-/// The step that creating an object is. With it, for a manifest, the generation that it has.
-pub(super) fn creating(
-    path: &Path,
-    object: &Bytes,
-    claimed: Claimed,
-) -> Option<(Step, Option<CompactorEpoch>)> {
-    match part(path)? {
-        Part::Layers => Some((Step::Upload, None)),
-        Part::Lists => Some((Step::Fold, None)),
-        Part::Manifest => {
-            let manifest = TimelineManifests::of_object(object)?;
-            let epoch = manifest.compactor_epoch;
-            let step = match manifest.compactor_claim {
-                None => Step::Publish,
-                Some(_) if claimed == Claimed(Some(epoch)) => Step::Renew,
-                Some(_) => Step::Claim,
-            };
-            Some((step, Some(epoch)))
+/// How a compactor calls images.
+const IMAGE: &str = "image-";
+
+impl Known {
+    /// An object was read or created.
+    pub(super) fn note(&mut self, path: &Path, object: &Bytes) {
+        if is_manifest(path)
+            && let Some(manifest) = Manifest::of(object)
+        {
+            self.0.insert(path.clone(), manifest);
         }
     }
+
+    /// The step that creating an object is.
+    pub(super) fn creating(&self, path: &Path, object: &Bytes) -> Option<Step> {
+        match part(path)? {
+            Part::Layers if path.filename()?.starts_with(IMAGE) => Some(Step::Image),
+            Part::Layers => Some(Step::Upload),
+            Part::Lists => Some(Step::Fold),
+            Part::Manifest => {
+                let before = self.0.get(&predecessor(path)?)?;
+                Some(Manifest::of(object)?.step_after(before))
+            }
+        }
+    }
+}
+
+impl Manifest {
+    fn of(object: &Bytes) -> Option<Self> {
+        let manifest = TimelineManifests::of_object(object)?;
+        // What the layers are made up of is in the object, and for no eyes but the manifest's own.
+        let text = serde_json::to_vec(&manifest).ok()?;
+        let body: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let mut hasher = DefaultHasher::new();
+        for part in ["lists", "edits"] {
+            body.get(part)?.to_string().hash(&mut hasher);
+        }
+        Some(Self {
+            epoch: manifest.compactor_epoch,
+            is_claimed: manifest.compactor_claim.is_some(),
+            layers: hasher.finish(),
+        })
+    }
+
+    /// The step that makes it of another. Edits move to a list only when there is one more.
+    fn step_after(self, before: &Self) -> Step {
+        let is_changed = self.layers != before.layers;
+        match (self.is_claimed, is_changed) {
+            _ if self.epoch != before.epoch => Step::Claim,
+            (true, false) => Step::Renew,
+            (true, true) => Step::Add,
+            (false, true) => Step::Publish,
+            (false, false) => Step::LetGo,
+        }
+    }
+}
+
+/// Whether an object is a manifest of a timeline.
+pub(super) fn is_manifest(path: &Path) -> bool {
+    part(path) == Some(Part::Manifest)
 }
 
 /// The step that reading of an object is.
@@ -59,6 +114,13 @@ pub(super) fn deleting(path: &Path) -> Option<Step> {
     }
 }
 
+/// The manifest of the number before.
+fn predecessor(path: &Path) -> Option<Path> {
+    let number: u64 = path.filename()?.parse().ok()?;
+    let name = format!("{:020}", number.checked_sub(1)?);
+    Some(path.parent()?.join(name))
+}
+
 fn part(path: &Path) -> Option<Part> {
     let below = |name: &str| path.parts().any(|part| part.as_ref() == name);
     if !below("timelines") {
@@ -74,23 +136,4 @@ fn part(path: &Path) -> Option<Part> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_operation_is_known_by_what_it_is_about() {
-        let of = |name: &str| Path::from(format!("tenants/t/timelines/u/{name}"));
-        let nothing = Bytes::new();
-        let put = |name| creating(&of(name), &nothing, Claimed::default());
-        assert_eq!(put("layers/delta"), Some((Step::Upload, None)));
-        assert_eq!(put("lists/1"), Some((Step::Fold, None)));
-        assert_eq!(put("manifest/1"), None, "it is no manifest");
-        assert_eq!(reading(&of("layers/delta")), Some(Step::Read));
-        assert_eq!(reading(&of("manifest/1")), None);
-        assert_eq!(listing(&of("manifest")), Some(Step::Look));
-        assert_eq!(listing(&of("layers")), None);
-        assert_eq!(deleting(&of("layers/delta")), Some(Step::Remove));
-        assert_eq!(deleting(&of("manifest/1")), Some(Step::Sweep));
-        assert_eq!(deleting(&Path::from("probe/layers")), None);
-    }
-}
+mod tests;

@@ -11,22 +11,22 @@ use std::{
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    path::Path,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result, path::Path,
 };
-use palimpsest_manifest::CompactorEpoch;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::time::sleep;
 
 use super::{
     Action, Entry, Moment, Plan, Step,
-    steps::{Claimed, creating, deleting, listing, reading},
+    steps::{Known, deleting, is_manifest, listing, reading},
 };
 
 /// A store that notes each step of a compactor's work in a diary, and strikes as planned.
@@ -46,7 +46,7 @@ struct Striker {
 #[derive(Debug)]
 struct Work {
     diary: File,
-    claimed: Claimed,
+    known: Known,
     /// How many steps of a kind have begun, and how many have taken effect.
     counts: BTreeMap<(Moment, Step), u32>,
 }
@@ -69,7 +69,7 @@ impl StruckStore {
         let file = file.with_context(|| format!("opening {}", diary.display()))?;
         let work = Work {
             diary: file,
-            claimed: Claimed::default(),
+            known: Known::default(),
             counts: BTreeMap::new(),
         };
         let striker = Arc::new(Striker {
@@ -128,11 +128,21 @@ impl Striker {
         Ok(())
     }
 
-    /// The claim that a manifest makes is ours once it is there.
-    fn note_claim(&self, step: Step, epoch: Option<CompactorEpoch>) {
-        if step == Step::Claim {
-            self.work().claimed = Claimed(epoch);
-        }
+    /// Notes what is read of a manifest, on its way to who has asked for it.
+    async fn pass_on(&self, path: &Path, mut found: GetResult) -> Result<GetResult> {
+        let (meta, range) = (found.meta.clone(), found.range.clone());
+        let attributes = std::mem::take(&mut found.attributes);
+        let extensions = std::mem::take(&mut found.extensions);
+        let object = found.bytes().await?;
+        self.work().known.note(path, &object);
+        let bytes = stream::once(async move { Ok(object) }).boxed();
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(bytes),
+            meta,
+            range,
+            attributes,
+            extensions,
+        })
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
@@ -165,17 +175,13 @@ impl ObjectStore for StruckStore {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        let claimed = self.striker.work().claimed;
-        let object = payload.iter().flatten().copied().collect::<Vec<_>>();
-        let step = creating(path, &object.into(), claimed);
+        let object = Bytes::from(payload.clone());
+        let step = self.striker.work().known.creating(path, &object);
         let put = async {
             let put = self.inner.put_opts(path, payload, options).await?;
-            if let Some((step, epoch)) = step {
-                self.striker.note_claim(step, epoch);
-            }
+            self.striker.work().known.note(path, &object);
             Ok(put)
         };
-        let step = step.map(|(step, _)| step);
         self.striker.around(step, path, put).await
     }
 
@@ -188,8 +194,13 @@ impl ObjectStore for StruckStore {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        let is_whole = !options.head && options.range.is_none();
         let get = self.inner.get_opts(path, options);
-        self.striker.around(reading(path), path, get).await
+        let found = self.striker.around(reading(path), path, get).await?;
+        match is_whole && is_manifest(path) {
+            true => self.striker.pass_on(path, found).await,
+            false => Ok(found),
+        }
     }
 
     fn delete_stream(

@@ -14,7 +14,7 @@ use palimpsest_integration::{
 use palimpsest_manifest::TimelineManifest;
 use palimpsest_types::Lsn;
 use rand::{
-    RngExt as _, SeedableRng as _,
+    SeedableRng as _,
     rngs::StdRng,
     seq::{IteratorRandom as _, SliceRandom as _},
 };
@@ -31,18 +31,20 @@ const PAGES: &str = "compaction-steps-pages";
 /// Who is struck, and who works beside it.
 const VICTIM: Process = Process::Compactor;
 const MATE: Process = Process::SecondCompactor;
-/// Every compaction has these, or nearly every one. Not folding, which comes once there are hundreds of
-/// layers.
-const USUAL: [(Step, NonZeroU32); 8] = [
+/// What all compactors do soon. Not folding, which comes once there are hundreds of layers.
+const USUAL: [(Step, NonZeroU32); 9] = [
     (Step::Look, FIRST),
     (Step::Claim, FIRST),
     (Step::Sweep, FIRST),
     (Step::Read, FIRST),
     (Step::Upload, FIRST),
-    (Step::Upload, SECOND),
     (Step::Renew, FIRST),
     (Step::Publish, FIRST),
+    (Step::Image, FIRST),
+    (Step::Add, FIRST),
 ];
+/// For these a quick run has no time.
+const MORE: [(Step, NonZeroU32); 2] = [(Step::Upload, SECOND), (Step::LetGo, FIRST)];
 const FIRST: NonZeroU32 = NonZeroU32::MIN;
 const SECOND: NonZeroU32 = NonZeroU32::new(2).expect("2 is not 0");
 /// So many rounds are played once more in full size, with the rest of the world in another state.
@@ -56,8 +58,11 @@ const FAR: usize = 12;
 /// A superseded compactor publishes nothing once it has looked so often: the first time may be to see
 /// whether what it has just created counts.
 const LOOKS: usize = 2;
-/// Compactors look for work about so often.
+/// Compactors look for work more often.
 const IDLE: Duration = Duration::from_secs(6);
+/// Each layer may be the reason for so many claims: one compacts it with others, and after that each of two
+/// compactors looks for images that are due, which it begins anew if another layer comes meanwhile.
+const PER_LAYER: usize = 5;
 /// Each strike may be the end of so many claims: of the victim, and when both are stopped.
 const WASTED: usize = 4;
 /// Nothing that is waited for takes longer, even on a slow machine.
@@ -65,11 +70,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_millis(30);
 
 /// What happens in one round.
+#[derive(Clone)]
 struct Case {
     plan: Plan,
     /// Whether another compactor works on the timeline.
     mate: bool,
-    /// Whether who halts stands still until many manifests are published.
+    /// Whether who halts stands still until many manifests are published: then the number that it
+    /// creates may be free again.
     far: bool,
 }
 
@@ -110,13 +117,14 @@ async fn steps() -> Result<()> {
     load.stop().await?;
     strikes.check(scene.comes_to_rest(strikes.checked() as usize).await?);
     let Scene {
-        processes,
+        mut processes,
         timeline,
         guard,
         ..
     } = scene;
     strikes.check(guard.finish().await?);
-    let ending = source.finish(&processes, timeline).await?;
+    let mut ending = source.finish(&processes, timeline).await?;
+    ending.serve_anew(&mut processes, timeline).await?;
     let mut pages = Judge::new(PAGES, "P1");
     ending
         .compare(size.pick(2, 6), &mut random, &mut pages)
@@ -127,55 +135,72 @@ async fn steps() -> Result<()> {
     Ok(())
 }
 
-/// The rounds, in any order. In quick size each step once, before and after, and what else is up to the
-/// seed; in full size everything, and some of it again.
+/// The rounds, in any order. In quick size each usual step once, before and after, and what else is up to
+/// the seed; in full size everything, and some of it again.
 fn cases(size: JudgeSize, random: &mut StdRng) -> Vec<Case> {
-    let mut plans: Vec<(Vec<Strike>, bool)> = Vec::new();
-    for (step, number) in USUAL {
+    let more = MORE.into_iter().take(size.pick(0, MORE.len()));
+    let mut cases: Vec<Case> = Vec::new();
+    for (step, number) in USUAL.into_iter().chain(more) {
         for moment in Moment::ALL {
             let all = variants(moment, step, number);
             let count = size.pick(1, all.len());
-            plans.extend(all.into_iter().sample(random, count));
+            cases.extend(all.into_iter().sample(random, count));
         }
     }
     if size == JudgeSize::Full {
-        let again = plans.iter().cloned().sample(random, AGAIN);
-        plans.extend(again);
+        let again = cases.iter().cloned().sample(random, AGAIN);
+        cases.extend(again);
     }
-    plans.extend(removals().into_iter().sample(random, size.pick(1, 4)));
-    plans.shuffle(random);
-    let case = |(plan, mate)| case(plan, mate, random);
-    plans.into_iter().map(case).collect()
+    cases.extend(removals().into_iter().sample(random, size.pick(1, 4)));
+    cases.shuffle(random);
+    cases
 }
 
-/// A step struck in both ways, alone and beside another compactor.
-fn variants(moment: Moment, step: Step, number: NonZeroU32) -> Vec<(Vec<Strike>, bool)> {
-    let strike = |action| Strike {
-        number,
-        ..Strike::first(moment, step, action)
-    };
-    let both = |action| [false, true].map(|mate| (vec![strike(action)], mate));
-    Action::ALL.into_iter().flat_map(both).collect()
+/// A step struck in both ways, alone and beside another compactor, from which many manifests may come.
+fn variants(moment: Moment, step: Step, number: NonZeroU32) -> Vec<Case> {
+    let creates = moment == Moment::Before
+        && matches!(
+            step,
+            Step::Claim | Step::Renew | Step::Add | Step::Publish | Step::LetGo
+        );
+    let mut cases: Vec<Case> = Vec::new();
+    for action in Action::ALL {
+        let strike = Strike {
+            number,
+            ..Strike::first(moment, step, action)
+        };
+        let case = |mate, far| Case {
+            plan: Plan(vec![strike]),
+            mate,
+            far,
+        };
+        cases.extend([case(false, false), case(true, false)]);
+        // Only who goes on creates anything.
+        if creates && action == Action::Halt {
+            cases.push(case(true, true));
+        }
+    }
+    cases
 }
 
 /// Only who hears that it was superseded removes what it has made: so it is struck twice.
-fn removals() -> Vec<(Vec<Strike>, bool)> {
+fn removals() -> Vec<Case> {
     let halt = Strike::first(Moment::After, Step::Upload, Action::Halt);
-    let removal = |moment, action| vec![halt, Strike::first(moment, Step::Remove, action)];
-    let both = |moment| Action::ALL.map(|action| (removal(moment, action), true));
+    let removal = |moment, action| Case {
+        plan: Plan(vec![halt, Strike::first(moment, Step::Remove, action)]),
+        mate: true,
+        far: false,
+    };
+    let both = |moment| Action::ALL.map(|action| removal(moment, action));
     Moment::ALL.into_iter().flat_map(both).collect()
 }
 
-fn case(plan: Vec<Strike>, mate: bool, random: &mut StdRng) -> Case {
-    let creates = |strike: &Strike| {
-        strike.moment == Moment::Before
-            && matches!(strike.step, Step::Claim | Step::Renew | Step::Publish)
-    };
-    Case {
-        // Then the number that it creates may be free again.
-        far: mate && plan.iter().any(creates) && random.random(),
-        plan: Plan(plan),
-        mate,
+impl Case {
+    /// Whether the other compactor is there from the beginning. Images come after compactions, and some
+    /// of all would be the other's: a victim that is to make one could wait for long.
+    fn is_mate_early(&self) -> bool {
+        let of_images = |it: &Strike| matches!(it.step, Step::Image | Step::Add | Step::LetGo);
+        self.mate && !self.plan.0.iter().any(of_images)
     }
 }
 
@@ -204,31 +229,34 @@ impl Scene {
         let up_to = before.lsn;
         let sum = self.versions.sum(&before, up_to).await?;
         let victim = self.start_one(VICTIM, Some(&case.plan))?;
-        let mate = match case.mate {
-            true => Some(self.start_one(MATE, None)?),
-            false => None,
-        };
+        let mut mate = None;
+        if case.is_mate_early() {
+            mate = Some(self.start_one(MATE, None)?);
+        }
         for (at, strike) in case.plan.0.iter().enumerate() {
             self.struck(strike).await?;
+            if case.mate && mate.is_none() {
+                mate = Some(self.start_one(MATE, None)?);
+            }
             let is_last = at + 1 == case.plan.0.len();
             match (strike.action, &mate) {
                 (Action::Kill, None) => {
                     self.lost.extend(unpublished(&victim.read()?));
                     let again = self.start_one(VICTIM, None)?;
-                    published(&again).await?;
+                    gone_on(&again).await?;
                 }
                 (Action::Kill, Some(mate)) => {
                     self.lost.extend(unpublished(&victim.read()?));
-                    published(mate).await?;
+                    gone_on(mate).await?;
                 }
                 (Action::Halt, None) => {
                     sleep(STILL).await;
                     self.processes.sigcont(VICTIM)?;
-                    published(&victim).await?;
+                    gone_on(&victim).await?;
                 }
                 (Action::Halt, Some(mate)) => {
                     self.lost.extend(unpublished(&victim.read()?));
-                    published(mate).await?;
+                    gone_on(mate).await?;
                     if case.far {
                         self.many_manifests().await?;
                     }
@@ -272,45 +300,73 @@ impl Scene {
         self.start_one(MATE, None)?;
         let newest = self.guard.history().newest().await?;
         let sum = self.versions.sum(&newest, newest.lsn).await?;
-        for process in [VICTIM, MATE] {
-            let client = CompactorClient::new(connect_lazily(&self.processes.address(process))?);
-            let begun = Instant::now();
-            // While it starts it does not answer.
-            while client
-                .plan(self.timeline, None)
-                .await
-                .is_ok_and(|plan| !plan.inputs.is_empty() || !plan.images.is_empty())
-                || client.activity().await.is_err()
-            {
-                ensure!(
-                    begun.elapsed() < PATIENCE,
-                    "there is always something to compact"
-                );
-                sleep(GLANCE).await;
-            }
-        }
-        let claims = self.done(Step::Claim)?;
+        let idle_claims = self.claims_at_rest().await?;
         let written = self.guard.history().written();
-        sleep(IDLE).await;
-        let idle_claims = self.done(Step::Claim)? - claims;
-        // The source itself writes now and then.
-        let idle_written = self.guard.history().written() - written;
-        let (published, uploads) = (self.done(Step::Publish)?, self.done(Step::Upload)?);
+        let (claims, published) = (self.done(Step::Claim)?, self.done(Step::Publish)?);
+        let (uploads, images) = (self.done(Step::Upload)?, self.done(Step::Image)?);
+        let added = self.done(Step::Add)?;
         let (replaced, orphans) = self.guard.history().unreferenced().await?;
         eprintln!(
-            "{NAME}: {written} layers were written; {claims} claims, {uploads} uploads, \
-             {published} compactions; no manifest refers to {replaced} that were replaced and \
-             {orphans} that came to nothing; {idle_claims} claims at rest"
+            "{NAME}: {written} layers were written; {claims} claims, {published} compactions with \
+             {uploads} uploads, {added} of {images} images added; no manifest refers to {replaced} \
+             that were replaced and {orphans} that came to nothing; {idle_claims} claims at rest"
         );
         let mut findings: Vec<_> = self.finding(sum, newest.lsn).await?.into_iter().collect();
-        if idle_claims > idle_written {
+        if idle_claims > 0 {
             findings.push(format!("{idle_claims} claims though nothing is to be done"));
         }
-        // Each compaction makes fewer generations of what was written.
-        if claims > written + WASTED * strikes {
+        if claims > PER_LAYER * written + WASTED * strikes {
             findings.push(format!("{claims} claims for {written} layers"));
         }
         Ok((!findings.is_empty()).then(|| findings.join("; ")))
+    }
+
+    /// How often a compactor claims the timeline while there is nothing to do for any, and no layer comes.
+    /// The source itself writes now and then.
+    async fn claims_at_rest(&self) -> Result<usize> {
+        let mut clients = Vec::new();
+        for process in [VICTIM, MATE] {
+            let channel = connect_lazily(&self.processes.address(process))?;
+            clients.push(CompactorClient::new(channel));
+        }
+        let begun = Instant::now();
+        loop {
+            // Asked before the plans and after the claims, so that any layer between them shows.
+            let lsn = self.guard.history().newest().await?.lsn;
+            self.nothing_to_do(&clients, begun).await?;
+            // Who had looked before that has claimed by then.
+            sleep(STILL).await;
+            let before = self.done(Step::Claim)?;
+            sleep(IDLE).await;
+            let claims = self.done(Step::Claim)? - before;
+            if self.guard.history().newest().await?.lsn == lsn {
+                return Ok(claims);
+            }
+            ensure!(begun.elapsed() < PATIENCE, "layers come and come");
+        }
+    }
+
+    /// Waits until no compactor has anything to do, nor does it.
+    async fn nothing_to_do(&self, clients: &[CompactorClient], begun: Instant) -> Result<()> {
+        loop {
+            let mut idle = 0;
+            for client in clients {
+                // Who does not answer, as while it starts, says nothing.
+                let is_idle = client.plan(self.timeline, None).await.is_ok_and(|plan| {
+                    let is_nothing = plan.inputs.is_empty() && plan.images.is_empty();
+                    is_nothing && plan.claimed_for.is_zero()
+                });
+                idle += usize::from(is_idle);
+            }
+            if idle == clients.len() {
+                return Ok(());
+            }
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "there is always something to compact"
+            );
+            sleep(GLANCE).await;
+        }
     }
 
     /// The manifest once it has enough to compact.
@@ -379,17 +435,26 @@ impl Scene {
     }
 }
 
-/// Layers that were made, or almost, and that are not published.
+/// Layers that were made, or almost, and that are not published: images are added one by one, others all
+/// together.
 fn unpublished(entries: &[Entry]) -> Vec<String> {
-    let last = entries.iter().rposition(|it| it.is_done(Step::Publish));
-    let since = entries.iter().skip(last.map_or(0, |at| at + 1));
-    let uploads = since.filter(|it| it.step == Step::Upload && it.moment == Moment::Before);
-    uploads.map(|it| it.object.clone()).collect()
+    let mut unpublished = not_followed(entries, Step::Upload, Step::Publish);
+    unpublished.extend(not_followed(entries, Step::Image, Step::Add));
+    unpublished
 }
 
-/// Waits until a compactor has published once more.
-async fn published(diary: &Diary) -> Result<()> {
-    once_more(diary, 1, |it| it.is_done(Step::Publish)).await
+/// The objects of steps of one kind after which there is none of another kind.
+fn not_followed(entries: &[Entry], step: Step, by: Step) -> Vec<String> {
+    let last = entries.iter().rposition(|it| it.is_done(by));
+    let since = entries.iter().skip(last.map_or(0, |at| at + 1));
+    let begun = since.filter(|it| it.step == step && it.moment == Moment::Before);
+    begun.map(|it| it.object.clone()).collect()
+}
+
+/// Waits until a compactor has made something of a claim once more.
+async fn gone_on(diary: &Diary) -> Result<()> {
+    let is_it = |it: &Entry| it.is_done(Step::Publish) || it.is_done(Step::Add);
+    once_more(diary, 1, is_it).await
 }
 
 /// Waits until a compactor that was halted has looked what is there now.

@@ -22,6 +22,7 @@ mod laggards;
 mod lifecycle;
 mod limits;
 mod many;
+mod many_relations;
 mod names;
 mod offline_pages;
 mod offline_records;

@@ -21,7 +21,7 @@ use palimpsest_integration::{
     embedded::ServedTimeline,
     judge::Judge,
     oracle::{DataFiles, Oracle, PageSource as _, RecoveredTally, compare_at, read_wal},
-    processes::{ManifestHistory, Processes},
+    processes::{ManifestHistory, Process, Processes},
     recovered::{BaseBackup, Recovery},
 };
 use palimpsest_testkit::{Cluster, ClusterOptions};
@@ -316,6 +316,20 @@ impl Ending {
     /// What is compared from now on comes from here.
     pub(crate) fn serve_from(&mut self, served: ServedTimeline) {
         self.served = served;
+    }
+
+    /// What is compared from now on comes from a page-serve that is started anew, and so from the newest
+    /// layers: one that runs may take others of the same LSN only after a while.
+    pub(crate) async fn serve_anew(
+        &mut self,
+        processes: &mut Processes,
+        timeline: TimelineRef,
+    ) -> Result<()> {
+        processes.kill9(Process::PageServe)?;
+        processes.start(Process::PageServe)?;
+        let served = processes.served_up_to(timeline, self.end).await?;
+        self.serve_from(served);
+        Ok(())
     }
 
     /// Compares every page with the primary's own, and at `count` earlier LSNs with those of a

@@ -30,6 +30,8 @@ use crate::{
 /// So little that nearly every read has to look for its page.
 const LITTLE: &str = "4MiB";
 const WRITTEN: &str = "palimpsest_store_written_bytes_total";
+const IMAGES: &str = "palimpsest_compaction_images_bytes_total";
+const REPLACED: &str = "palimpsest_compaction_read_bytes_total";
 const MEGA: f64 = 1e6;
 /// A layer is made and put into the store sooner, and heartbeats tell of it.
 const UNCHANGED: Duration = Duration::from_secs(5);
@@ -80,6 +82,8 @@ pub(super) struct Round {
 pub(super) struct Compaction {
     /// MB that it has put into the store.
     pub(super) stored: f64,
+    /// Of that images.
+    pub(super) images: f64,
     /// MB of layers that it has replaced.
     pub(super) replaced: f64,
     /// Layers of changes as they were made of WAL, others of changes, and images.
@@ -105,6 +109,8 @@ pub(super) struct CatchingUp {
     pub(super) seconds: f64,
     /// MB that it has put into the store.
     pub(super) stored: f64,
+    /// Of that images.
+    pub(super) images: f64,
     /// MB of layers that it has replaced.
     pub(super) replaced: f64,
     /// In bytes.
@@ -261,15 +267,11 @@ impl Pass {
         let told = self.told().await;
         self.processes.sigstop(Process::Compactor)?;
         let (metrics, layers) = told?;
-        let count = |of: fn(&LayerInfo) -> bool| layers.iter().filter(|layer| of(layer)).count();
         Ok(Compaction {
             stored: metrics.get(WRITTEN)? / MEGA,
-            replaced: replaced(&metrics)?,
-            layers: [
-                count(|layer| !layer.image && layer.level == 0),
-                count(|layer| !layer.image && layer.level > 0),
-                count(|layer| layer.image),
-            ],
+            images: metrics.get(IMAGES)? / MEGA,
+            replaced: metrics.get(REPLACED)? / MEGA,
+            layers: counts(&layers),
             peak_memory: peak_memory(&self.processes, Process::Compactor)?,
             turns,
         })
@@ -304,7 +306,8 @@ pub(super) async fn catch_up(pass: &mut Pass) -> Result<CatchingUp> {
         work,
         seconds,
         stored: metrics.get(WRITTEN)? / MEGA,
-        replaced: replaced(&metrics)?,
+        images: metrics.get(IMAGES)? / MEGA,
+        replaced: metrics.get(REPLACED)? / MEGA,
         peak_memory: peak_memory(&pass.processes, Process::Compactor)?,
         depths: reads.depths(&pass.processes).await?,
     };
@@ -333,9 +336,15 @@ fn compacted(layers: &[LayerInfo]) -> f64 {
     }
 }
 
-fn replaced(metrics: &Metrics) -> Result<f64> {
-    let bytes = metrics.get("palimpsest_compaction_read_bytes_total")?;
-    Ok(bytes / MEGA)
+/// Layers of changes as they were made of WAL, others of changes, and images. The layers of a base backup
+/// are told of as images, and are none that a compactor has made.
+fn counts(layers: &[LayerInfo]) -> [usize; 3] {
+    let count = |of: fn(&LayerInfo) -> bool| layers.iter().filter(|layer| of(layer)).count();
+    [
+        count(|layer| !layer.image && layer.level == 0),
+        count(|layer| !layer.image && layer.level > 0),
+        count(|layer| layer.image && layer.level > 0),
+    ]
 }
 
 #[cfg(test)]
@@ -369,5 +378,18 @@ mod tests {
         ];
         assert!((compacted(&layers) - 60.0).abs() < f64::EPSILON);
         assert!(compacted(&layers[3..]).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn layers_of_the_base_backup_are_no_images_of_a_compactor() {
+        let base = layer(5, 5, 0);
+        let layers = [
+            base.clone(),
+            base,
+            layer(5, 40, 1),
+            layer(40, 40, 1),
+            layer(40, 70, 0),
+        ];
+        assert_eq!(counts(&layers), [1, 1, 1]);
     }
 }

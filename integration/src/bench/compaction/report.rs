@@ -29,8 +29,6 @@ pub struct Report {
 
 /// What a compactor may have beside what it is set to.
 const BESIDE: u64 = 256 << 20;
-/// The picture's file.
-const PICTURE: &str = "compaction.svg";
 
 impl Report {
     /// Lines of the table.
@@ -49,8 +47,8 @@ impl Report {
         rows
     }
 
-    /// The name of the picture's file, and the picture.
-    pub fn picture(&self) -> (&'static str, String) {
+    /// Layers per read as a picture, which is SVG.
+    pub fn picture(&self) -> String {
         let line = |name, rounds: &[Round], percent, color| Line {
             name,
             color,
@@ -69,7 +67,7 @@ impl Report {
                 line("compacted, p50", &self.compacted, 50, with),
             ],
         };
-        (PICTURE, chart.svg())
+        chart.svg()
     }
 
     /// The rounds as Markdown.
@@ -129,8 +127,12 @@ impl Report {
         )
     }
 
+    /// Nothing if all was done so soon that there was no turn of one kind.
     fn latency(&self) -> Vec<Row> {
         let Turns { working, halted } = &self.turns;
+        if working.count() == 0 || halted.count() == 0 {
+            return Vec::new();
+        }
         let text = |latencies: &Latencies, percent| format!("{:.0} µs", latencies.micros(percent));
         let ratio = |percent| working.micros(percent) / halted.micros(percent);
         let row = |percent, aim| {
@@ -156,7 +158,7 @@ impl Report {
         };
         vec![
             row(
-                "layers per read in the end, p50 / p99 / mean (reference: never compacted)",
+                "layers per read in the end, p50 / p99 / mean (reference: never compacted; ratio of the means)",
                 &with.depths,
             ),
             row(
@@ -181,21 +183,29 @@ impl Report {
                 "bytes put into the store per byte of WAL",
                 text,
             ));
-            let per_byte = compaction.stored / compaction.replaced;
+            let images = compaction.images;
             rows.push(Row::figure(
-                "bytes that the compactor puts there per byte of layers that it replaces",
-                format!("{per_byte:.2}"),
+                "images among them",
+                format!("{:.2} ({images:.0} MB)", per_wal(images)),
+            ));
+            rows.push(Row::figure(
+                "bytes other than images that the compactor puts there per byte of layers that it replaces",
+                per_replaced(compaction.stored - images, compaction.replaced),
             ));
         }
         let CatchingUp {
-            stored, replaced, ..
+            stored,
+            images,
+            replaced,
+            ..
         } = &self.catching_up;
         rows.push(Row::figure(
             "the same when compacting all at once",
-            format!(
-                "{:.2} ({stored:.0} MB for {replaced:.0} MB)",
-                stored / replaced
-            ),
+            per_replaced(stored - images, *replaced),
+        ));
+        rows.push(Row::figure(
+            "images that are made then",
+            format!("{images:.0} MB"),
         ));
         rows
     }
@@ -213,9 +223,106 @@ fn points(rounds: &[Round], depth: impl Fn(&Depths) -> u32) -> Vec<(f64, f64)> {
     rounds.iter().map(point).collect()
 }
 
+/// MB that were put in the place of others, and what that is for each of those.
+fn per_replaced(stored: f64, replaced: f64) -> String {
+    let both = format!("{stored:.0} MB for {replaced:.0} MB");
+    match replaced > 0.0 {
+        true => format!("{:.2} ({both})", stored / replaced),
+        // No compaction was worth it.
+        false => both,
+    }
+}
+
 fn p99(latencies: &Latencies) -> String {
     match latencies.count() {
         0 => String::new(),
         _ => format!("{:.0} µs", latencies.micros(99)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bench::Table;
+
+    fn report(turns: Turns) -> Report {
+        let work = Work {
+            wal: 100.0,
+            cpu_seconds: 1.0,
+        };
+        let compaction = Compaction {
+            stored: 30.0,
+            images: 10.0,
+            replaced: 25.0,
+            layers: [0, 2, 1],
+            peak_memory: 1 << 20,
+            turns: turns.clone(),
+        };
+        let round = |compaction| Round {
+            wal: 100.0,
+            in_layers: 100.0,
+            depths: Depths::default(),
+            ingested: 25.0,
+            compaction,
+            seconds: 1.0,
+        };
+        Report {
+            volume: Volume::of(512),
+            never: vec![round(None)],
+            compacted: vec![round(Some(compaction))],
+            ingest: work,
+            catching_up: CatchingUp {
+                work,
+                seconds: 1.0,
+                stored: 0.0,
+                images: 0.0,
+                replaced: 0.0,
+                peak_memory: 1 << 20,
+                depths: Depths::default(),
+            },
+            turns,
+        }
+    }
+
+    fn table(turns: Turns) -> Table {
+        let mut table = Table::default();
+        table.extend(report(turns).rows());
+        table
+    }
+
+    #[test]
+    fn latency_that_was_not_measured_misses_no_aim() {
+        let mut latencies = Latencies::default();
+        latencies.push(Duration::from_millis(1));
+        let turns = Turns {
+            working: latencies.clone(),
+            halted: Latencies::default(),
+        };
+        let without = table(turns);
+        assert_eq!(without.missed().count(), 0, "{without}");
+        assert!(!without.to_string().contains("GetPages"), "{without}");
+        let mut turns = Turns {
+            working: latencies.clone(),
+            halted: latencies,
+        };
+        turns.working.push(Duration::from_millis(5));
+        let missed = table(turns);
+        let missed: Vec<_> = missed.missed().collect();
+        assert!(missed.len() == 1 && missed[0].starts_with("GetPages, p99"));
+    }
+
+    #[test]
+    fn images_are_shown_apart_from_what_replaces_layers() {
+        let text = table(Turns::default()).to_string();
+        for row in [
+            "| 0.55 (0.25 by wal-ingest, 0.30 by the compactor) |",
+            "| images among them | 0.10 (10 MB) |",
+            "per byte of layers that it replaces | 0.80 (20 MB for 25 MB) |",
+            "| the same when compacting all at once | 0 MB for 0 MB |",
+        ] {
+            assert!(text.contains(row), "{row}: {text}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use palimpsest_api::{
 use palimpsest_types::{ByteCount, Lsn};
 use serde::Serialize;
 
-use self::watched::watched;
+use self::watched::{step, watched};
 use crate::{
     cli::Common,
     client::{Client, find, full_name},
@@ -282,9 +282,7 @@ async fn activity(view: &ClusterView, output: Output) -> Result<(), CliError> {
         )))?;
         let now = now.map(|work| {
             let name = name_of(view, work.timeline);
-            let (layers, bytes) = work.read;
-            let (written, all) = (work.written, work.to_write);
-            format!("{name}: {layers} layers, {bytes}; {written} of {all} written")
+            format!("{name}: {}", step(&work).what)
         });
         lines.push(ActivityLine {
             compactor: address,
@@ -426,14 +424,16 @@ impl DoneLine {
 
 impl std::fmt::Display for DoneLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} layers, {}, became {}, {}, in {:.1?}",
-            self.layers_read,
-            ByteCount::new(self.bytes_read),
-            self.layers_written,
-            ByteCount::new(self.bytes_written),
-            Duration::from_millis(self.took_ms),
-        )
+        let (read, written) = (self.layers_read, self.layers_written);
+        let (bytes_read, bytes) = (self.bytes_read, self.bytes_written);
+        let (bytes_read, bytes) = (ByteCount::new(bytes_read), ByteCount::new(bytes));
+        let took = Duration::from_millis(self.took_ms);
+        match read {
+            0 => write!(f, "{written} images, {bytes}, made in {took:.1?}"),
+            _ => write!(
+                f,
+                "{read} layers, {bytes_read}, became {written}, {bytes}, in {took:.1?}"
+            ),
+        }
     }
 }

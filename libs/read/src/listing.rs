@@ -119,17 +119,20 @@ async fn copied<V: Versions>(
             versions: found,
             images,
         } = versions.newest_in(keys, *stretch.lsns.end()).await?;
-        for (key, (at, value)) in found {
+        let found = found.into_iter();
+        for (key, (_, value)) in found.filter(|(_, (at, _))| stretch.lsns.contains(at)) {
             // As in the database itself: what an image of a newer stretch has not was gone by then.
             let is_gone = newer.iter().any(|(of, images): &(&Stretch, Images)| {
                 let at = images.of((kind.own)(of.database, key));
                 at.is_some_and(|at| of.lsns.contains(&at))
             });
-            if stretch.lsns.contains(&at) && !is_gone {
+            if !is_gone {
                 newest.entry((kind.own)(database, key)).or_insert(value);
             }
         }
-        newer.push((stretch, images));
+        if !images.is_empty() {
+            newer.push((stretch, images));
+        }
     }
     Ok(newest)
 }

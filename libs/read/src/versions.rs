@@ -26,6 +26,11 @@ impl Images {
         self.0.push((keys, at));
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Where the image of a key is. If the key has no version in a listing it does not exist there, whatever
     /// is older.
     pub fn of(&self, key: Key) -> Option<Lsn> {

@@ -50,7 +50,7 @@ async fn show(
 }
 
 /// As if each layer to write were made of as many bytes.
-fn step(work: &WorkInfo) -> Step {
+pub(super) fn step(work: &WorkInfo) -> Step {
     let (layers, bytes) = work.read;
     let (written, all) = (work.written, work.to_write);
     if layers == 0 {

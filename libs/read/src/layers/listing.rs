@@ -66,10 +66,11 @@ async fn newest_of(
         None => Newest::new(),
     };
     let after = stretch.image_lsn().unwrap_or(Lsn::ZERO);
-    let changes = layers
-        .deltas
-        .map
-        .overlapping(keys, LsnSpan { after, up_to });
+    let span = LsnSpan { after, up_to };
+    if span.is_empty() {
+        return Ok(newest);
+    }
+    let changes = layers.deltas.map.overlapping(keys, span);
     let reads = changes.into_iter().map(|(_, file)| {
         let file = Arc::clone(file);
         file.newest_in(&layers.files, room, keys.clone(), up_to)

@@ -8,6 +8,7 @@ use std::{
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::KeySpan;
 use palimpsest_types::{Key, Lsn};
+use tokio::time::Instant;
 
 use super::lock::lock;
 
@@ -17,8 +18,8 @@ use super::lock::lock;
 pub(super) struct Checks {
     /// By the first key of a part, with its last.
     checks: Mutex<HashMap<(TimelineRef, Key), (Key, Check)>>,
-    /// First keys of parts.
-    failed: Mutex<HashSet<(TimelineRef, Key)>>,
+    /// By the first key of a part, when that was.
+    failed: Mutex<HashMap<(TimelineRef, Key), Instant>>,
 }
 
 /// Of one part.
@@ -60,10 +61,10 @@ impl Checks {
     }
 
     /// An image of a part could not be made.
-    pub(super) fn note_failed(&self, timeline: TimelineRef, keys: KeySpan) {
+    pub(super) fn note_failed(&self, timeline: TimelineRef, keys: KeySpan, now: Instant) {
         let mut failed = lock(&self.failed);
         if failed.len() < REMEMBERED {
-            failed.insert((timeline, keys.first));
+            failed.insert((timeline, keys.first), now);
         }
     }
 
@@ -72,15 +73,15 @@ impl Checks {
         lock(&self.failed).remove(&(timeline, keys.first));
     }
 
-    /// Whether it could not be made the last time.
-    pub(super) fn has_failed(&self, timeline: TimelineRef, keys: KeySpan) -> bool {
-        lock(&self.failed).contains(&(timeline, keys.first))
+    /// When it could not be made the last time; `None` if it was never tried, or made since.
+    pub(super) fn failed(&self, timeline: TimelineRef, keys: KeySpan) -> Option<Instant> {
+        lock(&self.failed).get(&(timeline, keys.first)).copied()
     }
 
     /// Forgets timelines that there are no more.
     pub(super) fn retain(&self, known: &HashSet<TimelineRef>) {
         lock(&self.checks).retain(|(timeline, _), _| known.contains(timeline));
-        lock(&self.failed).retain(|(timeline, _)| known.contains(timeline));
+        lock(&self.failed).retain(|(timeline, _), _| known.contains(timeline));
     }
 }
 
@@ -111,6 +112,12 @@ mod tests {
             ..keys
         };
         assert_eq!(checks.get(timeline, longer, Lsn::new(10)).layers, 0);
+        assert_eq!(checks.failed(timeline, keys), None);
+        let now = Instant::now();
+        checks.note_failed(timeline, keys, now);
+        assert_eq!(checks.failed(timeline, keys), Some(now));
+        checks.note_made(timeline, keys);
+        assert_eq!(checks.failed(timeline, keys), None);
         checks.retain(&HashSet::new());
         assert_eq!(checks.get(timeline, keys, Lsn::new(10)).layers, 0);
     }

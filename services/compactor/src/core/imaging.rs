@@ -90,7 +90,6 @@ impl<R: Engines> Imaging<'_, R> {
         mut newest: Versioned<TimelineManifest>,
         worn: &[Worn],
     ) -> Result<(), CompactError> {
-        let begun = Instant::now();
         let keep = self.claim.keep(self.shop.known(), newest.clone());
         pin_mut!(keep);
         // Cancel-safe, here and below: until it is published, what was uploaded is known to the job.
@@ -100,6 +99,8 @@ impl<R: Engines> Imaging<'_, R> {
         };
         let parts = self.parts(&inventory, worn);
         self.shop.activity().plan(parts.len());
+        // So that something comes of each time that it was found out what there is.
+        let (begun, mut tried) = (Instant::now(), false);
         let (mut looked, mut failures) = (None::<Instant>, 0);
         for (part, since) in parts {
             if looked.is_none_or(|looked| looked.elapsed() > FRESH) {
@@ -110,7 +111,7 @@ impl<R: Engines> Imaging<'_, R> {
                     return Ok(());
                 }
             }
-            if begun.elapsed() > TURN || self.asked.any() {
+            if tried && (begun.elapsed() > TURN || self.asked.any()) {
                 images.interrupted = Some(Interruption::Turn);
                 return Ok(());
             }
@@ -118,6 +119,7 @@ impl<R: Engines> Imaging<'_, R> {
                 made = self.made(&reader, &inventory, (part, since), &newest.state) => made,
                 error = &mut keep => Err(error),
             };
+            tried |= !matches!(made, Ok(None));
             match made {
                 Ok(None) => {}
                 Ok(Some(image)) => {
@@ -130,7 +132,10 @@ impl<R: Engines> Imaging<'_, R> {
                 }
                 Err(error) => {
                     self.job.undo().await;
-                    self.checks.note_failed(self.timeline, part.keys);
+                    // What goes while it is read looks damaged.
+                    self.shop.known().check(self.timeline)?;
+                    let now = Instant::now();
+                    self.checks.note_failed(self.timeline, part.keys, now);
                     failures += 1;
                     if error.is_of_another() || failures == FAILURES {
                         return Err(error);
@@ -166,7 +171,7 @@ impl<R: Engines> Imaging<'_, R> {
     }
 
     /// Parts of what is worn, each with where its newest image is. Those that are most worn come first, so
-    /// that all have their turn even if there is never time for all; those that failed come last.
+    /// that all have their turn even if there is never time for all; those that failed come last, in turn.
     fn parts(&self, inventory: &Inventory, worn: &[Worn]) -> Vec<(Part, Lsn)> {
         let mut worn = worn.to_vec();
         worn.sort_by_key(|worn| (Reverse(worn.layers), worn.since));
@@ -175,7 +180,7 @@ impl<R: Engines> Imaging<'_, R> {
             parts.into_iter().map(|part| (part, worn.since))
         });
         let mut parts: Vec<_> = parts.collect();
-        parts.sort_by_key(|(part, _)| self.checks.has_failed(self.timeline, part.keys));
+        parts.sort_by_key(|(part, _)| self.checks.failed(self.timeline, part.keys));
         parts
     }
 

@@ -39,7 +39,7 @@ type Place = (usize, RecordPlace);
 /// They are gone through twice: first to see which records the cell refers to, because those come
 /// first in a file. A record that several versions of a layer shared is kept once for the cell.
 ///
-/// In memory are the new file, some blocks of each layer, and 32 bytes of each record that is shared.
+/// In memory are the new file, some blocks of each layer, and some 50 bytes of each record that is shared.
 ///
 /// Waits for the store at every megabyte that it reads: whoever drops or cancels it waits for no more
 /// than that takes.
@@ -76,6 +76,8 @@ pub async fn merge(
         last = Some((start, at));
         moved.insert((number, place), at);
     }
+    // They hold what they read last.
+    drop(shared);
     let mut section = records.end()?;
     let scans = layers
         .iter()

@@ -37,62 +37,70 @@ pub struct Plan {
     pub level: u8,
 }
 
-/// Layers of one level that have LSNs in common: what one compaction made, or what a writer wrote. No other
-/// has these LSNs, and they stay together: a read that leaves a layer at its older end looks for nothing newer
-/// from there on, so no layer may reach across the end of another that has the same keys.
+/// Layers that have LSNs in common: what one compaction made, or what a writer wrote, so all of one level. No
+/// other has these LSNs, and they stay together: a read that leaves a layer at its older end looks for nothing
+/// newer from there on, so no layer may reach across the end of another that has the same keys.
 #[derive(Debug)]
 struct Generation<'a> {
     lsns: LsnSpan,
     level: u8,
     layers: Vec<&'a LayerEntry>,
+    /// They are of several levels: an earlier version of this compacted a part of them. Reads may go wrong until
+    /// they are one again.
+    is_torn: bool,
 }
 
 /// No more is compacted at once than makes so many layers.
 const OUTPUTS: u64 = 16;
 
 /// What to do next about the layers of a timeline, which are in LSN order; `None` if nothing is worth
-/// doing. Layers as they are written from WAL come first, the oldest of them first: there the most has
+/// doing. Layers as they are written from WAL come first (but for layers that overlap as they should not), the oldest of them first: there the most has
 /// piled up. Then generations that were compacted and are smaller than one layer should be: a timeline
 /// that seldom changes would otherwise have more and more of them.
 pub fn choose(layers: &[LayerEntry], policy: &Policy) -> Option<Plan> {
-    let highest = layers.iter().map(|layer| layer.level).max()?;
-    (0..=highest).find_map(|level| choose_of(level, layers, policy))
-}
-
-fn choose_of(level: u8, layers: &[LayerEntry], policy: &Policy) -> Option<Plan> {
-    let generations = generations(level, layers);
-    let mut runs = generations.chunk_by(|one, next| {
-        let follows = one.lsns.up_to == next.lsns.after;
+    let generations = generations(layers);
+    if let Some(torn) = generations.iter().position(|it| it.is_torn) {
+        return plan_of(generations.get(torn..=torn)?);
+    }
+    let runs = generations.chunk_by(|one, next| {
+        let follows = one.lsns.up_to == next.lsns.after && one.level == next.level;
         follows && one.is_worth_it(policy) && next.is_worth_it(policy)
     });
-    let run = runs.find(|run| run.len() >= policy.threshold.max(2))?;
-    let (mut inputs, mut bytes): (Vec<LayerEntry>, u64) = (Vec::new(), 0);
-    let mut up_to = run.first()?.lsns.after;
+    let runs = runs.filter(|run| run.len() >= policy.threshold.max(2));
+    let run = runs.min_by_key(|run| run.first().map(|first| first.level))?;
+    let (mut count, mut bytes) = (0, 0);
     let most = policy.target.get().saturating_mul(OUTPUTS);
-    for (number, generation) in run.iter().enumerate() {
-        let is_full = inputs.len() + generation.layers.len() > policy.at_once
-            || bytes + generation.bytes() > most;
-        if number >= 2 && is_full {
-            break;
-        }
-        inputs.extend(generation.layers.iter().copied().cloned());
+    let at_once = run.iter().enumerate().take_while(|(number, generation)| {
+        count += generation.layers.len();
         bytes += generation.bytes();
-        up_to = generation.lsns.up_to;
-    }
-    let after = run.first()?.lsns.after;
+        *number < 2 || (count <= policy.at_once && bytes <= most)
+    });
+    plan_of(run.get(..at_once.count())?)
+}
+
+/// Putting these generations together, which follow each other.
+fn plan_of(run: &[Generation<'_>]) -> Option<Plan> {
+    let (first, last) = (run.first()?, run.last()?);
+    let inputs = run.iter().flat_map(|it| it.layers.iter().copied());
     Some(Plan {
-        keys: inputs.first()?.keys,
-        writer: inputs.iter().map(|layer| layer.epoch).max()?,
-        inputs,
-        lsns: LsnSpan { after, up_to },
-        level: level.saturating_add(1),
+        inputs: inputs.cloned().collect(),
+        lsns: LsnSpan {
+            after: first.lsns.after,
+            up_to: last.lsns.up_to,
+        },
+        keys: first.layers.first()?.keys,
+        writer: run
+            .iter()
+            .flat_map(|it| it.layers.iter().map(|layer| layer.epoch))
+            .max()?,
+        level: first.level.saturating_add(1),
     })
 }
 
-/// The generations of a level, oldest first.
-fn generations(level: u8, layers: &[LayerEntry]) -> Vec<Generation<'_>> {
-    let of_level = layers.iter().filter(|layer| layer.level == level);
-    let mut changes: Vec<_> = of_level
+/// The generations of all levels, oldest first.
+fn generations(layers: &[LayerEntry]) -> Vec<Generation<'_>> {
+    let mut changes: Vec<_> = layers
+        .iter()
         .filter_map(|layer| match layer.kind {
             LayerKind::Delta(lsns) => Some((lsns, layer)),
             LayerKind::Base(_) | LayerKind::Image(_) => None,
@@ -105,8 +113,9 @@ fn generations(level: u8, layers: &[LayerEntry]) -> Vec<Generation<'_>> {
             Some(last) if lsns.after < last.lsns.up_to => last.add(lsns, layer),
             _ => generations.push(Generation {
                 lsns,
-                level,
+                level: layer.level,
                 layers: vec![layer],
+                is_torn: false,
             }),
         }
     }
@@ -116,6 +125,8 @@ fn generations(level: u8, layers: &[LayerEntry]) -> Vec<Generation<'_>> {
 impl<'a> Generation<'a> {
     fn add(&mut self, lsns: LsnSpan, layer: &'a LayerEntry) {
         self.lsns.up_to = self.lsns.up_to.max(lsns.up_to);
+        self.is_torn |= self.level != layer.level;
+        self.level = self.level.max(layer.level);
         self.layers.push(layer);
     }
 
@@ -206,6 +217,20 @@ mod tests {
         assert_eq!(chosen(&layers), None, "two generations");
         let layers = [layers, vec![layer(60, 70, 1)]].concat();
         assert_eq!(chosen(&layers), Some((5, 10, 60)), "all of it or nothing");
+    }
+
+    #[test]
+    fn what_was_torn_apart_is_put_together_first() {
+        let fresh = |after: u64| layer(after, after + 10, 0);
+        let torn = vec![
+            layer(10, 20, 1),
+            layer(20, 40, 1),
+            layer(10, 50, 1),
+            layer(40, 80, 2),
+        ];
+        let layers = [torn, vec![fresh(80), fresh(90), fresh(100)]].concat();
+        assert_eq!(chosen(&layers), Some((4, 10, 80)));
+        assert_eq!(choose(&layers, &POLICY).unwrap().level, 3);
     }
 
     #[test]

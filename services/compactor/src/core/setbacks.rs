@@ -39,6 +39,22 @@ impl Setbacks {
         lock(&self.0).entry(timeline).or_default().push(aside);
     }
 
+    /// They are tried again at once, as far as they are of this timeline.
+    pub(super) fn forget(&self, timeline: TimelineRef) {
+        lock(&self.0).remove(&timeline);
+    }
+
+    /// Whether some have been left alone for long enough since this was asked last.
+    pub(super) fn have_ended(&self, timeline: TimelineRef, now: Instant) -> bool {
+        let mut all = lock(&self.0);
+        let Some(asides) = all.get_mut(&timeline) else {
+            return false;
+        };
+        let before = asides.len();
+        asides.retain(|aside| aside.until > now);
+        asides.len() < before
+    }
+
     /// What to do next about the layers of a timeline: see [`choose`].
     pub(super) fn choose(
         &self,
@@ -47,14 +63,13 @@ impl Setbacks {
         policy: &Policy,
         now: Instant,
     ) -> Option<Plan> {
-        let mut all = lock(&self.0);
-        let Some(asides) = all.get_mut(&timeline) else {
+        let all = lock(&self.0);
+        let Some(asides) = all.get(&timeline) else {
             return choose(layers, policy);
         };
-        asides.retain(|aside| aside.until > now);
         // They are whole generations, so what is left has a hole there, across which nothing is put together.
         let is_aside = |layer: &&LayerEntry| {
-            let mut asides = asides.iter();
+            let mut asides = asides.iter().filter(|aside| aside.until > now);
             asides.any(|aside| aside.layers.contains(&layer.name))
         };
         let others: Vec<_> = layers
@@ -125,6 +140,9 @@ mod tests {
         let failed = setbacks.choose(timeline, &layers, &policy, begun).unwrap();
         setbacks.note(timeline, &failed, begun);
         assert_eq!(chosen(begun), None, "one layer is left");
+        assert!(!setbacks.have_ended(timeline, begun));
         assert_eq!(chosen(begun + PAUSE), Some(10));
+        assert!(setbacks.have_ended(timeline, begun + PAUSE));
+        assert!(!setbacks.have_ended(timeline, begun + PAUSE), "told once");
     }
 }

@@ -180,6 +180,9 @@ impl<R: Engines> Compactor<R> {
             looks_for_images.retain(&known);
             let mut did = false;
             for (timeline, lsn) in known {
+                if self.setbacks.have_ended(timeline, Instant::now()) {
+                    looks.forget(timeline);
+                }
                 if looks.is_due(timeline, lsn, Instant::now()) {
                     let compact = self.in_turn(Box::pin(self.compact(timeline, &self.policy)));
                     // Cancel-safe: files that nobody refers to may be left, as by a crash.
@@ -208,6 +211,10 @@ impl<R: Engines> Compactor<R> {
                         return;
                     };
                     let outcome = outcome.map(|(_, again)| again);
+                    if matches!(outcome, Ok(Again::Later)) {
+                        // Mostly for layers that are to be put together.
+                        looks.forget(timeline);
+                    }
                     did |= self.noted(timeline, lsn, &outcome, &mut looks_for_images);
                 }
             }
@@ -260,6 +267,8 @@ impl<R: Engines> Compactor<R> {
                         timeout(PATIENCE, self.turn.lock()).await
                     };
                     let _turn = turn.map_err(|_| CompactError::Busy)?;
+                    // Whoever asks may have mended something.
+                    self.setbacks.forget(timeline);
                     match Box::pin(self.compact(timeline, &policy)).await {
                         Ok(None) => {
                             let imaged = Box::pin(self.image(timeline, &policy)).await;
@@ -372,6 +381,8 @@ impl<R: Engines> Compactor<R> {
             Ok(layers) => layers,
             Err(error) => {
                 job.undo().await;
+                // What goes while it is read looks damaged.
+                known.check(timeline)?;
                 return Err(error);
             }
         };

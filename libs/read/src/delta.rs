@@ -17,7 +17,7 @@ use palimpsest_layer::{
 use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan};
 use palimpsest_store::StorePath;
 use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
-use palimpsest_wal::Value;
+use palimpsest_wal::{RawRecord, Value};
 
 use crate::{
     blocks::{Block, BlockId, FilePart},
@@ -293,12 +293,18 @@ impl DeltaFile {
         stored: Stored,
     ) -> Result<Value, ReadError> {
         match stored {
-            // What is kept as a page must not keep its whole block.
+            // What is kept must not keep its whole block: pages that lie together have records in
+            // blocks from everywhere, most of them hundreds of times as long.
             Stored::Value(Value::Image(page)) => Ok(Value::Image(Bytes::copy_from_slice(&page))),
+            Stored::Value(Value::Record { record, will_init }) => Ok(Value::Record {
+                record: apart(record),
+                will_init,
+            }),
             Stored::Value(value) => Ok(value),
             Stored::Shared { at, will_init } => {
                 let block = self.records(files, index, at.block).await?;
                 let record = block.record(at).map_err(|source| self.damaged(source))?;
+                let record = apart(record);
                 Ok(Value::Record { record, will_init })
             }
         }
@@ -455,6 +461,12 @@ impl OpenDelta {
         }
         Ok(Visit::Continue)
     }
+}
+
+/// A record with bytes of its own.
+fn apart(record: RawRecord) -> RawRecord {
+    let bytes = Bytes::copy_from_slice(&record.bytes);
+    RawRecord { bytes, ..record }
 }
 
 /// Adds versions; of two of one key the newer stays.

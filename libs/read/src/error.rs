@@ -1,7 +1,9 @@
 use palimpsest_layer::{delta_file::DeltaLayerError, image::ImageLayerError};
 use palimpsest_redo::{InvalidSlruChainError, ReconstructError};
 use palimpsest_store::StoreError;
-use palimpsest_types::{BlockNumber, ErrorKind, Key, Lsn, Oid, Reason, RelTag, SlruKind};
+use palimpsest_types::{
+    BlockNumber, ByteCount, ErrorKind, Key, Lsn, Oid, Reason, RelTag, SlruKind,
+};
 
 /// A read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -139,6 +141,14 @@ pub enum ReadError {
         /// How many are followed.
         limit: usize,
     },
+    /// Pages have changed so often that the changes of several of them take too much memory at once.
+    #[error("the changes of {pages} pages take more than {most} of memory; ask for fewer at once")]
+    TooManyChanges {
+        /// How many were asked for.
+        pages: usize,
+        /// What they may take.
+        most: ByteCount,
+    },
     /// A timeline begins without what every base backup has.
     #[error("the base backup has no {0}; delete the tenant and attach again")]
     NotInBackup(Key),
@@ -151,7 +161,9 @@ impl ReadError {
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BelowHorizon { .. } | Self::CopiedTooOften { .. } => ErrorKind::Invalid,
+            Self::BelowHorizon { .. }
+            | Self::CopiedTooOften { .. }
+            | Self::TooManyChanges { .. } => ErrorKind::Invalid,
             Self::NotYet { .. } | Self::Behind { .. } => ErrorKind::NotReady,
             Self::NoRelation { .. }
             | Self::BeyondEnd { .. }
@@ -185,7 +197,7 @@ impl ReadError {
             | Self::Slru { .. }
             | Self::NotInBackup(_)
             | Self::WrongValue(_) => Reason::Damaged,
-            Self::CopiedTooOften { .. } => Reason::Unsupported,
+            Self::CopiedTooOften { .. } | Self::TooManyChanges { .. } => Reason::Unsupported,
         }
     }
 

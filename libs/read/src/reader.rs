@@ -7,7 +7,7 @@ use std::{
 use bytes::Bytes;
 use palimpsest_layer::{DeltaLayer as _, Visit};
 use palimpsest_redo::Engine;
-use palimpsest_types::{BlockNumber, Key, KeyRange, Lsn, Oid, RelTag, TimelineId};
+use palimpsest_types::{BlockNumber, ByteCount, Key, KeyRange, Lsn, Oid, RelTag, TimelineId};
 use palimpsest_wal::Value;
 
 use crate::{
@@ -36,6 +36,8 @@ pub struct TimelineReader<E> {
     cache: Arc<PageCache>,
     engine: E,
     times: ReadTimes,
+    /// Changes that are found for several pages at once, at most.
+    changes: ByteCount,
 }
 
 impl<E: Engine> TimelineReader<E> {
@@ -54,7 +56,15 @@ impl<E: Engine> TimelineReader<E> {
             cache,
             engine,
             times: ReadTimes::default(),
+            changes: ByteCount::new(u64::MAX),
         }
+    }
+
+    /// The same, for who makes an image of pages: of those that have changed so often that their changes would
+    /// take more memory than this, fewer are made at once.
+    #[must_use]
+    pub fn with_changes_of(self, changes: ByteCount) -> Self {
+        Self { changes, ..self }
     }
 
     /// The same, measured together with others.

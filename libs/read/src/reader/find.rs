@@ -1,6 +1,12 @@
 //! How the chains of pages are found: several at once, so that a layer is read once for all of them.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{
+    ops::RangeInclusive,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use palimpsest_layer::{DeltaLayer as _, Visit};
@@ -56,6 +62,8 @@ struct Search<'a> {
     finished: bool,
     /// Layers that were looked into.
     visits: u32,
+    /// What all changes that are looked for together may still take.
+    room: &'a AtomicI64,
 }
 
 impl<E: Engine> TimelineReader<E> {
@@ -69,7 +77,10 @@ impl<E: Engine> TimelineReader<E> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let search = |key| Search::new(self.timeline, &self.cache, key, lsns);
+        let most = i64::try_from(self.changes.get()).unwrap_or(i64::MAX);
+        // One alone is found whatever it takes.
+        let room = AtomicI64::new(if keys.len() > 1 { most } else { i64::MAX });
+        let search = |key| Search::new((self.timeline, &self.cache), key, lsns, &room);
         let mut searches: Vec<_> = keys.iter().map(|key| search(*key)).collect();
         let layers = {
             let (layers, tail) = self.snapshot(*lsns.end())?;
@@ -86,6 +97,12 @@ impl<E: Engine> TimelineReader<E> {
         let mut unfinished: Vec<_> = unfinished.collect();
         unfinished.sort_unstable_by_key(|search| search.key);
         layers.seek(&mut unfinished).await?;
+        if room.load(Ordering::Relaxed) < 0 {
+            return Err(ReadError::TooManyChanges {
+                pages: keys.len(),
+                most: self.changes,
+            });
+        }
         for search in unfinished.iter().filter(|search| search.visits > 0) {
             self.times.layers.observe(search.visits.into());
         }
@@ -121,13 +138,14 @@ async fn based(
 
 impl<'a> Search<'a> {
     fn new(
-        timeline: TimelineId,
-        cache: &'a Arc<PageCache>,
+        (timeline, cache): (TimelineId, &'a Arc<PageCache>),
         key: Key,
         lsns: &RangeInclusive<Lsn>,
+        room: &'a AtomicI64,
     ) -> Self {
         Self {
             timeline,
+            room,
             key,
             from: *lsns.start(),
             up_to: *lsns.end(),
@@ -210,16 +228,30 @@ impl Search<'_> {
         let version = self.version_at(epoch, at);
         self.version.get_or_insert(version);
         self.cached = self.cache.get(&version);
+        let mut is_full = false;
         if self.cached.is_none() {
+            let size = memory_of(value);
+            is_full = self.room.fetch_sub(size, Ordering::Relaxed) < size;
             self.changes.push(value.clone());
         }
-        self.finished = self.cached.is_some() || value.stands_alone();
+        self.finished = self.cached.is_some() || value.stands_alone() || is_full;
         if self.finished {
             Visit::Stop
         } else {
             Visit::Continue
         }
     }
+}
+
+/// What a change takes that was found.
+fn memory_of(value: &Value) -> i64 {
+    let len = match value {
+        Value::Record { record, .. } => record.bytes.len(),
+        Value::Image(page) => page.len(),
+        // As large as pages at most, and mostly a few bytes.
+        _ => 0,
+    };
+    i64::try_from(size_of::<Value>() + len).unwrap_or(i64::MAX)
 }
 
 impl Found {

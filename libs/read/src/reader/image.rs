@@ -39,21 +39,37 @@ impl<E: Engine> TimelineReader<E> {
         Ok(Inventory::new(lsn, runs))
     }
 
-    /// The versions of keys that exist at an LSN, in order. None needs what is older.
+    /// The versions of keys that exist at an LSN, in order. None needs what is older. Pages that have changed
+    /// very often are made by halves: see [`TimelineReader::with_changes_of`].
     ///
     /// # Errors
     /// If one can't be built.
     pub async fn image(&self, batch: Batch, lsn: Lsn) -> Result<Vec<(Key, Value)>, ReadError> {
+        let (mut made, mut rest) = (Vec::new(), vec![batch]);
+        while let Some(batch) = rest.pop() {
+            match self.image_of(&batch, lsn).await {
+                Ok(versions) => made.extend(versions),
+                Err(ReadError::TooManyChanges { .. }) => {
+                    let [first, second] = batch.halves();
+                    rest.extend([second, first]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(made)
+    }
+
+    async fn image_of(&self, batch: &Batch, lsn: Lsn) -> Result<Vec<(Key, Value)>, ReadError> {
         match batch {
-            Batch::Value(key, value) => Ok(vec![(key, value)]),
+            Batch::Value(key, value) => Ok(vec![(*key, value.clone())]),
             Batch::Blocks(rel, blocks) => {
-                let pages = self.pages(rel, &blocks, lsn).await?;
-                let keys = blocks.into_iter().map(|block| Key::RelBlock(rel, block));
+                let pages = self.pages(*rel, blocks, lsn).await?;
+                let keys = blocks.iter().map(|block| Key::RelBlock(*rel, *block));
                 Ok(keys.zip(pages.into_iter().map(page)).collect())
             }
             Batch::SlruPages(kind, numbers) => {
-                let pages = self.existing_slru_pages(kind, &numbers, lsn).await?;
-                let keys = numbers.into_iter().map(|page| Key::SlruBlock(kind, page));
+                let pages = self.existing_slru_pages(*kind, numbers, lsn).await?;
+                let keys = numbers.iter().map(|page| Key::SlruBlock(*kind, *page));
                 Ok(keys.zip(pages.into_iter().map(page)).collect())
             }
         }

@@ -39,6 +39,9 @@ pub(super) type Reader<R> = TimelineReader<<R as Engines>::Engine>;
 
 /// Pages are made once; only what batches have in common is asked for again.
 const PAGES: ByteCount = ByteCount::mib(8);
+/// Of some pages that are made together. A page that every transaction changes has a megabyte of changes for
+/// each few thousand of these.
+const CHANGES: ByteCount = ByteCount::mib(8);
 
 impl Engines for RedoPool {
     type Engine = TenantRedo;
@@ -84,6 +87,7 @@ impl<R: Engines> Readers<R> {
         let tail = Arc::new(Tail::new(manifest.writer_epoch, manifest.lsn));
         let pages = Arc::clone(&self.pages);
         let reader = TimelineReader::new(timeline.timeline, layers, tail, (pages, engine));
+        let reader = reader.with_changes_of(CHANGES);
         *lock(&self.layers) = Some((timeline, reader.layers()));
         Ok(reader)
     }

@@ -1,6 +1,7 @@
 //! Images, beyond which no read goes.
 
 use super::*;
+use crate::inventory::Batch;
 
 /// Twelve layers of a change each, from 110 to 220, in turn of blocks 0 and 1.
 async fn many_layers() -> Fixture {
@@ -120,6 +121,23 @@ async fn what_an_image_has_not_does_not_exist() {
     let key = Key::RelBlock(REL, BlockNumber::new(1));
     let found = reader.find(&[key], &(Lsn::ZERO..=lsn)).await.unwrap();
     assert!(found[0].changes.is_empty() && found[0].is_complete());
+}
+
+#[tokio::test]
+async fn pages_that_changed_often_are_imaged_one_by_one() {
+    let fixture = many_layers().await;
+    let lsn = fixture.manifest.lsn;
+    let blocks: Vec<_> = (0..2).map(BlockNumber::new).collect();
+    let batch = || Batch::Blocks(REL, blocks.clone());
+    let usual = fixture.reader().await;
+    let pages = usual.image(batch(), lsn).await.unwrap();
+    let little = fixture.reader().await.with_changes_of(ByteCount::new(100));
+    let at_once = little.pages(REL, &blocks, lsn).await;
+    assert!(matches!(
+        at_once,
+        Err(ReadError::TooManyChanges { pages: 2, .. })
+    ));
+    assert_eq!(little.image(batch(), lsn).await.unwrap(), pages);
 }
 
 #[tokio::test]

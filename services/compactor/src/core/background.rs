@@ -12,6 +12,27 @@ use super::error::CompactError;
 /// such a one gets about a tenth of a CPU, and all of it when nobody else wants it.
 const NICE: i32 = 10;
 
+/// Work in steps, of which each takes some microseconds.
+///
+/// However nice a thread is, on Linux who wakes up on its CPU may have to wait until its time slice ends, which
+/// is milliseconds; so it gives way by itself.
+#[derive(Debug, Default)]
+pub(super) struct Stretch(u32);
+
+/// So many steps are a fraction of a millisecond.
+const STEPS: u32 = 128;
+
+impl Stretch {
+    /// Lets others run that wait for this CPU, once in a while.
+    pub(super) fn step(&mut self) {
+        self.0 += 1;
+        if self.0 == STEPS {
+            self.0 = 0;
+            thread::yield_now();
+        }
+    }
+}
+
 /// Does work on a thread of its own, which gives way to all others of the machine: reads, ingest and, on one
 /// host, the PostgreSQL that is kept. The scope waits for it. It ends, where it waits next, when the scope is
 /// cancelled or this future is dropped: nobody would want what comes of it. So it must be cancel-safe.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     asked::Asked,
-    background::in_background,
+    background::{Stretch, in_background},
     checks::{Check, Checks},
     claim::Claim,
     error::CompactError,
@@ -298,9 +298,11 @@ async fn write<E: Engine>(
     let made = batches.map(|batch| reader.image(batch, lsn));
     let made = made.buffered(BATCHES);
     pin_mut!(made);
+    let mut stretch = Stretch::default();
     while let Some(versions) = made.try_next().await? {
         for (key, value) in versions {
             section.add(key, lsn, &value)?;
+            stretch.step();
         }
     }
     let summary = section.finish()?;

@@ -11,7 +11,7 @@ use palimpsest_read::{EntryScan, LayerScan, ReadError, RecordScan};
 use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
 use palimpsest_wal::RawRecord;
 
-use super::{cut::Cell, error::CompactError};
+use super::{background::Stretch, cut::Cell, error::CompactError};
 
 /// A layer that was made.
 #[derive(Debug)]
@@ -110,7 +110,9 @@ fn has_any(layer: &LayerScan, cell: &Cell) -> bool {
 async fn shared(layer: &LayerScan, cell: &Cell) -> Result<BTreeSet<RecordPlace>, CompactError> {
     let mut places = BTreeSet::new();
     let mut entries = layer.entries(cell.keys, cell.lsns);
+    let mut stretch = Stretch::default();
     while let Some((.., stored)) = entries.next().await? {
+        stretch.step();
         if let Stored::Shared { at, .. } = stored {
             places.insert(at);
         }
@@ -159,6 +161,7 @@ struct Merge<S: Scan> {
     heads: Vec<Option<S::Item>>,
     /// Which scan is next.
     order: BinaryHeap<Reverse<(S::At, usize)>>,
+    stretch: Stretch,
 }
 
 impl<S: Scan> Merge<S> {
@@ -167,6 +170,7 @@ impl<S: Scan> Merge<S> {
             heads: scans.iter().map(|_| None).collect(),
             order: BinaryHeap::with_capacity(scans.len()),
             scans,
+            stretch: Stretch::default(),
         };
         for number in 0..merge.scans.len() {
             merge.pull(number).await?;
@@ -180,6 +184,7 @@ impl<S: Scan> Merge<S> {
         else {
             return Ok(());
         };
+        self.stretch.step();
         if let Some((at, item)) = scan.next().await? {
             *head = Some(item);
             self.order.push(Reverse((at, number)));

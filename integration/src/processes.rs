@@ -25,7 +25,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 
 pub(crate) use history::layer_names;
-pub use history::{ManifestHistory, TakeOver, is_written};
+pub use history::{ManifestHistory, TakeOver};
 pub use launch::Layers;
 
 use crate::{

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use palimpsest_api::TimelineRef;
-use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest, TimelineManifests, Versioned};
+use palimpsest_manifest::{TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{Lsn, WriterEpoch};
 use tokio::task::JoinHandle;
@@ -175,7 +175,7 @@ impl Seen {
         if before.is_none() {
             let layers = manifest.layers().iter();
             self.named.extend(layers.map(|layer| layer.name.clone()));
-            let written = manifest.layers().iter().filter(|layer| is_written(layer));
+            let written = manifest.layers().iter().filter(|layer| layer.is_written());
             self.written.extend(written.map(|layer| layer.name.clone()));
         }
         if before.is_some_and(|before| before != writer) {
@@ -194,11 +194,6 @@ impl Seen {
             ));
         }
     }
-}
-
-/// Whether it has changes as a wal-ingest wrote them.
-pub fn is_written(layer: &LayerEntry) -> bool {
-    layer.level == 0 && matches!(layer.kind, LayerKind::Delta(_))
 }
 
 /// The names of its layers.

@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Result, ensure};
 use palimpsest_integration::{
     judge::{Judge, JudgeSize, seed},
-    processes::{Layers, ManifestHistory, Process, Processes, is_written},
+    processes::{Layers, ManifestHistory, Process, Processes},
 };
 use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -94,7 +94,7 @@ async fn settled(history: &ManifestHistory) -> Result<TimelineManifest> {
     let begun = Instant::now();
     loop {
         let newest = history.newest().await?;
-        let written = newest.layers().iter().filter(|it| is_written(it));
+        let written = newest.layers().iter().filter(|it| it.is_written());
         if written.count() <= FEW && newest.layers().iter().any(is_image) {
             return Ok(newest);
         }

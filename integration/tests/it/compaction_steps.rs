@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use palimpsest_api::{TimelineRef, channel::connect_lazily, compaction::CompactorClient};
 use palimpsest_integration::{
     judge::{Judge, JudgeSize, seed},
-    processes::{Layers, Process, ProcessState, Processes, is_written},
+    processes::{Layers, Process, ProcessState, Processes},
     strikes::{Action, DIARY_VARIABLE, Diary, Entry, Moment, Plan, STRIKES_VARIABLE, Step, Strike},
     versions::{VersionReader, VersionSum},
 };
@@ -60,9 +60,6 @@ const FAR: usize = 12;
 const LOOKS: usize = 2;
 /// Compactors look for work more often.
 const IDLE: Duration = Duration::from_secs(6);
-/// Each layer may be the reason for so many claims: one compacts it with others, and after that each of two
-/// compactors looks for images that are due, which it begins anew if another layer comes meanwhile.
-const PER_LAYER: usize = 5;
 /// Each strike may be the end of so many claims: of the victim, and when both are stopped.
 const WASTED: usize = 4;
 /// Nothing that is waited for takes longer, even on a slow machine.
@@ -315,7 +312,7 @@ impl Scene {
         if idle_claims > 0 {
             findings.push(format!("{idle_claims} claims though nothing is to be done"));
         }
-        if claims > PER_LAYER * written + WASTED * strikes {
+        if claims > written + WASTED * strikes {
             findings.push(format!("{claims} claims for {written} layers"));
         }
         Ok((!findings.is_empty()).then(|| findings.join("; ")))
@@ -374,7 +371,7 @@ impl Scene {
         let begun = Instant::now();
         loop {
             let newest = self.guard.history().newest().await?;
-            if newest.layers().iter().filter(|it| is_written(it)).count() >= ENOUGH {
+            if newest.layers().iter().filter(|it| it.is_written()).count() >= ENOUGH {
                 return Ok(newest);
             }
             ensure!(begun.elapsed() < PATIENCE, "no layers are written");

@@ -52,8 +52,10 @@ impl LogRecord {
     /// Memory that its changes take, about.
     pub fn size(&self) -> ByteCount {
         let values = || self.changes.iter().map(|change| &change.value);
-        let own: u64 = values().map(|value| ENTRY_OVERHEAD + own_size(value)).sum();
-        let shared = values().map(record_size).max().unwrap_or_default();
+        let own: u64 = values()
+            .map(|value| ENTRY_OVERHEAD + value.own_bytes())
+            .sum();
+        let shared = values().map(Value::record_bytes).max().unwrap_or_default();
         ByteCount::new(own + shared)
     }
 }
@@ -158,13 +160,13 @@ impl OpenLayer {
                 key: entry.key,
                 value: entry.value.clone(),
             };
-            bytes += ENTRY_OVERHEAD + own_size(&entry.value);
+            bytes += ENTRY_OVERHEAD + entry.value.own_bytes();
             let full = bytes > limit.get() && !records.is_empty();
             match records.last_mut().filter(|record| record.lsn == entry.lsn) {
                 Some(record) => record.changes.push(change),
                 None if full => break,
                 None => {
-                    bytes += record_size(&entry.value);
+                    bytes += entry.value.record_bytes();
                     records.push(LogRecord {
                         lsn: entry.lsn,
                         changes: vec![change],
@@ -215,29 +217,6 @@ impl DeltaLayer for OpenLayer {
                 visit(*key, entry.lsn, &entry.value);
             }
         }
-    }
-}
-
-/// Bytes that belong to this value alone.
-fn own_size(value: &Value) -> u64 {
-    match value {
-        Value::Image(bytes) | Value::File(bytes) => bytes.len() as u64,
-        Value::Patched(patches) => patches.encoded().len() as u64,
-        Value::TransactionsEnded { xids, .. } => size_of_val::<[_]>(xids) as u64,
-        Value::ZeroPage
-        | Value::Record { .. }
-        | Value::TruncateVisibilityMap { .. }
-        | Value::RelSize(_)
-        | Value::CopyOf { .. }
-        | Value::Dropped => 0,
-    }
-}
-
-/// Bytes of the record that all values of one record share.
-fn record_size(value: &Value) -> u64 {
-    match value {
-        Value::Record { record, .. } => record.bytes.len() as u64,
-        _ => 0,
     }
 }
 

@@ -78,6 +78,11 @@ impl LayerEntry {
         }
     }
 
+    /// Whether these are changes as they were written from WAL, which nobody has compacted yet.
+    pub fn is_written(&self) -> bool {
+        self.level == 0 && matches!(self.kind, LayerKind::Delta(_))
+    }
+
     /// By this a manifest's layers are sorted: LSN, where of one LSN the shorter layer is last, and
     /// an image after the changes that lead to it.
     pub(crate) fn order(&self) -> (Lsn, Lsn, &str) {

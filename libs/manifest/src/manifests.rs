@@ -118,7 +118,11 @@ impl TimelineManifests {
                     (SequenceError::Emptied { .. }, Some(list)) => {
                         // That the timeline is gone is the news; whoever deletes it comes by again.
                         if let Err(error) = self.lists.delete(&list).await {
-                            tracing::debug!(%error, "a list of layers that nobody refers to is left");
+                            let error = &error as &dyn std::error::Error;
+                            tracing::debug!(
+                                error,
+                                "a list of layers that nobody refers to is left"
+                            );
                         }
                     }
                     _ => {}

@@ -116,23 +116,6 @@ impl Inventory {
     }
 }
 
-impl Batch {
-    /// As two, in order. Of fewer than two pages one is empty.
-    pub(crate) fn halves(self) -> [Self; 2] {
-        match self {
-            Self::Value(..) => [self, Self::SlruPages(SlruKind::Clog, Vec::new())],
-            Self::Blocks(rel, mut blocks) => {
-                let second = blocks.split_off(blocks.len() / 2);
-                [Self::Blocks(rel, blocks), Self::Blocks(rel, second)]
-            }
-            Self::SlruPages(kind, mut pages) => {
-                let second = pages.split_off(pages.len() / 2);
-                [Self::SlruPages(kind, pages), Self::SlruPages(kind, second)]
-            }
-        }
-    }
-}
-
 impl Part {
     fn new(keys: KeySpan, size: u64) -> Self {
         let size = ByteCount::new(size);

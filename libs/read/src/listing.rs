@@ -1,6 +1,6 @@
 //! What databases consist of.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag};
 use palimpsest_wal::Value;
@@ -89,31 +89,30 @@ async fn newest_of<V: Versions>(
             newest.insert(key, value);
         }
     }
-    for (database, (began, value)) in databases {
+    for (database, (_, value)) in databases {
         if matches!(value, Value::CopyOf { .. }) {
-            for (key, value) in copied(versions, kind, database, lsn).await? {
-                // What is left of the copy is in an image that was made since.
-                if own.images.of(key).is_none_or(|at| at < began) {
-                    newest.entry(key).or_insert(value);
-                }
+            for (key, value) in copied(versions, kind, (database, &own.images), lsn).await? {
+                newest.entry(key).or_insert(value);
             }
         }
     }
     Ok(newest)
 }
 
-/// What a copied database came with.
+/// What a copied database came with, but for what was gone when images of its own were made.
 async fn copied<V: Versions>(
     versions: &V,
     kind: &Kind,
-    database: Database,
+    (database, images): (Database, &Images),
     lsn: Lsn,
 ) -> Result<BTreeMap<Key, Value>, ReadError> {
     // All are asked for, so none may be left out because its database was copied often.
     let lineage = Lineage::within(versions, database, lsn, usize::MAX).await?;
     let mut newest = BTreeMap::new();
-    let mut newer = Vec::new();
-    for stretch in lineage.stretches().skip(1) {
+    let mut newer: Vec<(&Stretch, Cow<'_, Images>)> = Vec::new();
+    let mut stretches = lineage.stretches();
+    newer.extend(stretches.next().map(|own| (own, Cow::Borrowed(images))));
+    for stretch in stretches {
         let keys = (kind.of)(stretch.database);
         let Listing {
             versions: found,
@@ -121,8 +120,8 @@ async fn copied<V: Versions>(
         } = versions.newest_in(keys, *stretch.lsns.end()).await?;
         let found = found.into_iter();
         for (key, (_, value)) in found.filter(|(_, (at, _))| stretch.lsns.contains(at)) {
-            // As in the database itself: what an image of a newer stretch has not was gone by then.
-            let is_gone = newer.iter().any(|(of, images): &(&Stretch, Images)| {
+            // What an image of a newer stretch has not was gone by then.
+            let is_gone = newer.iter().any(|(of, images)| {
                 let at = images.of((kind.own)(of.database, key));
                 at.is_some_and(|at| of.lsns.contains(&at))
             });
@@ -131,7 +130,7 @@ async fn copied<V: Versions>(
             }
         }
         if !images.is_empty() {
-            newer.push((stretch, images));
+            newer.push((stretch, Cow::Owned(images)));
         }
     }
     Ok(newest)

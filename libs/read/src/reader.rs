@@ -36,8 +36,8 @@ pub struct TimelineReader<E> {
     cache: Arc<PageCache>,
     engine: E,
     times: ReadTimes,
-    /// Changes that are found for several pages at once, at most.
-    changes: ByteCount,
+    /// Changes that are found for several pages at once, at most, if that is limited.
+    changes: Option<ByteCount>,
 }
 
 impl<E: Engine> TimelineReader<E> {
@@ -56,14 +56,15 @@ impl<E: Engine> TimelineReader<E> {
             cache,
             engine,
             times: ReadTimes::default(),
-            changes: ByteCount::new(u64::MAX),
+            changes: None,
         }
     }
 
     /// The same, for who makes an image of pages: of those that have changed so often that their changes would
     /// take more memory than this, fewer are made at once.
     #[must_use]
-    pub fn with_changes_of(self, changes: ByteCount) -> Self {
+    pub fn with_changes_of(self, most: ByteCount) -> Self {
+        let changes = Some(most);
         Self { changes, ..self }
     }
 

@@ -17,7 +17,7 @@ pub struct Listing {
 }
 
 /// Where images of keys are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Images(Vec<(KeyRange, Lsn)>);
 
 impl Images {

@@ -79,4 +79,27 @@ impl Value {
             | Self::Dropped => true,
         }
     }
+
+    /// Bytes in memory that belong to this value alone, beside the value itself.
+    pub fn own_bytes(&self) -> u64 {
+        match self {
+            Self::Image(bytes) | Self::File(bytes) => bytes.len() as u64,
+            Self::Patched(patches) => patches.encoded().len() as u64,
+            Self::TransactionsEnded { xids, .. } => size_of_val::<[_]>(xids) as u64,
+            Self::ZeroPage
+            | Self::Record { .. }
+            | Self::TruncateVisibilityMap { .. }
+            | Self::RelSize(_)
+            | Self::CopyOf { .. }
+            | Self::Dropped => 0,
+        }
+    }
+
+    /// Bytes of its record, which all values of one record may share.
+    pub fn record_bytes(&self) -> u64 {
+        match self {
+            Self::Record { record, .. } => record.bytes.len() as u64,
+            _ => 0,
+        }
+    }
 }

@@ -4,14 +4,14 @@ use std::{
     ops::RangeInclusive,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use palimpsest_layer::{DeltaLayer as _, Visit};
 use palimpsest_redo::Engine;
-use palimpsest_types::{Key, Lsn, TimelineId, WriterEpoch};
+use palimpsest_types::{ByteCount, Key, Lsn, TimelineId, WriterEpoch};
 use palimpsest_wal::Value;
 
 use super::TimelineReader;
@@ -62,8 +62,14 @@ struct Search<'a> {
     finished: bool,
     /// Layers that were looked into.
     visits: u32,
-    /// What all changes that are looked for together may still take.
-    room: &'a AtomicI64,
+    /// What all changes that are looked for together take, if that is limited.
+    taken: Option<&'a Taken>,
+}
+
+/// What changes of several pages take.
+struct Taken {
+    bytes: AtomicU64,
+    most: u64,
 }
 
 impl<E: Engine> TimelineReader<E> {
@@ -77,10 +83,13 @@ impl<E: Engine> TimelineReader<E> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let most = i64::try_from(self.changes.get()).unwrap_or(i64::MAX);
         // One alone is found whatever it takes.
-        let room = AtomicI64::new(if keys.len() > 1 { most } else { i64::MAX });
-        let search = |key| Search::new((self.timeline, &self.cache), key, lsns, &room);
+        let most = self.changes.filter(|_| keys.len() > 1);
+        let taken = most.map(Taken::of);
+        let search = |key| Search {
+            taken: taken.as_ref(),
+            ..Search::new(self.timeline, &self.cache, key, lsns)
+        };
         let mut searches: Vec<_> = keys.iter().map(|key| search(*key)).collect();
         let layers = {
             let (layers, tail) = self.snapshot(*lsns.end())?;
@@ -97,11 +106,11 @@ impl<E: Engine> TimelineReader<E> {
         let mut unfinished: Vec<_> = unfinished.collect();
         unfinished.sort_unstable_by_key(|search| search.key);
         layers.seek(&mut unfinished).await?;
-        if room.load(Ordering::Relaxed) < 0 {
-            return Err(ReadError::TooManyChanges {
-                pages: keys.len(),
-                most: self.changes,
-            });
+        if let (Some(most), Some(taken)) = (most, &taken)
+            && taken.is_too_much()
+        {
+            let pages = keys.len();
+            return Err(ReadError::TooManyChanges { pages, most });
         }
         for search in unfinished.iter().filter(|search| search.visits > 0) {
             self.times.layers.observe(search.visits.into());
@@ -138,14 +147,13 @@ async fn based(
 
 impl<'a> Search<'a> {
     fn new(
-        (timeline, cache): (TimelineId, &'a Arc<PageCache>),
+        timeline: TimelineId,
+        cache: &'a Arc<PageCache>,
         key: Key,
         lsns: &RangeInclusive<Lsn>,
-        room: &'a AtomicI64,
     ) -> Self {
         Self {
             timeline,
-            room,
             key,
             from: *lsns.start(),
             up_to: *lsns.end(),
@@ -156,6 +164,7 @@ impl<'a> Search<'a> {
             absent: false,
             finished: false,
             visits: 0,
+            taken: None,
         }
     }
 
@@ -228,13 +237,11 @@ impl Search<'_> {
         let version = self.version_at(epoch, at);
         self.version.get_or_insert(version);
         self.cached = self.cache.get(&version);
-        let mut is_full = false;
         if self.cached.is_none() {
-            let size = memory_of(value);
-            is_full = self.room.fetch_sub(size, Ordering::Relaxed) < size;
             self.changes.push(value.clone());
         }
-        self.finished = self.cached.is_some() || value.stands_alone() || is_full;
+        let is_enough = self.taken.is_some_and(|taken| taken.add(value));
+        self.finished = self.cached.is_some() || value.stands_alone() || is_enough;
         if self.finished {
             Visit::Stop
         } else {
@@ -243,15 +250,24 @@ impl Search<'_> {
     }
 }
 
-/// What a change takes that was found.
-fn memory_of(value: &Value) -> i64 {
-    let len = match value {
-        Value::Record { record, .. } => record.bytes.len(),
-        Value::Image(page) => page.len(),
-        // As large as pages at most, and mostly a few bytes.
-        _ => 0,
-    };
-    i64::try_from(size_of::<Value>() + len).unwrap_or(i64::MAX)
+impl Taken {
+    fn of(most: ByteCount) -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            most: most.get(),
+        }
+    }
+
+    /// One more; whether that is too much.
+    fn add(&self, value: &Value) -> bool {
+        let size = size_of::<Value>() as u64 + value.own_bytes() + value.record_bytes();
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        self.is_too_much()
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > self.most
+    }
 }
 
 impl Found {

@@ -1,6 +1,7 @@
 //! What is to stand in an image.
 
 use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
 use palimpsest_redo::Engine;
 use palimpsest_types::{BlockNumber, Key, Lsn, PAGE_SIZE, SlruKind};
 use palimpsest_wal::Value;
@@ -45,35 +46,40 @@ impl<E: Engine> TimelineReader<E> {
     /// # Errors
     /// If one can't be built.
     pub async fn image(&self, batch: Batch, lsn: Lsn) -> Result<Vec<(Key, Value)>, ReadError> {
-        let (mut made, mut rest) = (Vec::new(), vec![batch]);
-        while let Some(batch) = rest.pop() {
-            match self.image_of(&batch, lsn).await {
-                Ok(versions) => made.extend(versions),
-                Err(ReadError::TooManyChanges { .. }) => {
-                    let [first, second] = batch.halves();
-                    rest.extend([second, first]);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(made)
-    }
-
-    async fn image_of(&self, batch: &Batch, lsn: Lsn) -> Result<Vec<(Key, Value)>, ReadError> {
         match batch {
-            Batch::Value(key, value) => Ok(vec![(*key, value.clone())]),
+            Batch::Value(key, value) => Ok(vec![(key, value)]),
             Batch::Blocks(rel, blocks) => {
-                let pages = self.pages(*rel, blocks, lsn).await?;
-                let keys = blocks.iter().map(|block| Key::RelBlock(*rel, *block));
+                let make = |some| self.pages(rel, some, lsn).boxed();
+                let pages = by_halves(&blocks, make).await?;
+                let keys = blocks.into_iter().map(|block| Key::RelBlock(rel, block));
                 Ok(keys.zip(pages.into_iter().map(page)).collect())
             }
             Batch::SlruPages(kind, numbers) => {
-                let pages = self.existing_slru_pages(*kind, numbers, lsn).await?;
-                let keys = numbers.iter().map(|page| Key::SlruBlock(*kind, *page));
+                let make = |some| self.existing_slru_pages(kind, some, lsn).boxed();
+                let pages = by_halves(&numbers, make).await?;
+                let keys = numbers.into_iter().map(|page| Key::SlruBlock(kind, page));
                 Ok(keys.zip(pages.into_iter().map(page)).collect())
             }
         }
     }
+}
+
+/// Pages in order, made all at once, or if they have changed too often for that, half of them after the other.
+async fn by_halves<'a, T>(
+    all: &'a [T],
+    make: impl Fn(&'a [T]) -> BoxFuture<'a, Result<Vec<Bytes>, ReadError>>,
+) -> Result<Vec<Bytes>, ReadError> {
+    let (mut pages, mut rest) = (Vec::with_capacity(all.len()), vec![all]);
+    while let Some(some) = rest.pop() {
+        match make(some).await {
+            Err(ReadError::TooManyChanges { .. }) => {
+                let (first, second) = some.split_at(some.len() / 2);
+                rest.extend([second, first]);
+            }
+            made => pages.extend(made?),
+        }
+    }
+    Ok(pages)
 }
 
 /// A page as it is stored.

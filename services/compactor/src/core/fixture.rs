@@ -14,6 +14,7 @@ use palimpsest_api::{
 use palimpsest_layer::{
     LogRecord, OpenLayer,
     delta_file::{Stored, write_delta_layer},
+    image::ImageLayerWriter,
 };
 use palimpsest_manifest::{
     KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
@@ -56,15 +57,9 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(directory.path()).await.unwrap();
         let mut manifest = TimelineManifest::new(source(), Lsn::new(START), Lsn::new(START));
-        // Nobody reads the base here.
-        let base = layer_entry(
-            "base",
-            LayerKind::Base(Lsn::new(START)),
-            1,
-            1,
-            WriterEpoch::FIRST,
-        );
-        manifest.add_layers(vec![base]).unwrap();
+        manifest
+            .add_layers(vec![put_empty_base(&store).await])
+            .unwrap();
         let fixture = Self {
             _directory: directory,
             store,
@@ -144,9 +139,7 @@ impl Fixture {
 
     /// Looks for each of these versions as a reader does, who goes down from layer to layer.
     pub(super) async fn read_each(&self, versions: &Versions) {
-        let mut manifest = self.newest().await.state;
-        // There is no file of it.
-        manifest.remove_layers(&["base"]).unwrap();
+        let manifest = self.newest().await.state;
         let layers = Layers::open(self.files(), &manifest, None).await.unwrap();
         let mut before: Option<(Key, Lsn)> = None;
         for (key, lsn) in versions.keys().copied() {
@@ -160,6 +153,24 @@ impl Fixture {
             before = Some((key, lsn));
         }
     }
+}
+
+/// Puts a base into the store that has a relation without pages, and no other.
+async fn put_empty_base(store: &ObjectStore) -> LayerEntry {
+    let lsn = Lsn::new(START);
+    let mut base = ImageLayerWriter::new(lsn);
+    let Key::RelBlock(rel, _) = key(0) else {
+        panic!("a page is of a relation");
+    };
+    let empty = Key::RelSize(RelTag { rel: 1, ..rel });
+    base.rel_size(empty, BlockNumber::ZERO);
+    let (bytes, _) = base.finish().unwrap();
+    let (kind, size) = (LayerKind::Base(lsn), bytes.len() as u64);
+    let path = layers_directory().child("base");
+    store.put_once(&path, bytes).await.unwrap();
+    let mut entry = layer_entry("base", kind, size, 1, WriterEpoch::FIRST);
+    (entry.keys.first, entry.keys.last) = (empty, empty);
+    entry
 }
 
 /// The cluster that it is of.

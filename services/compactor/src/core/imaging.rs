@@ -314,3 +314,6 @@ fn newest_writer(manifest: &TimelineManifest) -> WriterEpoch {
     let epochs = manifest.layers().iter().map(|layer| layer.epoch);
     epochs.max().unwrap_or(WriterEpoch::FIRST)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use palimpsest_api::{TimelineRef, broker::ClusterView, redo::RedoPool};
-use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest, TimelineManifests, Versioned};
+use palimpsest_manifest::{LayerEntry, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
 use palimpsest_types::{ByteCount, Lsn};
@@ -498,9 +498,28 @@ fn total(layers: &[LayerEntry]) -> (usize, ByteCount) {
 /// How many layers are as they were written from WAL.
 fn fresh(manifest: &TimelineManifest) -> i64 {
     let layers = manifest.layers().iter();
-    let fresh =
-        layers.filter(|layer| layer.level == 0 && matches!(layer.kind, LayerKind::Delta(_)));
+    let fresh = layers.filter(|layer| layer.is_written());
     i64::try_from(fresh.count()).unwrap_or(i64::MAX)
+}
+
+/// What goes on by itself, once and without its turn.
+#[cfg(test)]
+impl<R: Engines> Compactor<R> {
+    pub(super) async fn compact_once(
+        &self,
+        timeline: TimelineRef,
+    ) -> Result<Option<Done>, CompactError> {
+        self.compact(timeline, &self.policy).await
+    }
+
+    pub(super) async fn image_once(&self, timeline: TimelineRef) -> Result<Again, CompactError> {
+        let imaged = self.image(timeline, &self.policy).await;
+        imaged.map(|(_, again)| again)
+    }
+
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
+    }
 }
 
 #[cfg(test)]

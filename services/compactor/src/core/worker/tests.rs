@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use palimpsest_api::broker::TimelineState;
-use palimpsest_manifest::{CompactorClaim, InvalidManifestError, ManifestError};
+use palimpsest_manifest::{CompactorClaim, InvalidManifestError, LayerKind, ManifestError};
 use palimpsest_store::StorePath;
 use palimpsest_types::Key;
 use palimpsest_wal::Value;

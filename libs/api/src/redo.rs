@@ -51,6 +51,16 @@ pub struct RedoTenant {
     pub wal_log_hints: bool,
 }
 
+/// Whether somebody waits for the pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Urgency {
+    /// A reader does.
+    #[default]
+    Awaited,
+    /// Nobody does: these jobs let the others go first.
+    Background,
+}
+
 /// All redo workers that are alive. Clones share the connections.
 #[derive(Debug, Clone)]
 pub struct RedoPool {
@@ -58,6 +68,7 @@ pub struct RedoPool {
     workers: Arc<Mutex<Workers>>,
     quarantine: Arc<Mutex<Quarantine>>,
     metrics: PoolMetrics,
+    urgency: Urgency,
     /// A worker that has jobs and says nothing for so long stands still.
     silence: Duration,
     /// A job that is not done after so long has failed.
@@ -77,6 +88,8 @@ pub struct TenantRedo {
 pub struct Batch {
     /// Whose jobs.
     pub tenant: RedoTenant,
+    /// How soon they are to be done.
+    pub urgency: Urgency,
     /// The jobs.
     pub jobs: Vec<BatchJob>,
 }
@@ -118,9 +131,20 @@ impl RedoPool {
             workers: Arc::default(),
             quarantine: Arc::default(),
             metrics: PoolMetrics::default(),
+            urgency: Urgency::default(),
             silence: SILENCE,
             job_limit: JOB_LIMIT,
             scope,
+        }
+    }
+
+    /// The same workers, for pages that nobody waits for.
+    #[must_use]
+    pub fn in_background(self) -> Self {
+        Self {
+            workers: Arc::default(),
+            urgency: Urgency::Background,
+            ..self
         }
     }
 
@@ -175,9 +199,9 @@ impl RedoPool {
         let (jobs, mut queue) = mpsc::channel(QUEUE);
         let token = self.scope.token().clone();
         let (workers, worker) = (Arc::clone(&self.workers), address.to_owned());
-        let (breaks, silence) = (self.metrics.breaks.clone(), self.silence);
+        let (breaks, silence, urgency) = (self.metrics.breaks.clone(), self.silence, self.urgency);
         self.scope.spawn("redo connection", async move {
-            let mut pending = Pending::default();
+            let mut pending = Pending::new(urgency);
             let served = connection::serve(client, &mut queue, &mut pending, silence);
             // Dropping the connection at any point is safe: jobs without an answer are tried again.
             let error = token

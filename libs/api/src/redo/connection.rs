@@ -11,7 +11,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use wire::redo_service_client::RedoServiceClient;
 
-use super::{Job, convert::job_to_wire};
+use super::{Job, Urgency, convert::job_to_wire};
 use crate::{channel::Channel, convert::id_to_wire, status::RemoteError};
 
 /// Jobs in one message, at most.
@@ -76,8 +76,8 @@ pub(super) async fn serve(
 }
 
 /// Jobs of one connection that were taken from the queue and not answered.
-#[derive(Default)]
 pub(super) struct Pending {
+    urgency: Urgency,
     next_id: u64,
     unsent: Vec<Job>,
     sent: HashMap<u64, oneshot::Sender<Result<Bytes, RemoteError>>>,
@@ -86,6 +86,17 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// None yet.
+    pub(super) fn new(urgency: Urgency) -> Self {
+        Self {
+            urgency,
+            next_id: 0,
+            unsent: Vec::new(),
+            sent: HashMap::new(),
+            due_since: None,
+        }
+    }
+
     /// Leaves out what nobody waits for any more: who has much to do need not do that.
     fn forget_abandoned(&mut self) {
         self.unsent.retain(|job| !job.answer.is_closed());
@@ -113,6 +124,7 @@ impl Pending {
             pg_version: tenant.pg_version,
             wal_log_hints: tenant.wal_log_hints,
             jobs: jobs.collect(),
+            background: self.urgency == Urgency::Background,
         }
     }
 
@@ -141,21 +153,39 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{TENANT, request},
+        super::{
+            Batch,
+            tests::{TENANT, request},
+        },
         *,
     };
 
-    #[test]
-    fn jobs_that_nobody_waits_for_any_more_are_not_sent() {
-        let (answer, answered) = oneshot::channel();
-        let job = Job {
+    fn job(answer: oneshot::Sender<Result<Bytes, RemoteError>>) -> Job {
+        Job {
             tenant: TENANT,
             request: request(0),
             traceparent: None,
             answer,
-        };
-        let mut pending = Pending::default();
-        pending.unsent.push(job);
+        }
+    }
+
+    #[test]
+    fn a_worker_is_told_that_nobody_waits_for_a_page() {
+        for urgency in [Urgency::Awaited, Urgency::Background] {
+            let mut pending = Pending::new(urgency);
+            let (answer, _answered) = oneshot::channel();
+            pending.unsent.push(job(answer));
+            let told: Batch = pending.batch().try_into().unwrap();
+            assert_eq!(told.urgency, urgency);
+            assert_eq!(told.jobs.len(), 1);
+        }
+    }
+
+    #[test]
+    fn jobs_that_nobody_waits_for_any_more_are_not_sent() {
+        let (answer, answered) = oneshot::channel();
+        let mut pending = Pending::new(Urgency::default());
+        pending.unsent.push(job(answer));
         pending.forget_abandoned();
         assert_eq!(pending.unsent.len(), 1);
         drop(answered);

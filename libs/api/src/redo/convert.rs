@@ -3,7 +3,7 @@ use palimpsest_proto::redo::v1 as wire;
 use palimpsest_redo::{ApplyRequest, EngineError};
 use palimpsest_types::{BlockNumber, Fault, TenantId};
 
-use super::{Batch, BatchJob, RedoTenant};
+use super::{Batch, BatchJob, RedoTenant, Urgency};
 use crate::{
     convert::{
         InvalidMessageError, id_bytes, record_from_wire, record_to_wire, rel_tag, rel_tag_to_wire,
@@ -50,6 +50,11 @@ impl TryFrom<wire::ApplyRequest> for Batch {
         };
         Ok(Self {
             tenant,
+            urgency: if message.background {
+                Urgency::Background
+            } else {
+                Urgency::Awaited
+            },
             jobs: message
                 .jobs
                 .into_iter()

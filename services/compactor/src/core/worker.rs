@@ -79,7 +79,7 @@ impl Compactor {
         policy: Policy,
         scope: TaskScope,
     ) -> Self {
-        let redo = RedoPool::new(cluster.clone(), scope.clone());
+        let redo = RedoPool::new(cluster.clone(), scope.clone()).in_background();
         Self::with_engines(store, cluster, redo, policy, scope)
     }
 

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use palimpsest_api::redo::RedoTenant;
+use palimpsest_api::redo::{RedoTenant, Urgency};
 use palimpsest_redo::{ApplyRequest, Engine, EngineError, START_LIMIT};
 use palimpsest_telemetry::Gauge;
 use palimpsest_types::{ErrorKind, Reason};
@@ -105,6 +105,8 @@ struct Slot<P: RedoProcess> {
 #[derive(Debug)]
 struct Started<P: RedoProcess> {
     processes: Vec<Counted<P>>,
+    /// One permit per job that a process has and that nobody waits for.
+    background: Semaphore,
     deaths_before: Arc<AtomicU64>,
     _room: OwnedSemaphorePermit,
 }
@@ -114,6 +116,11 @@ struct Counted<P> {
     process: P,
     outstanding: AtomicUsize,
 }
+
+/// Jobs in the background that a process has at a time. It does jobs in the order that it gets them, so
+/// one that somebody waits for comes after no more than these: the one that is worked on, and the next, so
+/// that a process with nothing else to do need not wait for it.
+const BACKGROUND: usize = 2;
 
 impl<S: ProcessSource> TenantEngines<S> {
     /// No processes yet.
@@ -140,10 +147,11 @@ impl<S: ProcessSource> TenantEngines<S> {
     pub async fn apply(
         &self,
         tenant: RedoTenant,
+        urgency: Urgency,
         request: ApplyRequest,
     ) -> Result<Bytes, EngineError> {
         let running = Running::enter(&self.metrics.running);
-        let outcome = self.apply_by_tenant(tenant, request).await;
+        let outcome = self.apply_by_tenant(tenant, urgency, request).await;
         drop(running);
         self.metrics.jobs.inc();
         if outcome.is_err() {
@@ -160,6 +168,7 @@ impl<S: ProcessSource> TenantEngines<S> {
     async fn apply_by_tenant(
         &self,
         tenant: RedoTenant,
+        urgency: Urgency,
         request: ApplyRequest,
     ) -> Result<Bytes, EngineError> {
         let (rel, block) = (request.rel, request.block);
@@ -176,7 +185,7 @@ impl<S: ProcessSource> TenantEngines<S> {
         // Cancel-safe: of those who wait for the same processes, the next goes on.
         let started = timeout(START_LIMIT, started).await;
         let started = started.unwrap_or_else(|_| Err(overdue()));
-        started.map_err(failed)?.apply(request).await
+        started.map_err(failed)?.apply(urgency, request).await
     }
 
     /// How many processes died or were killed over jobs.
@@ -257,6 +266,7 @@ impl<S: ProcessSource> TenantEngines<S> {
         self.metrics.starts.inc_by(processes.len() as u64);
         tracing::debug!(tenant = %tenant.tenant, "redo processes started");
         Ok(Started {
+            background: Semaphore::new(BACKGROUND * processes.len()),
             processes,
             deaths_before: Arc::clone(&self.deaths),
             _room: room,
@@ -288,7 +298,11 @@ fn least_useful<P: RedoProcess>(slots: &HashMap<RedoTenant, Arc<Slot<P>>>) -> Op
 
 impl<P: RedoProcess> Started<P> {
     /// Applies by the process that has the least to do.
-    async fn apply(&self, request: ApplyRequest) -> Result<Bytes, EngineError> {
+    async fn apply(&self, urgency: Urgency, request: ApplyRequest) -> Result<Bytes, EngineError> {
+        let _turn = match urgency {
+            Urgency::Awaited => None,
+            Urgency::Background => self.background.acquire().await.ok(),
+        };
         let load = |counted: &&Counted<P>| counted.outstanding.load(Ordering::Relaxed);
         let chosen = self.processes.iter().min_by_key(load);
         let Counted {

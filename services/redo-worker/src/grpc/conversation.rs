@@ -5,7 +5,7 @@ use std::{collections::VecDeque, mem, sync::Arc};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use palimpsest_api::{
     InvalidMessageError, error_status,
-    redo::{BEAT, Batch, BatchJob, BatchStream, RedoTenant, result_to_wire},
+    redo::{BEAT, Batch, BatchJob, BatchStream, RedoTenant, Urgency, result_to_wire},
 };
 use palimpsest_proto::redo::v1::{self as wire, apply_response::Result as JobResult};
 use palimpsest_runtime::CancellationToken;
@@ -38,6 +38,7 @@ pub(super) struct Conversation<S: ProcessSource> {
 
 struct Job {
     tenant: RedoTenant,
+    urgency: Urgency,
     job: BatchJob,
 }
 
@@ -113,7 +114,11 @@ impl<S: ProcessSource> Conversation<S> {
     }
 
     fn accept(&mut self, message: wire::ApplyRequest) -> Result<(), InvalidMessageError> {
-        let Batch { tenant, jobs } = message.try_into()?;
+        let Batch {
+            tenant,
+            urgency,
+            jobs,
+        } = message.try_into()?;
         let metrics = self.engines.metrics();
         metrics
             .batch_jobs
@@ -121,14 +126,23 @@ impl<S: ProcessSource> Conversation<S> {
         metrics
             .waiting
             .inc_by(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
-        let jobs = jobs.into_iter().map(|job| Job { tenant, job });
+        let jobs = jobs.into_iter().map(|job| Job {
+            tenant,
+            urgency,
+            job,
+        });
         self.waiting.extend(jobs);
         Ok(())
     }
 
     fn start_jobs(&mut self) {
         while self.has_room() {
-            let Some(Job { tenant, job }) = self.waiting.pop_front() else {
+            let Some(Job {
+                tenant,
+                urgency,
+                job,
+            }) = self.waiting.pop_front()
+            else {
                 return;
             };
             self.engines.metrics().waiting.dec();
@@ -138,7 +152,7 @@ impl<S: ProcessSource> Conversation<S> {
             self.running_bytes += bytes;
             let engines = Arc::clone(&self.engines);
             let work = async move {
-                let outcome = engines.apply(tenant, request).await;
+                let outcome = engines.apply(tenant, urgency, request).await;
                 let result = result_to_wire(id, outcome);
                 Done { bytes, result }
             };

@@ -14,11 +14,13 @@ struct Fake {
     living: Arc<AtomicUsize>,
     started: AtomicUsize,
     start_takes: Duration,
+    given: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Clone)]
 struct FakeProcess {
     gate: watch::Receiver<bool>,
+    given: Arc<AtomicUsize>,
     _alive: Arc<Alive>,
 }
 
@@ -38,6 +40,7 @@ impl Fake {
             living: Arc::default(),
             started: AtomicUsize::new(0),
             start_takes: Duration::ZERO,
+            given: Arc::default(),
         }
     }
 }
@@ -61,6 +64,7 @@ impl ProcessSource for Fake {
         self.living.fetch_add(1, Ordering::SeqCst);
         Ok(FakeProcess {
             gate: self.gate.subscribe(),
+            given: Arc::clone(&self.given),
             _alive: Arc::new(Alive(Arc::clone(&self.living))),
         })
     }
@@ -68,6 +72,7 @@ impl ProcessSource for Fake {
 
 impl Engine for FakeProcess {
     async fn apply(&self, _: ApplyRequest) -> Result<Bytes, EngineError> {
+        self.given.fetch_add(1, Ordering::SeqCst);
         let mut gate = self.gate.clone();
         gate.wait_for(|open| *open).await.unwrap();
         Ok(Bytes::from_static(b"page"))
@@ -116,7 +121,10 @@ fn request() -> ApplyRequest {
 async fn the_tenant_that_was_idle_for_longest_makes_room() {
     let engines = engines(2);
     for number in [1, 2, 1, 3, 1] {
-        engines.apply(tenant(number), request()).await.unwrap();
+        engines
+            .apply(tenant(number), Urgency::Awaited, request())
+            .await
+            .unwrap();
     }
     assert_eq!(engines.source.living.load(Ordering::SeqCst), 2);
     assert_eq!(engines.source.started.load(Ordering::SeqCst), 3);
@@ -129,7 +137,11 @@ async fn a_busy_tenant_ends_its_jobs_before_another_takes_its_room() {
     engines.source.gate.send_replace(false);
     let apply = |number| {
         let engines = Arc::clone(&engines);
-        tokio::spawn(async move { engines.apply(tenant(number), request()).await })
+        tokio::spawn(async move {
+            engines
+                .apply(tenant(number), Urgency::Awaited, request())
+                .await
+        })
     };
     let first = apply(1);
     while engines.source.living.load(Ordering::SeqCst) == 0 {
@@ -153,14 +165,23 @@ async fn refuses_what_it_cannot_serve_and_everything_once_stopped() {
         pg_version: 16,
         ..tenant(1)
     };
-    let error = engines.apply(wrong, request()).await.unwrap_err();
+    let error = engines
+        .apply(wrong, Urgency::Awaited, request())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     assert_eq!(engines.tenants(), 0);
 
-    engines.apply(tenant(1), request()).await.unwrap();
+    engines
+        .apply(tenant(1), Urgency::Awaited, request())
+        .await
+        .unwrap();
     engines.stop().await;
     assert_eq!(engines.source.living.load(Ordering::SeqCst), 0);
-    let error = engines.apply(tenant(1), request()).await.unwrap_err();
+    let error = engines
+        .apply(tenant(1), Urgency::Awaited, request())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotReady);
 }
 
@@ -180,7 +201,10 @@ fn slow_engines(processes: usize, start_takes: Duration) -> TenantEngines<Fake> 
 async fn many_processes_take_no_longer_to_start_than_one() {
     let engines = slow_engines(8, START_LIMIT / 2);
     let begun = Instant::now();
-    engines.apply(tenant(1), request()).await.unwrap();
+    engines
+        .apply(tenant(1), Urgency::Awaited, request())
+        .await
+        .unwrap();
     assert_eq!(begun.elapsed(), START_LIMIT / 2);
     assert_eq!(engines.source.living.load(Ordering::SeqCst), 8);
 }
@@ -189,9 +213,44 @@ async fn many_processes_take_no_longer_to_start_than_one() {
 async fn p8_every_job_that_waits_for_processes_in_vain_is_told_in_time() {
     let engines = slow_engines(1, 2 * START_LIMIT);
     let begun = Instant::now();
-    let jobs = (0..5).map(|_| engines.apply(tenant(1), request()));
+    let jobs = (0..5).map(|_| engines.apply(tenant(1), Urgency::Awaited, request()));
     for outcome in futures::future::join_all(jobs).await {
         assert_eq!(outcome.unwrap_err().kind, ErrorKind::NotReady);
     }
     assert_eq!(begun.elapsed(), START_LIMIT);
+}
+
+#[tokio::test]
+async fn a_page_that_is_awaited_comes_after_few_that_nobody_waits_for() {
+    let engines = engines(1);
+    engines.source.gate.send_replace(false);
+    let apply = |urgency| {
+        let engines = Arc::clone(&engines);
+        tokio::spawn(async move { engines.apply(tenant(1), urgency, request()).await })
+    };
+    let given = |count| {
+        let given = Arc::clone(&engines.source.given);
+        async move {
+            while given.load(Ordering::SeqCst) < count {
+                sleep(Duration::from_millis(1)).await;
+            }
+            // Would more come, they would come now.
+            sleep(Duration::from_millis(20)).await;
+            given.load(Ordering::SeqCst)
+        }
+    };
+    let abandoned = apply(Urgency::Background);
+    let mut jobs: Vec<_> = (0..20).map(|_| apply(Urgency::Background)).collect();
+    assert_eq!(given(BACKGROUND).await, BACKGROUND);
+    jobs.extend((0..5).map(|_| apply(Urgency::Awaited)));
+    assert_eq!(given(BACKGROUND + 5).await, BACKGROUND + 5);
+
+    // Its place is another's.
+    abandoned.abort();
+    assert_eq!(given(BACKGROUND + 6).await, BACKGROUND + 6);
+    engines.source.gate.send_replace(true);
+    for job in jobs {
+        job.await.unwrap().unwrap();
+    }
+    assert_eq!(given(26).await, 26);
 }

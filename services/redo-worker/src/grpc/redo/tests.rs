@@ -65,6 +65,7 @@ fn job() -> ApplyRequest {
         pg_version: 15,
         wal_log_hints: false,
         jobs: vec![job],
+        background: false,
     }
 }
 

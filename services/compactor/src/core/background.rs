@@ -1,6 +1,9 @@
 //! Work that takes a CPU for seconds, out of the way of what somebody waits for.
 
-use std::thread;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use palimpsest_runtime::TaskScope;
 use rustix::process::{getpriority_process, setpriority_process};
@@ -12,23 +15,33 @@ use super::error::CompactError;
 /// such a one gets about a tenth of a CPU, and all of it when nobody else wants it.
 const NICE: i32 = 10;
 
-/// Work in steps, of which each takes some microseconds.
+/// Work in short steps: some microseconds, or a block that is compressed now and then.
 ///
 /// However nice a thread is, on Linux who wakes up on its CPU may have to wait until its time slice ends, which
 /// is milliseconds; so it gives way by itself.
-#[derive(Debug, Default)]
-pub(super) struct Stretch(u32);
+#[derive(Debug)]
+pub(super) struct Stretch {
+    begun: Instant,
+}
 
-/// So many steps are a fraction of a millisecond.
-const STEPS: u32 = 128;
+/// How long a stretch may be: less than what a read takes.
+const STRETCH: Duration = Duration::from_micros(100);
 
 impl Stretch {
+    /// Its first step begins.
+    pub(super) fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+        }
+    }
+
     /// Lets others run that wait for this CPU, once in a while.
     pub(super) fn step(&mut self) {
-        self.0 += 1;
-        if self.0 == STEPS {
-            self.0 = 0;
+        // Steps differ by a thousand times, so they are not counted; a look at the clock is far shorter than
+        // any of them.
+        if self.begun.elapsed() > STRETCH {
             thread::yield_now();
+            *self = Self::begin();
         }
     }
 }

@@ -298,7 +298,7 @@ async fn write<E: Engine>(
     let made = batches.map(|batch| reader.image(batch, lsn));
     let made = made.buffered(BATCHES);
     pin_mut!(made);
-    let mut stretch = Stretch::default();
+    let mut stretch = Stretch::begin();
     while let Some(versions) = made.try_next().await? {
         for (key, value) in versions {
             section.add(key, lsn, &value)?;

@@ -110,7 +110,7 @@ fn has_any(layer: &LayerScan, cell: &Cell) -> bool {
 async fn shared(layer: &LayerScan, cell: &Cell) -> Result<BTreeSet<RecordPlace>, CompactError> {
     let mut places = BTreeSet::new();
     let mut entries = layer.entries(cell.keys, cell.lsns);
-    let mut stretch = Stretch::default();
+    let mut stretch = Stretch::begin();
     while let Some((.., stored)) = entries.next().await? {
         stretch.step();
         if let Stored::Shared { at, .. } = stored {
@@ -170,7 +170,7 @@ impl<S: Scan> Merge<S> {
             heads: scans.iter().map(|_| None).collect(),
             order: BinaryHeap::with_capacity(scans.len()),
             scans,
-            stretch: Stretch::default(),
+            stretch: Stretch::begin(),
         };
         for number in 0..merge.scans.len() {
             merge.pull(number).await?;

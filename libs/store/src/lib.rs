@@ -8,6 +8,7 @@
 //! reached and who asks come from the environment alone. What is asked of a bucket is answered in
 //! bounded time, or is an error that names it.
 
+mod body;
 mod bucket;
 mod directory;
 mod error;
@@ -19,6 +20,7 @@ mod object_store;
 mod path;
 mod trouble;
 
+pub use body::{Body, BodyWriter};
 pub use bucket::Variables;
 pub use error::StoreError;
 pub use location::{Bucket, ParseStoreLocationError, Provider, StoreLocation};

@@ -3,11 +3,12 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use object_store::{
-    ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, path::Path as RawPath,
+    ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, path::Path as RawPath,
 };
 use tokio::time::timeout;
 
 use crate::{
+    body::Body,
     bucket::{self, Variables, patience},
     directory,
     error::StoreError,
@@ -154,12 +155,11 @@ impl ObjectStore {
     /// to fail had in fact succeeded: read it to know. Tries are also made out of sight, by the
     /// client of a bucket. S3 rarely says it, too, of an object that is not there: if it was deleted
     /// at the same time.
-    pub async fn create(&self, path: &StorePath, body: Bytes) -> Result<(), StoreError> {
+    pub async fn create(&self, path: &StorePath, body: impl Into<Body>) -> Result<(), StoreError> {
+        let body = body.into();
         let options = PutOptions::from(PutMode::Create);
         let size = body.len();
-        let put = self
-            .inner
-            .put_opts(&path.0, PutPayload::from_bytes(body), options);
+        let put = self.inner.put_opts(&path.0, body.0, options);
         let put = self.answer(&path.0, size as u64, put).await.map(drop);
         self.metrics.ended(Operation::Create, &put);
         if put.is_ok() {
@@ -173,7 +173,11 @@ impl ObjectStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub async fn put_once(&self, path: &StorePath, body: Bytes) -> Result<(), StoreError> {
+    pub async fn put_once(
+        &self,
+        path: &StorePath,
+        body: impl Into<Body>,
+    ) -> Result<(), StoreError> {
         match self.create(path, body).await {
             // Seen, before anybody relies on it.
             Err(StoreError::AlreadyExists { .. }) => self.look(path).await,

@@ -177,7 +177,7 @@ async fn a_store_that_keeps_silent_is_not_waited_for_without_end() {
         store.get(&path).await.map(drop),
         store.list(&path).await.map(drop),
         store.delete(&path).await,
-        store.create(&path, Vec::new().into()).await,
+        store.create(&path, Vec::new()).await,
     ] {
         let error = outcome.unwrap_err();
         tells(

@@ -98,7 +98,7 @@ impl Fixture {
         };
         let name = format!("delta-{}-{}", layer.start(), layer.last()).replace('/', "-");
         let path = layers_directory().child(&name);
-        self.store.put_once(&path, bytes.into()).await.unwrap();
+        self.store.put_once(&path, bytes).await.unwrap();
         let kind = LayerKind::Delta(lsns);
         let mut entry = layer_entry(&name, kind, summary.size.get(), summary.entries, epoch);
         if let Some(keys) = summary.keys {

@@ -8,6 +8,7 @@ use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordSection};
 use palimpsest_manifest::{LayerEntry, LayerKind, LsnSpan, TimelineManifest, Versioned};
 use palimpsest_read::{Inventory, Part, TimelineReader};
 use palimpsest_redo::Engine;
+use palimpsest_store::{Body, BodyWriter};
 use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
 use tokio::time::Instant;
 
@@ -62,8 +63,8 @@ pub(super) enum Interruption {
 
 /// Pages that are made together …
 const PAGES: u32 = 64;
-/// … and so many times that side by side.
-const BATCHES: usize = 4;
+/// … and so many times that side by side: while the redo-worker makes some, what makes the next is looked for.
+const BATCHES: usize = 2;
 /// Other timelines wait no longer than this and for the image that is made; who asks for a compaction only
 /// for that image.
 const TURN: Duration = Duration::from_secs(30);
@@ -288,10 +289,10 @@ async fn write<E: Engine>(
     inventory: &Inventory,
     part: Part,
     writer: WriterEpoch,
-) -> Result<(Vec<u8>, DeltaLayerSummary), CompactError> {
+) -> Result<(Body, DeltaLayerSummary), CompactError> {
     let lsn = inventory.lsn();
     let span = LsnSpan::only(lsn);
-    let mut bytes = Vec::new();
+    let mut bytes = BodyWriter::new();
     let records = RecordSection::begin(writer, span.after..span.up_to, &mut bytes)?;
     let mut section = records.end()?;
     let batches = stream::iter(inventory.batches(part.keys, PAGES));
@@ -306,7 +307,7 @@ async fn write<E: Engine>(
         }
     }
     let summary = section.finish()?;
-    Ok((bytes, summary))
+    Ok((bytes.finish(), summary))
 }
 
 /// The generation of the newest changes: see [`Plan::writer`](super::plan::Plan::writer).

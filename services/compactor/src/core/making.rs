@@ -7,7 +7,7 @@ use palimpsest_layer::delta_file::{DeltaLayerIndex, DeltaLayerSummary, EntryBloc
 use palimpsest_manifest::{CompactorEpoch, KeySpan, LayerEntry, LayerKind};
 use palimpsest_read::{BlockCache, LayerFiles, LayerScan};
 use palimpsest_runtime::TaskScope;
-use palimpsest_store::{ObjectStore, StorePath};
+use palimpsest_store::{Body, ObjectStore, StorePath};
 use palimpsest_types::ByteCount;
 
 use super::{
@@ -179,13 +179,13 @@ impl Job<'_> {
     }
 
     /// Puts a layer that was made into the store.
-    pub(super) async fn put(&self, layer: &LayerEntry, bytes: Vec<u8>) -> Result<(), CompactError> {
+    pub(super) async fn put(&self, layer: &LayerEntry, bytes: Body) -> Result<(), CompactError> {
         let timeline = self.timeline;
         self.shop.known.check(timeline)?;
         tracing::debug!(%timeline, layer = layer.name, size = %layer.size, entries = layer.entries, "layer made");
         let path = self.directory.child(&layer.name);
         self.uploads.add(&path);
-        self.shop.store.put_once(&path, bytes.into()).await?;
+        self.shop.store.put_once(&path, bytes).await?;
         Ok(())
     }
 

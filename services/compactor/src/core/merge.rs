@@ -8,6 +8,7 @@ use std::{
 use palimpsest_layer::delta_file::{DeltaLayerSummary, RecordPlace, RecordSection, Stored};
 use palimpsest_manifest::LsnSpan;
 use palimpsest_read::{EntryScan, LayerScan, ReadError, RecordScan};
+use palimpsest_store::{Body, BodyWriter};
 use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
 use palimpsest_wal::RawRecord;
 
@@ -17,7 +18,7 @@ use super::{background::Stretch, cut::Cell, error::CompactError};
 #[derive(Debug)]
 pub struct Merged {
     /// The file.
-    pub bytes: Vec<u8>,
+    pub bytes: Body,
     /// What is in it.
     pub summary: DeltaLayerSummary,
 }
@@ -56,7 +57,7 @@ pub async fn merge(
         true => Err(CompactError::TooLarge { most: making.most }),
         false => Ok(()),
     };
-    let mut bytes = Vec::new();
+    let mut bytes = BodyWriter::new();
     let lsns = cell.lsns.after..cell.lsns.up_to;
     let mut records = RecordSection::begin(making.epoch, lsns, &mut bytes)?;
     let mut moved: HashMap<Place, RecordPlace> = HashMap::new();
@@ -96,6 +97,7 @@ pub async fn merge(
         }
     }
     let summary = section.finish()?;
+    let bytes = bytes.finish();
     Ok(Merged { bytes, summary })
 }
 

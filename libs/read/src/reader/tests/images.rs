@@ -67,7 +67,7 @@ async fn of_a_layer_that_reaches_below_an_image_only_the_rest_is_read() {
     let path = fixture.files.directory.child("merged");
     let size = ByteCount::new(bytes.len() as u64);
     let store = &fixture.files.store;
-    store.create(&path, bytes.into()).await.unwrap();
+    store.create(&path, bytes).await.unwrap();
     let span = LsnSpan {
         after: merged.start(),
         up_to: merged.last(),

@@ -208,7 +208,7 @@ impl Site {
         let (after, up_to, epoch) = (piece.start(), piece.last(), piece.epoch());
         let name = format!("delta-{:X}-{:X}-{epoch}", after.get(), up_to.get());
         let path = layers_directory().child(&name);
-        self.store.put_once(&path, bytes.into()).await.unwrap();
+        self.store.put_once(&path, bytes).await.unwrap();
         let keys = summary.keys.map(|keys| (keys.first, keys.last));
         let (first, last) = keys.unwrap_or((Key::Parameters, Key::Parameters));
         LayerEntry {

@@ -243,7 +243,7 @@ fn of_a_timeline_that_is_deleted_meanwhile_nothing_is_left() {
         let known = compactor.shop.known();
         let kept = claim.keep(known, newest.clone()).await;
         assert!(matches!(kept, CompactError::NotKnown(_)), "{kept}");
-        let put = job.put(&made[0], vec![1]).await.unwrap_err();
+        let put = job.put(&made[0], vec![1].into()).await.unwrap_err();
         assert!(matches!(put, CompactError::NotKnown(_)), "{put}");
         assert_eq!(fixture.store.list(&path).await.unwrap(), []);
     });
@@ -292,7 +292,7 @@ fn p8_a_damaged_layer_holds_up_no_others() {
         let layers = fixture.newest().await.state;
         let damaged = layers_directory().child(&layers.layers()[1].name);
         fixture.store.delete(&damaged).await.unwrap();
-        let noise = vec![7; 5_000].into();
+        let noise = vec![7_u8; 5_000];
         fixture.store.put_once(&damaged, noise).await.unwrap();
         let policy = policy(2, 2, 1 << 20);
         let compactor = fixture.compactor(policy);

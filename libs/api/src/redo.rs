@@ -35,7 +35,7 @@ use crate::{
 
 use connection::Pending;
 pub use convert::result_to_wire;
-pub use limits::{BEAT, JOB_LIMIT, SILENCE};
+pub use limits::{BACKGROUND_LIMIT, BEAT, JOB_LIMIT, SILENCE};
 use metrics::PoolMetrics;
 use quarantine::{Quarantine, Suspect};
 use workers::{REST, Worker, Workers};
@@ -144,6 +144,7 @@ impl RedoPool {
         Self {
             workers: Arc::default(),
             urgency: Urgency::Background,
+            job_limit: BACKGROUND_LIMIT,
             ..self
         }
     }

@@ -3,7 +3,7 @@ use std::io;
 use bytes::Bytes;
 use object_store::{PutPayload, PutPayloadMut};
 
-/// What an object is to consist of, in pieces, so that it need not lie in memory as a whole.
+/// What an object is to consist of, in pieces, so that it need not lie in one stretch of memory.
 #[derive(Debug, Clone, Default)]
 pub struct Body(pub(crate) PutPayload);
 

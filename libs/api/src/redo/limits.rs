@@ -14,6 +14,9 @@ pub const SILENCE: Duration = BEAT.saturating_mul(3);
 const ATTEMPTS: Duration = SILENCE
     .saturating_add(START_LIMIT)
     .saturating_add(REQUEST_LIMIT.saturating_mul(2));
+/// How long a job may take that nobody waits for: a process does one of five such, however many there are
+/// for which somebody does.
+pub const BACKGROUND_LIMIT: Duration = JOB_LIMIT.saturating_mul(5);
 /// How long a job may take, the queue of its worker included: one that is healthy and has much to do must
 /// not lose all its jobs at once.
 pub const JOB_LIMIT: Duration = ATTEMPTS.saturating_mul(3);

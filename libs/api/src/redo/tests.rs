@@ -25,6 +25,8 @@ enum Manner {
     /// It is there, and that is all.
     OnlyBeats,
     LosesItsProcess,
+    /// The page is whether somebody waits for it.
+    TellsUrgency,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,7 @@ impl RedoService for FakeWorker {
                 let results = request
                     .jobs
                     .iter()
-                    .filter_map(|job| answer(manner, job.job_id));
+                    .filter_map(|job| answer(manner, job.job_id, request.background));
                 let results: Vec<_> = results.collect();
                 if results.is_empty() {
                     continue;
@@ -79,7 +81,7 @@ async fn beat(answers: mpsc::Sender<Result<wire::ApplyResponse, Status>>) {
     }
 }
 
-fn answer(manner: Manner, job_id: u64) -> Option<wire::apply_response::Result> {
+fn answer(manner: Manner, job_id: u64, background: bool) -> Option<wire::apply_response::Result> {
     let mut result = wire::apply_response::Result {
         job_id,
         ..Default::default()
@@ -87,6 +89,8 @@ fn answer(manner: Manner, job_id: u64) -> Option<wire::apply_response::Result> {
     match manner {
         Manner::SaysNothing | Manner::OnlyBeats => return None,
         Manner::Answers => result.page = PAGE.into(),
+        Manner::TellsUrgency if background => result.page = "background".into(),
+        Manner::TellsUrgency => result.page = "awaited".into(),
         Manner::LosesItsProcess => {
             let fault = Fault::new(ErrorKind::Internal, Reason::RedoDied);
             let died = std::io::Error::other("it died");
@@ -229,4 +233,16 @@ async fn a_process_that_died_by_chance_costs_no_error() {
         assert_eq!(pool.apply(TENANT, request(block)).await.unwrap(), PAGE);
     }
     assert!(given(&counts) >= 8);
+}
+
+#[tokio::test]
+async fn a_worker_is_told_what_nobody_waits_for() {
+    let (pool, _, _cluster) = pool(&[Manner::TellsUrgency]).await;
+    let background = pool.clone().in_background();
+    assert!(background.job_limit > pool.job_limit);
+    for _ in 0..2 {
+        assert_eq!(pool.apply(TENANT, request(0)).await.unwrap(), "awaited");
+        let page = background.apply(TENANT, request(0)).await.unwrap();
+        assert_eq!(page, "background");
+    }
 }

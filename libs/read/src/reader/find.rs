@@ -237,10 +237,11 @@ impl Search<'_> {
         let version = self.version_at(epoch, at);
         self.version.get_or_insert(version);
         self.cached = self.cache.get(&version);
+        let mut is_enough = false;
         if self.cached.is_none() {
             self.changes.push(value.clone());
+            is_enough = self.taken.is_some_and(|taken| taken.add(value));
         }
-        let is_enough = self.taken.is_some_and(|taken| taken.add(value));
         self.finished = self.cached.is_some() || value.stands_alone() || is_enough;
         if self.finished {
             Visit::Stop

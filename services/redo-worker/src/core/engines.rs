@@ -10,7 +10,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::metrics::RedoMetrics;
+use super::{load::Load, metrics::RedoMetrics};
 
 /// Starts processes.
 pub trait ProcessSource: Send + Sync + 'static {
@@ -105,8 +105,6 @@ struct Slot<P: RedoProcess> {
 #[derive(Debug)]
 struct Started<P: RedoProcess> {
     processes: Vec<Counted<P>>,
-    /// One permit per job that a process has and that nobody waits for.
-    background: Semaphore,
     deaths_before: Arc<AtomicU64>,
     _room: OwnedSemaphorePermit,
 }
@@ -114,13 +112,8 @@ struct Started<P: RedoProcess> {
 #[derive(Debug)]
 struct Counted<P> {
     process: P,
-    outstanding: AtomicUsize,
+    load: Load,
 }
-
-/// Jobs in the background that a process has at a time. It does jobs in the order that it gets them, so
-/// one that somebody waits for comes after no more than these: the one that is worked on, and the next, so
-/// that a process with nothing else to do need not wait for it.
-const BACKGROUND: usize = 2;
 
 impl<S: ProcessSource> TenantEngines<S> {
     /// No processes yet.
@@ -256,7 +249,7 @@ impl<S: ProcessSource> TenantEngines<S> {
         let starts = (0..self.limits.processes_per_tenant.get()).map(|_| self.source.start(tenant));
         let counted = |process| Counted {
             process,
-            outstanding: AtomicUsize::new(0),
+            load: Load::default(),
         };
         let processes: Vec<_> = try_join_all(starts)
             .await?
@@ -266,7 +259,6 @@ impl<S: ProcessSource> TenantEngines<S> {
         self.metrics.starts.inc_by(processes.len() as u64);
         tracing::debug!(tenant = %tenant.tenant, "redo processes started");
         Ok(Started {
-            background: Semaphore::new(BACKGROUND * processes.len()),
             processes,
             deaths_before: Arc::clone(&self.deaths),
             _room: room,
@@ -299,17 +291,10 @@ fn least_useful<P: RedoProcess>(slots: &HashMap<RedoTenant, Arc<Slot<P>>>) -> Op
 impl<P: RedoProcess> Started<P> {
     /// Applies by the process that has the least to do.
     async fn apply(&self, urgency: Urgency, request: ApplyRequest) -> Result<Bytes, EngineError> {
-        let _turn = match urgency {
-            Urgency::Awaited => None,
-            Urgency::Background => self.background.acquire().await.ok(),
-        };
-        let load = |counted: &&Counted<P>| counted.outstanding.load(Ordering::Relaxed);
-        let chosen = self.processes.iter().min_by_key(load);
-        let Counted {
-            process,
-            outstanding,
-        } = chosen.expect("a tenant has at least one process");
-        let _outstanding = Outstanding::enter(outstanding);
+        let rank = |counted: &&Counted<P>| counted.load.rank(urgency);
+        let chosen = self.processes.iter().min_by_key(rank);
+        let Counted { process, load } = chosen.expect("a tenant has at least one process");
+        let _entered = load.enter(urgency).await;
         process.apply(request).await
     }
 
@@ -342,21 +327,5 @@ impl<'a> Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// One job more, until dropped.
-struct Outstanding<'a>(&'a AtomicUsize);
-
-impl<'a> Outstanding<'a> {
-    fn enter(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Outstanding<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

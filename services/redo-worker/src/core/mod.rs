@@ -1,6 +1,7 @@
 //! The redo-worker without its transport.
 
 mod engines;
+mod load;
 mod metrics;
 mod postgres;
 

@@ -1,4 +1,9 @@
-use std::{future::pending, num::NonZeroUsize};
+use std::{
+    future::pending,
+    num::NonZeroUsize,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use palimpsest_api::redo::{BEAT, RedoTenant, SILENCE};
@@ -16,11 +21,12 @@ use tokio_stream::wrappers::TcpListenerStream;
 use super::*;
 use crate::core::{Limits, RedoProcess, StartFailure};
 
-/// Starts processes that work for ever.
-struct Busy;
+/// Starts processes that work for ever, and counts what they are given.
+#[derive(Debug, Clone, Default)]
+struct Busy(Arc<AtomicUsize>);
 
 #[derive(Debug, Clone)]
-struct BusyProcess;
+struct BusyProcess(Arc<AtomicUsize>);
 
 impl ProcessSource for Busy {
     type Process = BusyProcess;
@@ -30,12 +36,13 @@ impl ProcessSource for Busy {
     }
 
     async fn start(&self, _: &RedoTenant) -> Result<BusyProcess, StartFailure> {
-        Ok(BusyProcess)
+        Ok(BusyProcess(Arc::clone(&self.0)))
     }
 }
 
 impl Engine for BusyProcess {
     async fn apply(&self, _: palimpsest_redo::ApplyRequest) -> Result<Bytes, EngineError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
         pending().await
     }
 }
@@ -69,22 +76,52 @@ fn job() -> ApplyRequest {
     }
 }
 
-#[tokio::test]
-async fn p8_a_worker_that_works_for_long_is_never_silent_for_long() {
+type Client = RedoServiceClient<tonic::transport::Channel>;
+
+/// A client of a worker with such processes.
+async fn client_of(busy: Busy) -> Client {
     let limits = Limits {
         processes_per_tenant: NonZeroUsize::MIN,
         tenants: NonZeroUsize::MIN,
     };
-    let engines = Arc::new(TenantEngines::new(Busy, limits));
+    let engines = Arc::new(TenantEngines::new(busy, limits));
     let service = RedoApi::new(engines, TaskScope::default()).into_server();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-
     let client = RedoServiceClient::connect(format!("http://{address}"));
+    client.await.unwrap()
+}
+
+#[tokio::test]
+async fn jobs_that_nobody_waits_for_leave_the_process_to_others() {
+    let busy = Busy::default();
+    let mut client = client_of(busy.clone()).await;
+    let mut streams = Vec::new();
+    for (background, given) in [(true, 2), (false, 2 + 7)] {
+        let (jobs, outgoing) = mpsc::channel(1);
+        streams.push(client.apply(ReceiverStream::new(outgoing)).await.unwrap());
+        let one = job();
+        let batch = ApplyRequest {
+            jobs: vec![one.jobs[0].clone(); 7],
+            background,
+            ..one
+        };
+        jobs.send(batch).await.unwrap();
+        while busy.0.load(Ordering::SeqCst) < given {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Would more come, they would come now.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(busy.0.load(Ordering::SeqCst), given);
+    }
+}
+
+#[tokio::test]
+async fn p8_a_worker_that_works_for_long_is_never_silent_for_long() {
     let (jobs, outgoing) = mpsc::channel(1);
-    let mut client = client.await.unwrap();
+    let mut client = client_of(Busy::default()).await;
     let answers = client.apply(ReceiverStream::new(outgoing)).await.unwrap();
     let mut answers = answers.into_inner();
     let idle = timeout(BEAT + BEAT / 2, answers.message()).await;

@@ -18,7 +18,9 @@ use palimpsest_read::{Images, Listing, ReadError, Versions, relations_at};
 use palimpsest_redo::{Chain, reconstruct};
 use palimpsest_redo_postgres::Engine;
 use palimpsest_types::{BlockNumber, Fork, Key, KeyRange, Lsn, Oid, RelTag, WriterEpoch};
-use palimpsest_wal::{BaseFacts, Interpreter, RawRecord, RelationSizes, SegmentSize, Value};
+use palimpsest_wal::{
+    BaseFacts, Interpreter, RawRecord, RelationSizes, ResourceManager, SegmentSize, Value,
+};
 
 use crate::oracle::{DataFiles, PageSource, read_wal};
 
@@ -46,17 +48,38 @@ pub struct OfflineSource<'a> {
 pub enum Sabotage {
     /// Chains as they are.
     None,
-    /// The last change of every chain with more than one is left out.
+    /// The last change of every chain with more than one is left out, if pages show whether it was there.
     DropLastChange,
 }
 
+/// `XLOG_HEAP_OPMASK` of PostgreSQL's `heapam_xlog.h`.
+const HEAP_OPMASK: u8 = 0x70;
+/// `XLOG_HEAP2_VISIBLE`, likewise.
+const HEAP2_VISIBLE: u8 = 0x40;
 /// Pages that are built at once.
 const CONCURRENCY: usize = 64;
 
 impl Sabotage {
     fn cuts(self, chain: &Chain) -> bool {
-        self == Self::DropLastChange && chain.changes.len() > 1
+        let [_, .., last] = chain.changes.as_slice() else {
+            return false;
+        };
+        self == Self::DropLastChange && !is_masked(chain.rel, last)
     }
+}
+
+/// Whether a change does nothing to a page but what PostgreSQL's masks hide: making a heap page all-visible
+/// (`heap_xlog_visible`) sets a bit of its header. After a VACUUM of much it is the last change of most pages.
+fn is_masked(rel: RelTag, change: &Value) -> bool {
+    let Value::Record { record, .. } = change else {
+        return false;
+    };
+    let header = record.header();
+    rel.fork == Fork::Main
+        && header.is_some_and(|header| {
+            header.rmid == ResourceManager::Heap2.number()
+                && header.rmgr_info() & HEAP_OPMASK == HEAP2_VISIBLE
+        })
 }
 
 impl OfflineTimeline {

@@ -33,9 +33,8 @@ const NAME: &str = "recovered-offline";
 const BACKUP_KIB_PER_SECOND: u32 = 48 << 10;
 
 /// Of the chains cut short, how many must be noticed. A record need not change what is compared of
-/// each page that it refers to: making a heap page all-visible, after a VACUUM of many, sets a bit
-/// that the mask hides.
-const NOTICED_PERCENT: u64 = 75;
+/// each page that it refers to.
+const NOTICED_PERCENT: u64 = 90;
 
 /// How one cluster is set up, and when its backup begins.
 #[derive(Debug, Clone)]

@@ -44,8 +44,9 @@ pub(super) struct Job<'a> {
     uploads: Uploads,
 }
 
-/// What lies together in layers is read once for several pages; more is not needed.
-const BLOCKS: ByteCount = ByteCount::mib(64);
+/// Blocks and indexes of layers that are in memory while images are made. Keys are read in order, so a block is
+/// asked for by neighbours only; an index takes a thousandth of its layer.
+const BLOCKS: ByteCount = ByteCount::mib(32);
 /// A layer may become so many times as large as it should be, before it is cut smaller.
 const SLACK: u64 = 3;
 /// Layers are not cut for less than this because they would become too large.

@@ -35,7 +35,7 @@ pub use manifests::TimelineManifests;
 pub use publisher::Publisher;
 pub use sequence::{HeaderError, Sequence, SequenceError, Versioned};
 pub use timeline::{
-    Ancestor, ClaimError, CompactorClaim, CompactorEpoch, PgTimelineBegin, Pin, PinError, PinKind,
-    SourceCluster, TimelineManifest,
+    Ancestor, BranchPointError, ClaimError, CompactorClaim, CompactorEpoch, PgTimelineBegin, Pin,
+    PinError, PinKind, SourceCluster, TimelineManifest,
 };
 pub use validate::{GapError, InvalidManifestError, check_contiguity};

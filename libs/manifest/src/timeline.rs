@@ -1,5 +1,6 @@
 //! What a timeline consists of, in memory and as the body of its object.
 
+mod branch;
 mod claim;
 mod layers;
 mod pins;
@@ -12,6 +13,7 @@ use std::{fmt, sync::Arc};
 use palimpsest_types::{ByteCount, Lsn, SystemIdentifier, TimelineId, WriterEpoch};
 use serde::{Deserialize, Serialize};
 
+pub use branch::BranchPointError;
 pub use claim::{ClaimError, CompactorClaim};
 pub use pins::{Pin, PinError, PinKind};
 

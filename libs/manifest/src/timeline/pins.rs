@@ -51,8 +51,8 @@ pub enum PinError {
     TooMany,
 }
 
-/// A manifest is written whole with every change, so its pins are few.
-const MAX_PINS: usize = 4096;
+/// A manifest is written whole with every change, and a pin takes 150 bytes of it.
+const MAX_PINS: usize = 16_384;
 
 impl TimelineManifest {
     /// The pins, in the order in which they were set.

@@ -135,9 +135,9 @@ fn a_timeline_has_a_bounded_number_of_pins() {
         lsn: Lsn::new(100),
         expires_unix_ms: None,
     };
-    for id in 0..4096 {
+    for id in 0..16_384 {
         manifest.add_pin(pin(id)).unwrap();
     }
-    assert_eq!(manifest.add_pin(pin(4096)), Err(PinError::TooMany));
+    assert_eq!(manifest.add_pin(pin(16_384)), Err(PinError::TooMany));
     manifest.add_pin(pin(0)).unwrap();
 }

@@ -36,6 +36,11 @@ pub enum TimeAt {
     BeforeOldest,
 }
 
+/// In microseconds.
+const SECOND: i64 = 1_000_000;
+/// From 1970 to 2000, in seconds.
+const UNIX_TO_2000: i64 = 946_684_800;
+
 /// The cluster at an LSN; `None` if the timeline was attached before this was kept.
 ///
 /// # Errors
@@ -67,7 +72,8 @@ pub async fn cluster_at<V: Versions>(versions: &V, lsn: Lsn) -> Result<Option<Cl
 
 /// Which of these LSNs a time means, in microseconds since the beginning of the year 2000: the one
 /// before the first end of a transaction that is later, by [`CommitTime::PRECISION`]. That is what
-/// `recovery_target_time` means.
+/// `recovery_target_time` means. A time within the second of the checkpoint that the timeline began with counts
+/// as before it.
 ///
 /// # Errors
 /// If a version can't be read.
@@ -78,14 +84,22 @@ pub async fn lsn_at_time<V: Versions>(
 ) -> Result<TimeAt, ReadError> {
     let latest = async |up_to| latest_end(versions, up_to).await;
     let later = |end: &(Lsn, CommitTime)| end.1.is_after(time);
+    let mut before = *readable.start();
+    let is_before = match latest(before).await? {
+        Some(end) => later(&end),
+        // Of what ended before the base there is nothing but that it was before its checkpoint.
+        None => {
+            let checkpoint = checkpoint_second(versions, before).await?;
+            checkpoint.is_some_and(|second| time < second.saturating_add(SECOND))
+        }
+    };
+    if is_before {
+        return Ok(TimeAt::BeforeOldest);
+    }
     let Some(mut first) = latest(*readable.end()).await?.filter(later) else {
         return Ok(TimeAt::Newest);
     };
     // All of these are of the running maximum, so the first that is later can be bisected for.
-    let mut before = *readable.start();
-    if latest(before).await?.filter(later).is_some() {
-        return Ok(TimeAt::BeforeOldest);
-    }
     while let Some(middle) = between(before, first.0) {
         match latest(middle).await?.filter(later) {
             Some(end) => first = end,
@@ -94,6 +108,17 @@ pub async fn lsn_at_time<V: Versions>(
     }
     let (_, end) = first;
     Ok(TimeAt::Lsn(end.record.max(*readable.start())))
+}
+
+/// The second in which the newest checkpoint at an LSN was made, if that is known: as a time of an end.
+async fn checkpoint_second<V: Versions>(versions: &V, lsn: Lsn) -> Result<Option<i64>, ReadError> {
+    let key = Key::ControlData;
+    let Some(content) = file(versions, key, lsn).await? else {
+        return Ok(None);
+    };
+    let control = ControlData::decode(&content).map_err(|_| ReadError::WrongValue(key))?;
+    let since_2000 = control.time.saturating_sub(UNIX_TO_2000);
+    Ok(Some(since_2000.saturating_mul(SECOND)))
 }
 
 /// The end of a transaction with the latest time up to an LSN.

@@ -21,16 +21,20 @@ use crate::{
     versions::{Listing, Versions},
 };
 
+mod ancestor;
 mod find;
 mod image;
 mod pages;
 mod slru;
 mod two_phase;
 
-/// Reads one timeline.
+use ancestor::Ancestor;
+
+/// Reads one timeline: what it has itself, and before it began what its ancestor had.
 #[derive(Debug)]
 pub struct TimelineReader<E> {
     timeline: TimelineId,
+    ancestor: Option<Ancestor<E>>,
     layers: RwLock<Arc<Layers>>,
     tail: Arc<Tail>,
     cache: Arc<PageCache>,
@@ -51,6 +55,7 @@ impl<E: Engine> TimelineReader<E> {
         let (cache, engine) = shared;
         Self {
             timeline,
+            ancestor: None,
             layers: RwLock::new(Arc::new(layers)),
             tail,
             cache,
@@ -58,6 +63,13 @@ impl<E: Engine> TimelineReader<E> {
             times: ReadTimes::default(),
             changes: None,
         }
+    }
+
+    /// The same of a branch, which begins on another timeline at this LSN.
+    #[must_use]
+    pub fn with_ancestor(self, reader: Arc<Self>, lsn: Lsn) -> Self {
+        let ancestor = Some(Ancestor { reader, lsn });
+        Self { ancestor, ..self }
     }
 
     /// The same, for who makes an image of pages: of those that have changed so often that their changes would
@@ -86,7 +98,7 @@ impl<E: Engine> TimelineReader<E> {
 
     /// The oldest and the newest LSN that can be read now.
     pub fn readable(&self) -> (Lsn, Lsn) {
-        (self.layers().oldest(), self.tail.newest())
+        (self.oldest(), self.newest_arrived())
     }
 
     /// The LSN to read at: `lsn` when everything that the caller needs of it has arrived, for which
@@ -100,7 +112,7 @@ impl<E: Engine> TimelineReader<E> {
         not_modified_since: Option<Lsn>,
         patience: Duration,
     ) -> Result<Lsn, ReadError> {
-        let oldest = self.layers().oldest();
+        let oldest = self.oldest();
         let needed = match (lsn, not_modified_since) {
             (Some(lsn), since) => since.map_or(lsn, |since| since.min(lsn).max(oldest)),
             (None, since) => since.unwrap_or(oldest).max(oldest),
@@ -110,18 +122,18 @@ impl<E: Engine> TimelineReader<E> {
         }
         let at = |newest: Lsn| lsn.map_or(newest, |lsn| lsn.min(newest.max(needed)));
         // Nearly always: without a timer.
-        let newest = self.tail.newest();
+        let newest = self.newest_arrived();
         if newest >= needed {
             return Ok(at(newest));
         }
-        let mut newest = self.tail.watch();
-        let arrived = newest.wait_for(|newest| *newest >= needed);
         // Cancel-safe: waiting changes nothing.
-        match tokio::time::timeout(patience, arrived).await {
-            Ok(Ok(newest)) => Ok(at(*newest)),
-            Ok(Err(_)) | Err(_) => Err(ReadError::NotYet {
+        let waited = tokio::time::timeout(patience, self.arrival(needed)).await;
+        let newest = self.newest_arrived();
+        match waited {
+            Ok(()) if newest >= needed => Ok(at(newest)),
+            Ok(()) | Err(_) => Err(ReadError::NotYet {
                 lsn: needed,
-                newest: self.tail.newest(),
+                newest,
             }),
         }
     }
@@ -202,9 +214,9 @@ impl<E: Engine> TimelineReader<E> {
     }
 }
 
-/// Layers and tail as one.
-impl<E: Engine> Versions for TimelineReader<E> {
-    async fn newest(
+/// What the timeline has itself.
+impl<E: Engine> TimelineReader<E> {
+    async fn newest_here(
         &self,
         key: Key,
         lsns: RangeInclusive<Lsn>,
@@ -224,7 +236,7 @@ impl<E: Engine> Versions for TimelineReader<E> {
         }
     }
 
-    async fn newest_in(&self, keys: KeyRange, lsn: Lsn) -> Result<Listing, ReadError> {
+    async fn newest_in_here(&self, keys: KeyRange, lsn: Lsn) -> Result<Listing, ReadError> {
         let mut newer = Vec::new();
         let layers = {
             let (layers, tail) = self.snapshot(lsn)?;
@@ -238,6 +250,31 @@ impl<E: Engine> Versions for TimelineReader<E> {
         let images = &listing.images;
         newer.retain(|(key, (at, _))| images.of(*key).is_none_or(|image| image < *at));
         listing.versions.extend(newer);
+        Ok(listing)
+    }
+}
+
+/// Layers, tail and ancestors as one.
+impl<E: Engine> Versions for TimelineReader<E> {
+    async fn newest(
+        &self,
+        key: Key,
+        lsns: RangeInclusive<Lsn>,
+    ) -> Result<Option<(Lsn, Value)>, ReadError> {
+        for (reader, lsns) in self.history(&lsns) {
+            let newest = reader.newest_here(key, lsns).await?;
+            if newest.is_some() {
+                return Ok(newest);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn newest_in(&self, keys: KeyRange, lsn: Lsn) -> Result<Listing, ReadError> {
+        let mut listing = Listing::default();
+        for (reader, lsns) in self.history(&(Lsn::ZERO..=lsn)) {
+            listing.add_older(reader.newest_in_here(keys.clone(), *lsns.end()).await?);
+        }
         Ok(listing)
     }
 }

@@ -18,25 +18,45 @@ pub struct Listing {
 
 /// Where images of keys are.
 #[derive(Debug, Clone, Default)]
-pub struct Images(Vec<(KeyRange, Lsn)>);
+pub struct Images {
+    /// On each timeline of a history that has any, newest first: of keys in order.
+    timelines: Vec<Vec<(KeyRange, Lsn)>>,
+}
+
+impl Listing {
+    /// Adds what the ancestor has of the same keys: it counts where nothing newer does.
+    pub(crate) fn add_older(&mut self, older: Self) {
+        for (key, version) in older.versions {
+            if self.images.of(key).is_none() {
+                self.versions.entry(key).or_insert(version);
+            }
+        }
+        self.images.timelines.extend(older.images.timelines);
+    }
+}
 
 impl Images {
-    /// There is one of these keys, all behind those known before.
+    /// There is one of these keys, all behind those known before, on the same timeline.
     pub(crate) fn push(&mut self, keys: KeyRange, at: Lsn) {
-        self.0.push((keys, at));
+        match self.timelines.last_mut() {
+            Some(images) => images.push((keys, at)),
+            None => self.timelines.push(vec![(keys, at)]),
+        }
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.timelines.is_empty()
     }
 
-    /// Where the image of a key is. If the key has no version in a listing it does not exist there, whatever
-    /// is older.
+    /// Where the newest image of a key is. If the key has no version in a listing it does not exist there,
+    /// whatever is older.
     pub fn of(&self, key: Key) -> Option<Lsn> {
-        let behind = self.0.partition_point(|(keys, _)| keys.start <= key);
-        let (keys, at) = self.0.get(behind.checked_sub(1)?)?;
-        (key < keys.end).then_some(*at)
+        self.timelines.iter().find_map(|images| {
+            let behind = images.partition_point(|(keys, _)| keys.start <= key);
+            let (keys, at) = images.get(behind.checked_sub(1)?)?;
+            (key < keys.end).then_some(*at)
+        })
     }
 }
 

@@ -134,3 +134,27 @@ proptest! {
         prop_assert_eq!(found, expected);
     }
 }
+
+#[tokio::test]
+async fn before_the_first_checkpoint_nothing_is_known() {
+    for ends in [vec![], vec![7 * SECOND]] {
+        let mut made = made_of(&ends);
+        let control = ControlData {
+            time: UNIX_TO_2000 + 5,
+            ..CONTROL
+        };
+        made.put(Key::ControlData, 90, control.to_bytes());
+        let at = async |time| {
+            let readable = Lsn::new(95)..=Lsn::new(200);
+            lsn_at_time(&made, time, readable).await.unwrap()
+        };
+        for before in [i64::MIN, 0, 5 * SECOND, 6 * SECOND - 1] {
+            assert_eq!(at(before).await, TimeAt::BeforeOldest, "{before}");
+        }
+        let behind = match ends.is_empty() {
+            true => TimeAt::Newest,
+            false => TimeAt::Lsn(Lsn::new(100)),
+        };
+        assert_eq!(at(6 * SECOND).await, behind);
+    }
+}

@@ -91,42 +91,64 @@ impl<E: Engine> TimelineReader<E> {
             ..Search::new(self.timeline, &self.cache, key, lsns)
         };
         let mut searches: Vec<_> = keys.iter().map(|key| search(*key)).collect();
-        let layers = {
-            let (layers, tail) = self.snapshot(*lsns.end())?;
-            let epoch = tail.epoch();
-            for search in &mut searches {
-                let (key, up_to) = (search.key, search.up_to);
-                tail.versions(key, up_to, &mut |at, value| search.take(epoch, at, value));
-                // What the layers have beyond is in the tail, too.
-                search.up_to = up_to.min(tail.start());
+        // The layers with the base, if that is reached.
+        let mut root = None;
+        for (reader, lsns) in self.history(lsns) {
+            let layers = reader.search(&mut searches, *lsns.end()).await?;
+            if searches.iter().all(|search| search.finished) {
+                break;
             }
-            layers
-        };
-        let unfinished = searches.iter_mut().filter(|search| !search.finished);
-        let mut unfinished: Vec<_> = unfinished.collect();
-        unfinished.sort_unstable_by_key(|search| search.key);
-        layers.seek(&mut unfinished).await?;
+            root = reader.ancestor.is_none().then_some(layers);
+        }
         if let (Some(most), Some(taken)) = (most, &taken)
             && taken.is_too_much()
         {
             let pages = keys.len();
             return Err(ReadError::TooManyChanges { pages, most });
         }
-        for search in unfinished.iter().filter(|search| search.visits > 0) {
+        for search in searches.iter().filter(|search| search.visits > 0) {
             self.times.layers.observe(search.visits.into());
         }
-        based(&layers, searches, lsns).await
+        based(root.as_deref(), searches, lsns).await
+    }
+
+    /// Goes on with searches in what the timeline has itself, up to an LSN. Gives the layers that were
+    /// looked into.
+    async fn search(
+        &self,
+        searches: &mut [Search<'_>],
+        up_to: Lsn,
+    ) -> Result<Arc<Layers>, ReadError> {
+        let unfinished = searches.iter_mut().filter(|search| !search.finished);
+        let mut unfinished: Vec<_> = unfinished.collect();
+        let layers = {
+            let (layers, tail) = self.snapshot(up_to)?;
+            let epoch = tail.epoch();
+            for search in &mut unfinished {
+                search.timeline = self.timeline;
+                tail.versions(search.key, up_to, &mut |at, value| {
+                    search.take(epoch, at, value)
+                });
+                // What the layers have beyond is in the tail, too.
+                search.up_to = up_to.min(tail.start());
+            }
+            layers
+        };
+        unfinished.retain(|search| !search.finished);
+        unfinished.sort_unstable_by_key(|search| search.key);
+        layers.seek(&mut unfinished).await?;
+        Ok(layers)
     }
 }
 
 /// What was found in a stretch, with where in the base it begins.
 async fn based(
-    layers: &Layers,
+    root: Option<&Layers>,
     searches: Vec<Search<'_>>,
     lsns: &RangeInclusive<Lsn>,
 ) -> Result<Vec<Found>, ReadError> {
-    let base = layers.base();
-    let in_stretch = Some(base.lsn()).filter(|base| lsns.contains(base));
+    let root = root.filter(|layers| lsns.contains(&layers.base().lsn()));
+    let in_stretch = root.map(|layers| layers.base().lsn());
     let found = searches.into_iter().map(|search| search.end(in_stretch));
     let mut found: Vec<_> = found.collect();
     let mut open: Vec<_> = found
@@ -135,9 +157,9 @@ async fn based(
         .collect();
     let keys: Vec<_> = open.iter().map(|found| found.version.key).collect();
     // Apart, as the rare case: a page that is cached must not move the state of this about.
-    let values = match keys.is_empty() {
-        true => Vec::new(),
-        false => Box::pin(base.values(layers.files(), &keys)).await?,
+    let values = match root.filter(|_| !keys.is_empty()) {
+        None => Vec::new(),
+        Some(layers) => Box::pin(layers.base().values(layers.files(), &keys)).await?,
     };
     for (found, value) in open.iter_mut().zip(values) {
         found.beginning = value.map_or(Beginning::Nothing, Beginning::Stored);

@@ -17,6 +17,7 @@ use crate::{blocks::BlockCache, layers::LayerFiles};
 
 mod batches;
 mod bounds;
+mod branches;
 mod databases;
 mod images;
 mod manifests;
@@ -82,6 +83,17 @@ fn history() -> Vec<LogRecord> {
     ]
 }
 
+/// An empty store for layers.
+async fn place() -> (tempfile::TempDir, LayerFiles) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = ObjectStore::open(directory.path()).await.unwrap();
+    let cache = Arc::new(BlockCache::new(ByteCount::mib(4)));
+    (
+        directory,
+        LayerFiles::new(store, StorePath::catalog(), cache),
+    )
+}
+
 /// A store, the manifest of what was put into it, and the tail after that.
 struct Fixture {
     _directory: tempfile::TempDir,
@@ -98,10 +110,7 @@ impl Fixture {
 
     /// The same with these blocks.
     async fn with_base(blocks: u32, page: impl Fn(u32) -> [u8; PAGE_SIZE]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = ObjectStore::open(directory.path()).await.unwrap();
-        let cache = Arc::new(BlockCache::new(ByteCount::mib(4)));
-        let files = LayerFiles::new(store, StorePath::catalog(), cache);
+        let (directory, files) = place().await;
         let source = SourceCluster {
             system_identifier: SystemIdentifier::new(1),
             pg_version: 15,
@@ -169,8 +178,13 @@ impl Fixture {
 
     /// Adds an image of these keys at the manifest's LSN, as a compactor would make it.
     async fn image<E: Engine>(&mut self, keys: KeySpan, engine: E) {
-        let lsn = self.manifest.lsn;
         let reader = self.reader_with(engine).await;
+        self.image_by(&reader, keys).await;
+    }
+
+    /// The same, of what this reader reads.
+    async fn image_by<E: Engine>(&mut self, reader: &TimelineReader<E>, keys: KeySpan) {
+        let lsn = self.manifest.lsn;
         let inventory = reader.inventory(lsn).await.unwrap();
         let mut entries = Vec::new();
         for part in inventory.parts(keys, ByteCount::kib(20)) {

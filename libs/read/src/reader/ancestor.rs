@@ -1,0 +1,109 @@
+//! Where a branch comes from: what it does not have itself is there.
+//!
+//! ```text
+//!  c                     ├── c ──▶            branched from b at 70
+//!  b            ├── b ───┴─────▶              branched from a at 40
+//!  a  ── a ─────┴──────────────────▶
+//!               40       70
+//! ```
+//!
+//! The history of `c` is that of `a` up to 40, of `b` up to 70, and its own.
+
+use std::{ops::RangeInclusive, sync::Arc};
+
+use palimpsest_redo::Engine;
+use palimpsest_types::Lsn;
+
+use super::TimelineReader;
+
+/// The point on another timeline at which a branch begins.
+#[derive(Debug)]
+pub(super) struct Ancestor<E> {
+    pub(super) reader: Arc<TimelineReader<E>>,
+    /// Versions up to here are shared.
+    pub(super) lsn: Lsn,
+}
+
+/// What a history is pieced together from, newest first. See [`TimelineReader::history`].
+#[derive(Debug)]
+pub(super) struct History<'a, E> {
+    next: Option<&'a TimelineReader<E>>,
+    from: Lsn,
+    up_to: Lsn,
+}
+
+impl<E: Engine> TimelineReader<E> {
+    /// The timelines that have versions of this one at these LSNs, newest first, each with the LSNs at
+    /// which it has them.
+    pub(super) fn history(&self, lsns: &RangeInclusive<Lsn>) -> History<'_, E> {
+        History {
+            next: (!lsns.is_empty()).then_some(self),
+            from: *lsns.start(),
+            up_to: *lsns.end(),
+        }
+    }
+
+    /// The oldest LSN that can be read.
+    pub(super) fn oldest(&self) -> Lsn {
+        let mut oldest = self.layers().oldest();
+        let mut reader = self;
+        // Once something of a timeline is gone, so is what came before.
+        while let Some(ancestor) = &reader.ancestor
+            && oldest <= ancestor.lsn
+        {
+            reader = &ancestor.reader;
+            oldest = oldest.min(reader.layers().oldest());
+        }
+        oldest
+    }
+
+    /// The newest LSN that can be read: where the first timeline ends that has not come as far here as
+    /// the branch on it.
+    pub(super) fn newest_arrived(&self) -> Lsn {
+        let mut newest = self.tail.newest();
+        let mut reader = self;
+        while let Some(ancestor) = &reader.ancestor {
+            reader = &ancestor.reader;
+            let here = reader.tail.newest();
+            if here < ancestor.lsn {
+                newest = here;
+            }
+        }
+        newest
+    }
+
+    /// Waits until everything up to an LSN is here. If it never comes, for ever.
+    pub(super) async fn arrival(&self, lsn: Lsn) {
+        for (reader, lsns) in self.history(&(Lsn::ZERO..=lsn)) {
+            let mut newest = reader.tail.watch();
+            // The sender is in the tail, so it does not go away.
+            let _ = newest.wait_for(|newest| newest >= lsns.end()).await;
+        }
+    }
+}
+
+impl<'a, E> Iterator for History<'a, E> {
+    type Item = (&'a TimelineReader<E>, RangeInclusive<Lsn>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let reader = self.next.take()?;
+            let up_to = self.up_to;
+            let Some(ancestor) = &reader.ancestor else {
+                return Some((reader, self.from..=up_to));
+            };
+            if self.from <= ancestor.lsn {
+                self.next = Some(&ancestor.reader);
+                self.up_to = up_to.min(ancestor.lsn);
+            }
+            // Behind the last LSN there is nothing.
+            let own = ancestor
+                .lsn
+                .checked_add(1)
+                .map(|first| first.max(self.from));
+            if let Some(first) = own.filter(|first| *first <= up_to) {
+                return Some((reader, first..=up_to));
+            }
+        }
+    }
+}

@@ -6,9 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     commands::{
-        attach::AttachArgs, completions::CompletionsArgs, doctor::DoctorArgs,
-        layers::LayersCommand, page::PageCommand, rel::RelCommand, tenant::TenantCommand,
-        timeline::TimelineCommand, up::UpArgs,
+        attach::AttachArgs, branch::BranchCommand, completions::CompletionsArgs,
+        doctor::DoctorArgs, layers::LayersCommand, page::PageCommand, rel::RelCommand,
+        tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
     },
     output::Format,
 };
@@ -76,6 +76,9 @@ pub enum Command {
     /// List timelines or show one in detail.
     #[command(subcommand)]
     Timeline(TimelineCommand),
+    /// Make, list or delete branches: timelines that begin on another at any LSN or time.
+    #[command(subcommand)]
+    Branch(BranchCommand),
     /// List relations, or show the size of one or of a database, at an LSN.
     #[command(subcommand)]
     Rel(RelCommand),

@@ -7,19 +7,23 @@
 //! place       the data directory: who runs there, and where its broker is
 //! client      the services as commands see them
 //! output      standard output: text, tables, JSON
+//! moment      an LSN or a time, as a person names it
 //! page_view   a page's bytes in words
+//! branch_tree  timelines as a tree
 //! layer_picture  the layers of a timeline as SVG
 //! ```
 //!
 //! Commands decide nothing about storage; they only know `libs/api`. Errors say what failed, where,
 //! and what to do; [`CliError::exit_code`] is stable.
 
+mod branch_tree;
 pub mod cli;
 mod client;
 pub mod commands;
 mod error;
 mod hex_dump;
 mod layer_picture;
+pub mod moment;
 mod output;
 mod page_view;
 pub mod place;

@@ -284,6 +284,7 @@ mod tests {
             writer: None,
             source: String::new(),
             slot: String::new(),
+            branch: None,
         })
     }
 

@@ -175,7 +175,8 @@ fn phase(view: &TimelineView) -> Phase {
         TimelineState::Stopped => Phase::Stopped {
             reason: status.reason.clone(),
         },
-        TimelineState::Deleting | TimelineState::Deleted => Phase::Gone,
+        // A branch is another timeline than the one that is attached.
+        TimelineState::Deleting | TimelineState::Deleted | TimelineState::Idle => Phase::Gone,
     }
 }
 
@@ -236,6 +237,7 @@ mod tests {
             writer: None,
             source: String::new(),
             slot: String::new(),
+            branch: None,
         }
     }
 

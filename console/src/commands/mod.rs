@@ -1,6 +1,7 @@
 //! The commands, by family.
 
 pub mod attach;
+pub mod branch;
 pub mod completions;
 pub mod doctor;
 mod down;
@@ -33,6 +34,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status => status::run(&common, output).await,
         Command::Tenant(command) => tenant::run(&common, command, output).await,
         Command::Timeline(command) => timeline::run(&common, command, output).await,
+        Command::Branch(command) => branch::run(&common, command, output).await,
         Command::Rel(command) => rel::run(&common, command, output).await,
         Command::Layers(command) => layers::run(&common, command, output).await,
         Command::Page(command) => page::run(&common, command, output).await,

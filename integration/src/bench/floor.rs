@@ -14,10 +14,10 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use palimpsest_api::channel::MAX_MESSAGE;
 use palimpsest_proto::page::v1::{
-    GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetPagesRequest, GetPagesResponse,
-    GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
-    GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
-    ListRelationsRequest, ListRelationsResponse,
+    GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetLsnAtTimeRequest, GetLsnAtTimeResponse,
+    GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
+    GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest, GetRelationSizeResponse,
+    GetSlruSegmentRequest, GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse,
     page_service_server::{PageService, PageServiceServer},
 };
 use palimpsest_runtime::TaskScope;
@@ -171,6 +171,13 @@ impl PageService for Pages {
         &self,
         _: Request<GetReadableRequest>,
     ) -> Result<Response<GetReadableResponse>, Status> {
+        Err(only_pages())
+    }
+
+    async fn get_lsn_at_time(
+        &self,
+        _: Request<GetLsnAtTimeRequest>,
+    ) -> Result<Response<GetLsnAtTimeResponse>, Status> {
         Err(only_pages())
     }
 }

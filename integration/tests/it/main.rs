@@ -3,6 +3,8 @@
 
 mod answers;
 mod attach_twice;
+mod branch_steps;
+mod branches;
 mod bucket;
 mod c_client;
 mod compaction;
@@ -22,6 +24,7 @@ mod laggards;
 mod lifecycle;
 mod limits;
 mod many;
+mod many_branches;
 mod many_relations;
 mod names;
 mod offline_pages;

@@ -4,7 +4,7 @@ mod client;
 mod convert;
 mod logical_size;
 
-use palimpsest_types::{ByteCount, Lsn, NodeId, WriterEpoch};
+use palimpsest_types::{ByteCount, Lsn, NodeId, TimelineId, WriterEpoch};
 
 use crate::convert::TimelineRef;
 
@@ -13,6 +13,9 @@ pub use convert::{
     assignment_to_wire, claim_from_wire, leaving_from_wire, status_from_wire, view_to_wire,
 };
 pub use logical_size::{DatabaseSize, LogicalSize};
+
+/// Name of the first timeline of every tenant.
+pub const MAIN: &str = "main";
 
 /// A service's duty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +65,8 @@ pub enum TimelineState {
     Deleting,
     /// Nothing is left.
     Deleted,
+    /// It is a branch that nobody writes to.
+    Idle,
 }
 
 /// How far a timeline has come, as its writer says. Zero LSNs are not known yet.
@@ -148,6 +153,45 @@ pub struct TimelineView {
     pub source: String,
     /// The slot at the source.
     pub slot: String,
+    /// What makes it a branch, if it is one.
+    pub branch: Option<BranchView>,
+}
+
+/// A timeline that begins on another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BranchView {
+    /// The timeline that it begins on, of the same tenant.
+    pub timeline: TimelineId,
+    /// What ends at or before it is shared.
+    pub lsn: Lsn,
+    /// When it was made, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// When it is deleted by itself, likewise.
+    pub expires_unix_ms: Option<u64>,
+    /// Whether it can't be deleted before that is taken back.
+    pub is_protected: bool,
+}
+
+/// What is to change about a branch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BranchChange {
+    /// Its name.
+    pub name: Option<String>,
+    /// Whether it can't be deleted.
+    pub is_protected: Option<bool>,
+    /// When it is deleted by itself, in milliseconds since 1970; `Some(None)`: never.
+    pub expires_unix_ms: Option<Option<u64>>,
+}
+
+/// A branch that was made, or was there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Branched {
+    /// It.
+    pub timeline: TimelineRef,
+    /// The timeline that it begins on: the one asked for, or one that this begins on itself.
+    pub begins_on: TimelineRef,
+    /// Where it begins.
+    pub lsn: Lsn,
 }
 
 impl ClusterView {
@@ -162,12 +206,19 @@ impl ClusterView {
         self.timelines.iter().find(|view| view.timeline == timeline)
     }
 
-    /// A timeline by name: `TENANT` for its `main`, or `TENANT/TIMELINE`.
+    /// A timeline by name: `TENANT` for its `main`, `TENANT/TIMELINE`, or `TIMELINE` if no tenant is
+    /// called so and only one has such a timeline.
     pub fn find(&self, name: &str) -> Option<&TimelineView> {
-        let (tenant, timeline) = name.split_once('/').unwrap_or((name, "main"));
+        let (tenant, timeline) = name.split_once('/').unwrap_or((name, MAIN));
         let named =
             |view: &&TimelineView| view.tenant_name == tenant && view.timeline_name == timeline;
-        self.timelines.iter().find(named)
+        let in_tenant = self.timelines.iter().find(named);
+        in_tenant.or_else(|| {
+            let called_so = |view: &&TimelineView| view.timeline_name == name;
+            let mut called_so = self.timelines.iter().filter(called_so);
+            let only = called_so.next();
+            only.filter(|_| called_so.next().is_none())
+        })
     }
 }
 
@@ -184,6 +235,7 @@ impl TimelineState {
             Self::Stopped => "stopped",
             Self::Deleting => "deleting",
             Self::Deleted => "deleted",
+            Self::Idle => "idle",
         }
     }
 }

@@ -6,12 +6,14 @@ mod limits;
 mod pool;
 mod sizes;
 mod stream;
+mod time;
 
 pub use catalog::TimelineAt;
 pub use files::{RelationMapFile, SlruSegment, slru_kind};
 pub use limits::{ANSWER_LIMIT, LSN_PATIENCE};
 pub use pool::PagePool;
 pub use sizes::{DatabaseSize, RelationSize};
+pub use time::LsnAtTime;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use palimpsest_telemetry::registry;
 use palimpsest_types::ErrorKind;
 
 use crate::{
-    core::{Broker, CatalogStore, CatalogStoreError},
+    core::{Broker, CatalogStoreError},
     grpc::{AdminApi, MembershipApi},
     settings::Settings,
 };
@@ -44,7 +44,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     let store = ObjectStore::open(&settings.store).await?;
     let mut metrics = registry(Service::StorageBroker.name());
     store.metrics().register(&mut metrics);
-    let broker = Broker::start(CatalogStore::new(store), settings.timing, scope).await?;
+    let broker = Broker::start(store, settings.timing, scope).await?;
     broker.register(&mut metrics);
     let server = server.with_metrics(metrics);
     let services = Services::default()

@@ -335,7 +335,8 @@ pub(super) fn sources(view: &ClusterView) -> Vec<Check> {
             _ => Check::ok(what, found),
         }
     };
-    view.timelines.iter().map(judge).collect()
+    let attached = view.timelines.iter().filter(|view| view.branch.is_none());
+    attached.map(judge).collect()
 }
 
 pub(super) fn address_space(limit: Option<u64>) -> Check {
@@ -499,6 +500,7 @@ mod tests {
                 writer: None,
                 source: String::new(),
                 slot: String::new(),
+                branch: None,
             };
             let view = ClusterView {
                 timelines: vec![timeline],

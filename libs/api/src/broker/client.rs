@@ -2,11 +2,14 @@ use std::time::Duration;
 
 use palimpsest_proto::{admin::v1 as admin, broker::v1 as wire};
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{ErrorKind, NodeId, SystemIdentifier};
+use palimpsest_types::{ErrorKind, Lsn, NodeId, SystemIdentifier};
 use tokio::sync::watch;
 use tonic::Streaming;
 
-use super::{Assignment, ClusterView, Member, TimelineStatus, convert::status_to_wire};
+use super::{
+    Assignment, BranchChange, Branched, ClusterView, Member, TimelineStatus,
+    convert::status_to_wire,
+};
 use crate::{
     channel::{Channel, connect_lazily},
     convert::{InvalidMessageError, TimelineRef, id_to_wire},
@@ -137,6 +140,75 @@ impl BrokerClient {
         };
         let answer = within_deadline(self.admin.delete_tenant(request)).await?;
         answer.timeline.try_into().map_err(malformed)
+    }
+
+    /// Makes a branch that begins at an LSN of another timeline, or at the newest of that.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn create_branch(
+        &mut self,
+        parent: TimelineRef,
+        name: &str,
+        lsn: Option<Lsn>,
+    ) -> Result<Branched, RemoteError> {
+        self.create_branch_for(parent, name, lsn, None).await
+    }
+
+    /// The same of one that is deleted by itself, at so many milliseconds since 1970.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn create_branch_for(
+        &mut self,
+        parent: TimelineRef,
+        name: &str,
+        lsn: Option<Lsn>,
+        expires_unix_ms: Option<u64>,
+    ) -> Result<Branched, RemoteError> {
+        let request = admin::CreateBranchRequest {
+            parent: Some(parent.into()),
+            name: name.to_owned(),
+            lsn: lsn.unwrap_or_default().get(),
+            expires_unix_ms: expires_unix_ms.unwrap_or(0),
+        };
+        let answer = within_deadline(self.admin.create_branch(request)).await?;
+        Ok(Branched {
+            timeline: answer.timeline.try_into().map_err(malformed)?,
+            begins_on: answer.begins_on.try_into().map_err(malformed)?,
+            lsn: Lsn::new(answer.lsn),
+        })
+    }
+
+    /// Changes a branch.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn update_branch(
+        &mut self,
+        timeline: TimelineRef,
+        change: BranchChange,
+    ) -> Result<(), RemoteError> {
+        let request = admin::UpdateBranchRequest {
+            timeline: Some(timeline.into()),
+            new_name: change.name.unwrap_or_default(),
+            is_protected: change.is_protected,
+            expires_unix_ms: change.expires_unix_ms.map(|at| at.unwrap_or(0)),
+        };
+        within_deadline(self.admin.update_branch(request)).await?;
+        Ok(())
+    }
+
+    /// Starts the deletion of a branch.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn delete_branch(&mut self, timeline: TimelineRef) -> Result<(), RemoteError> {
+        let request = admin::DeleteBranchRequest {
+            timeline: Some(timeline.into()),
+        };
+        within_deadline(self.admin.delete_branch(request)).await?;
+        Ok(())
     }
 }
 

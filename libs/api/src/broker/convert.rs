@@ -1,9 +1,9 @@
 use palimpsest_proto::broker::v1 as wire;
-use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, WriterEpoch};
+use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, WriterEpoch};
 
 use super::{
-    AssignedTask, Assignment, ClusterView, DatabaseSize, LogicalSize, Member, Role, TimelineState,
-    TimelineStatus, TimelineView,
+    AssignedTask, Assignment, BranchView, ClusterView, DatabaseSize, LogicalSize, Member, Role,
+    TimelineState, TimelineStatus, TimelineView,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -79,6 +79,7 @@ const fn state_to_wire(state: TimelineState) -> wire::TimelineState {
         TimelineState::Stopped => wire::TimelineState::Stopped,
         TimelineState::Deleting => wire::TimelineState::Deleting,
         TimelineState::Deleted => wire::TimelineState::Deleted,
+        TimelineState::Idle => wire::TimelineState::Idle,
     }
 }
 
@@ -93,6 +94,7 @@ const fn state_from_wire(state: wire::TimelineState) -> TimelineState {
         wire::TimelineState::Stopped => TimelineState::Stopped,
         wire::TimelineState::Deleting => TimelineState::Deleting,
         wire::TimelineState::Deleted => TimelineState::Deleted,
+        wire::TimelineState::Idle => TimelineState::Idle,
     }
 }
 
@@ -219,6 +221,7 @@ pub fn view_to_wire(view: ClusterView) -> wire::WatchClusterResponse {
         writer_address: timeline.writer.unwrap_or_default(),
         source: timeline.source,
         slot_name: timeline.slot,
+        branch: timeline.branch.map(Into::into),
     };
     wire::WatchClusterResponse {
         members: view.members.into_iter().map(wire::Member::from).collect(),
@@ -243,6 +246,7 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
                 writer: (!message.writer_address.is_empty()).then_some(message.writer_address),
                 source: message.source,
                 slot: message.slot_name,
+                branch: message.branch.map(TryInto::try_into).transpose()?,
             })
         };
         Ok(Self {
@@ -256,6 +260,35 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
                 .into_iter()
                 .map(timeline)
                 .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<BranchView> for wire::watch_cluster_response::Branch {
+    fn from(point: BranchView) -> Self {
+        Self {
+            timeline_id: id_to_wire(point.timeline.as_bytes()),
+            lsn: point.lsn.get(),
+            created_unix_ms: point.created_unix_ms,
+            expires_unix_ms: point.expires_unix_ms.unwrap_or(0),
+            is_protected: point.is_protected,
+        }
+    }
+}
+
+impl TryFrom<wire::watch_cluster_response::Branch> for BranchView {
+    type Error = InvalidMessageError;
+
+    fn try_from(
+        message: wire::watch_cluster_response::Branch,
+    ) -> Result<Self, InvalidMessageError> {
+        let timeline = id_bytes("timeline_id", &message.timeline_id)?;
+        Ok(Self {
+            timeline: TimelineId::from_bytes(timeline),
+            lsn: Lsn::new(message.lsn),
+            created_unix_ms: message.created_unix_ms,
+            expires_unix_ms: Some(message.expires_unix_ms).filter(|at| *at > 0),
+            is_protected: message.is_protected,
         })
     }
 }

@@ -197,6 +197,7 @@ pub(super) fn view(state: TimelineState) -> ClusterView {
         writer: None,
         source: String::new(),
         slot: String::new(),
+        branch: None,
     };
     ClusterView {
         members: Vec::new(),

@@ -18,10 +18,12 @@ impl Known {
         Self(cluster)
     }
 
-    /// The timelines that stay, and up to where their layers reach.
+    /// The timelines that stay and are written to, and up to where their layers reach.
     pub(super) fn timelines(&self) -> Vec<(TimelineRef, Lsn)> {
         let view = self.0.borrow();
+        let written = |view: &&TimelineView| view.status.state != TimelineState::Idle;
         let staying = view.timelines.iter().filter(|view| !is_going(view));
+        let staying = staying.filter(written);
         staying
             .map(|view| (view.timeline, view.status.remote_consistent))
             .collect()

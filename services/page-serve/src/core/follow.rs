@@ -18,6 +18,7 @@ use palimpsest_types::{ByteCount, ErrorKind, Lsn, WriterEpoch};
 use tokio::sync::Notify;
 
 use super::{
+    error::ServeError,
     room::Share,
     served::{Opened, RETRY},
     timelines::Shared,
@@ -55,6 +56,10 @@ pub(super) enum FollowError {
     NoRoom,
     #[error("the manifest is gone")]
     NoManifest,
+    #[error("there is no timeline {0}, which it begins on")]
+    NoAncestor(TimelineRef),
+    #[error("what it begins on can't be read")]
+    Ancestor(#[from] ServeError),
 }
 
 /// How a feed ended.
@@ -116,6 +121,10 @@ impl<'a> Follower<'a> {
                         }
                     }
                 }
+            } else {
+                let some = |view: &ClusterView| writer_of(timeline, view).is_some();
+                // Cancel-safe: nothing is consumed but a reason to look. Ends with the process.
+                let _ = cluster.wait_for(some).await;
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -247,7 +256,9 @@ impl FollowError {
             Self::Manifest(error) => error.kind(),
             Self::Read(error) => error.kind(),
             Self::Feed(error) => error.kind,
-            Self::Tail(_)
+            Self::Ancestor(error) => error.kind(),
+            Self::NoAncestor(_)
+            | Self::Tail(_)
             | Self::Fenced { .. }
             | Self::Rewound(_)
             | Self::NoRoom

@@ -7,7 +7,7 @@ use palimpsest_api::{
     TimelineRef,
     redo::{RedoTenant, TenantRedo},
 };
-use palimpsest_manifest::{TimelineManifest, TimelineManifests, Versioned};
+use palimpsest_manifest::{Ancestor, TimelineManifest, TimelineManifests, Versioned};
 use palimpsest_read::{LayerFiles, Layers, Tail, TimelineReader};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::StorePath;
@@ -19,13 +19,16 @@ use super::{
     follow::{FollowError, Follower},
     opening::Opening,
     timelines::Shared,
+    within::within,
 };
 
-/// One timeline: opened from its manifest, then kept up with by the change feed, and by newer
-/// manifests as changes become layers.
+/// One timeline: opened from its manifest when it is wanted, then kept up with by the change feed, and
+/// by newer manifests as changes become layers.
 #[derive(Debug)]
 pub(super) struct Served {
+    timeline: TimelineRef,
     opened: OnceLock<Opened>,
+    wanted: watch::Sender<bool>,
     /// How the first of many attempts to open it, or the last one, ended.
     opening: watch::Sender<Opening>,
 }
@@ -41,15 +44,20 @@ pub(super) struct Opened {
 
 /// How long to wait before something that failed is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(300);
+/// How long a reader waits for the first attempt to open a timeline.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
+
 impl Served {
-    /// Starts the task that opens and follows the timeline.
+    /// Starts the task that opens and follows the timeline, once it is wanted.
     pub(super) fn start(
         timeline: TimelineRef,
         shared: Arc<Shared>,
         scope: &TaskScope,
     ) -> Arc<Self> {
         let served = Arc::new(Self {
+            timeline,
             opened: OnceLock::new(),
+            wanted: watch::Sender::new(false),
             opening: watch::Sender::new(Opening::Begun),
         });
         let task = Arc::clone(&served);
@@ -58,19 +66,40 @@ impl Served {
             // Cancel-safe: all that is lost is memory.
             tokio::select! {
                 () = token.cancelled() => {}
-                () = task.serve(timeline, &shared) => {}
+                () = task.serve(&shared) => {}
             }
         });
         served
     }
 
-    pub(super) fn reader(
-        &self,
-        timeline: TimelineRef,
-    ) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
-        let unopened = || self.opening.borrow().error(timeline);
+    /// Opens it, unless that has begun.
+    pub(super) fn want(&self) {
+        let begin = |wanted: &mut bool| !std::mem::replace(wanted, true);
+        self.wanted.send_if_modified(begin);
+    }
+
+    /// Whether somebody wants it.
+    pub(super) fn is_wanted(&self) -> bool {
+        *self.wanted.borrow()
+    }
+
+    /// Its reader. Waits for the first attempt to open it, which begins when somebody wants it.
+    pub(super) async fn reader(&self) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(Arc::clone(&opened.reader));
+        }
+        self.want();
+        within(FIRST_ATTEMPT, self.attempted()).await;
+        let unopened = || self.opening.borrow().error(self.timeline);
         let opened = self.opened.get().ok_or_else(unopened)?;
         Ok(Arc::clone(&opened.reader))
+    }
+
+    /// Waits until an attempt to open it has ended.
+    async fn attempted(&self) {
+        let attempted = |opening: &Opening| !matches!(opening, Opening::Begun);
+        // The sender is here, so it does not go away.
+        let _ = self.opening.subscribe().wait_for(attempted).await;
     }
 
     /// Waits until it is open, or until it is known that waiting does not open it.
@@ -85,9 +114,12 @@ impl Served {
         opened.map_or(ByteCount::ZERO, |opened| opened.tail.read().size())
     }
 
-    async fn serve(&self, timeline: TimelineRef, shared: &Shared) {
+    async fn serve(&self, shared: &Shared) {
+        let timeline = self.timeline;
+        // The sender is here, so it does not go away.
+        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
         let manifest = loop {
-            let outcome = match self.open(timeline, shared).await {
+            let outcome = match self.open(shared).await {
                 Ok(Some(manifest)) => break manifest,
                 Ok(None) => Opening::NoManifest,
                 Err(error) => {
@@ -114,15 +146,11 @@ impl Served {
     }
 
     /// Opens the newest manifest; `None` while there is none.
-    async fn open(
-        &self,
-        timeline: TimelineRef,
-        shared: &Shared,
-    ) -> Result<Option<TimelineManifest>, FollowError> {
+    async fn open(&self, shared: &Shared) -> Result<Option<TimelineManifest>, FollowError> {
         let TimelineRef {
             tenant,
             timeline: id,
-        } = timeline;
+        } = self.timeline;
         let manifests = TimelineManifests::new(shared.store.clone(), tenant, id);
         let Some(Versioned {
             state: manifest, ..
@@ -143,6 +171,13 @@ impl Served {
         let cache = Arc::clone(&shared.cache);
         let reader = TimelineReader::new(id, layers, Arc::clone(&tail), (cache, engine))
             .with_times(shared.metrics.times.clone());
+        let reader = match manifest.ancestor {
+            None => reader,
+            Some(Ancestor { timeline, lsn }) => {
+                let timeline = TimelineRef { tenant, timeline };
+                reader.with_ancestor(shared.ancestor(timeline).await?, lsn)
+            }
+        };
         let opened = Opened {
             reader: Arc::new(reader),
             tail,

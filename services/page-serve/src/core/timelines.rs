@@ -1,12 +1,12 @@
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use palimpsest_api::{
     TimelineRef,
-    broker::ClusterView,
+    broker::{ClusterView, TimelineState},
     redo::{RedoPool, TenantRedo},
 };
 use palimpsest_read::{BlockCache, PageCache, TimelineReader};
@@ -20,6 +20,7 @@ use super::{
     admission::Admission,
     answer_memory::AnswerMemory,
     error::ServeError,
+    follow::FollowError,
     metrics::{self, ReadMetrics},
     room::TailRoom,
     served::Served,
@@ -29,8 +30,7 @@ use super::{
 #[derive(Debug)]
 pub struct Timelines {
     shared: Arc<Shared>,
-    open: Mutex<HashMap<TimelineRef, Entry>>,
-    /// Whether `open` is what the storage-broker said. Changes with `open` locked.
+    /// Whether the timelines are those that the storage-broker told of. Changes with them locked.
     heard: watch::Sender<bool>,
     admission: Admission,
     scope: TaskScope,
@@ -54,6 +54,8 @@ pub struct Limits {
 /// What all timelines use.
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// All that there are. A task of one that has ended holds this no longer.
+    timelines: Mutex<HashMap<TimelineRef, Entry>>,
     pub(super) store: ObjectStore,
     pub(super) redo: RedoPool,
     pub(super) cache: Arc<PageCache>,
@@ -81,6 +83,7 @@ impl Timelines {
     ) -> Arc<Self> {
         let cache = Arc::new(PageCache::new(limits.page_cache));
         let shared = Shared {
+            timelines: Mutex::default(),
             store,
             redo,
             cache,
@@ -92,7 +95,6 @@ impl Timelines {
         };
         let timelines = Arc::new(Self {
             shared: Arc::new(shared),
-            open: Mutex::default(),
             heard: watch::Sender::new(false),
             admission: Admission::new(limits.answers),
             scope,
@@ -108,13 +110,12 @@ impl Timelines {
     ///
     /// # Errors
     /// If there is no such timeline, or it is not open yet.
-    pub fn reader(
+    pub async fn reader(
         &self,
         timeline: TimelineRef,
     ) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        match open.get(&timeline) {
-            Some(entry) => entry.served.reader(timeline),
+        match self.shared.served(timeline) {
+            Some(served) => served.reader().await,
             None if *self.heard.borrow() => Err(ServeError::UnknownTimeline(timeline)),
             None => Err(ServeError::NotHeard(timeline)),
         }
@@ -126,13 +127,14 @@ impl Timelines {
         let _ = self.heard.subscribe().wait_for(|heard| *heard).await;
     }
 
-    /// Waits until each timeline that is known now is open, or is gone, or can't be opened for a
+    /// Waits until each timeline that is known and wanted now is open, or is gone, or can't be opened for a
     /// reason that waiting does not remove: one such timeline must not hold up the others.
     pub async fn opened(&self) {
         let known: Vec<_> = {
-            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let timelines = self.shared.lock();
+            let wanted = timelines.values().filter(|entry| entry.served.is_wanted());
             let entry = |entry: &Entry| (Arc::clone(&entry.served), entry.scope.token().clone());
-            open.values().map(entry).collect()
+            wanted.map(entry).collect()
         };
         for (served, gone) in known {
             gone.run_until_cancelled(served.settled()).await;
@@ -156,11 +158,13 @@ impl Timelines {
 
     /// What there is to know about caches and memory at the moment.
     pub fn samples(&self) -> Vec<Sample> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let tails = open.values().map(|entry| entry.served.tail_size().get());
+        let timelines = self.shared.lock();
+        let tails = timelines
+            .values()
+            .map(|entry| entry.served.tail_size().get());
         let tails: u64 = tails.sum();
+        drop(timelines);
         let budget = self.shared.room.limit().get();
-        drop(open);
         let caches = [
             ("pages", self.shared.cache.in_use()),
             ("blocks", self.shared.blocks.in_use()),
@@ -185,32 +189,59 @@ impl Timelines {
                     }
                 }
             }
-            let known: Vec<_> = cluster
+            let known: HashMap<_, _> = cluster
                 .borrow_and_update()
                 .timelines
                 .iter()
-                .map(|view| view.timeline)
+                .map(|view| (view.timeline, view.status.state))
                 .collect();
             self.open_and_close(&known);
         }
     }
 
-    fn open_and_close(&self, known: &[TimelineRef]) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|timeline, entry| {
-            let stays = known.contains(timeline);
+    /// Opens what appears, but for what nobody writes to: that is opened when somebody reads it.
+    fn open_and_close(&self, known: &HashMap<TimelineRef, TimelineState>) {
+        let mut timelines = self.shared.lock();
+        timelines.retain(|timeline, entry| {
+            let stays = known.contains_key(timeline);
             if !stays {
                 entry.scope.token().cancel();
             }
             stays
         });
-        for timeline in known {
-            open.entry(*timeline).or_insert_with(|| {
+        for (timeline, state) in known {
+            let entry = timelines.entry(*timeline).or_insert_with(|| {
                 let scope = self.scope.child();
                 let served = Served::start(*timeline, Arc::clone(&self.shared), &scope);
                 Entry { served, scope }
             });
+            if *state != TimelineState::Idle {
+                entry.served.want();
+            }
         }
         self.heard.send_replace(true);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TimelineRef, Entry>> {
+        let timelines = self.timelines.lock();
+        timelines.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn served(&self, timeline: TimelineRef) -> Option<Arc<Served>> {
+        let timelines = self.lock();
+        let entry = timelines.get(&timeline)?;
+        Some(Arc::clone(&entry.served))
+    }
+
+    /// The reader of a timeline that another one begins on.
+    pub(super) async fn ancestor(
+        &self,
+        timeline: TimelineRef,
+    ) -> Result<Arc<TimelineReader<TenantRedo>>, FollowError> {
+        let served = self.served(timeline);
+        let served = served.ok_or(FollowError::NoAncestor(timeline))?;
+        Ok(served.reader().await?)
     }
 }

@@ -3,21 +3,22 @@ use std::{mem, pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt as _};
 use palimpsest_api::{
     TimelineRef, error_detail, error_status,
-    page::{ANSWER_LIMIT, PagesRequest, ReadAt, slru_kind},
+    page::{ANSWER_LIMIT, LsnAtTime, PagesRequest, ReadAt, slru_kind},
     redo::TenantRedo,
     rel_tag,
 };
 use palimpsest_proto::{
     common::v1 as common,
     page::v1::{
-        GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetPagesRequest, GetPagesResponse,
-        GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
-        GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest,
-        GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse, ReadLsn,
-        get_slru_segment_response::SlruPage, page_service_server::PageService,
+        GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetLsnAtTimeRequest, GetLsnAtTimeResponse,
+        GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
+        GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest,
+        GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
+        ListRelationsRequest, ListRelationsResponse, ReadLsn, get_slru_segment_response::SlruPage,
+        page_service_server::PageService,
     },
 };
-use palimpsest_read::{ReadError, TimelineReader};
+use palimpsest_read::{ReadError, TimeAt, TimelineReader, lsn_at_time};
 use palimpsest_runtime::TaskScope;
 use palimpsest_telemetry::trace;
 use palimpsest_types::{Fault, Lsn};
@@ -40,6 +41,9 @@ struct Reading {
     lsn: Lsn,
     room: Room,
 }
+
+/// When PostgreSQL's times begin, in microseconds since 1970: with the year 2000.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -91,7 +95,7 @@ impl PageHandler {
         read_lsn: Option<ReadLsn>,
     ) -> Result<Reading, Status> {
         let timeline = TimelineRef::try_from(timeline).map_err(invalid)?;
-        let reader = self.timelines.reader(timeline).map_err(status)?;
+        let reader = self.timelines.reader(timeline).await.map_err(status)?;
         let lsn = self.settle(&reader, read_lsn.into()).await;
         let lsn = lsn.map_err(failed)?;
         let room = self.timelines.admission().call(call).await;
@@ -127,7 +131,7 @@ impl PageHandler {
         lane: &Lane,
         timer: &Timer<'_>,
     ) -> Result<(GetPagesResponse, Room), ServeError> {
-        let reader = self.timelines.reader(request.timeline)?;
+        let reader = self.timelines.reader(request.timeline).await?;
         // Before there is room for it: who waits for an LSN keeps nobody else from working.
         let lsn = self.settle(&reader, request.at).await?;
         timer.settled();
@@ -247,11 +251,29 @@ impl PageService for PageHandler {
         request: Request<GetReadableRequest>,
     ) -> Result<Response<GetReadableResponse>, Status> {
         let timeline = request.into_inner().timeline.try_into().map_err(invalid)?;
-        let (oldest, newest) = self.timelines.reader(timeline).map_err(status)?.readable();
+        let reader = self.timelines.reader(timeline).await.map_err(status)?;
+        let (oldest, newest) = reader.readable();
         Ok(Response::new(GetReadableResponse {
             oldest_lsn: oldest.get(),
             newest_lsn: newest.get(),
         }))
+    }
+
+    async fn get_lsn_at_time(
+        &self,
+        request: Request<GetLsnAtTimeRequest>,
+    ) -> Result<Response<GetLsnAtTimeResponse>, Status> {
+        let GetLsnAtTimeRequest { timeline, unix_us } = request.into_inner();
+        let Reading { reader, lsn, room } = self.begin(Call::Small, timeline, None).await?;
+        let (oldest, _) = reader.readable();
+        let time = unix_us.saturating_sub(POSTGRES_EPOCH_US);
+        let found = lsn_at_time(&*reader, time, oldest..=lsn).await;
+        let answer = match found.map_err(failed)? {
+            TimeAt::Lsn(lsn) => LsnAtTime::Exact(lsn),
+            TimeAt::Newest => LsnAtTime::Newest(lsn),
+            TimeAt::BeforeOldest => LsnAtTime::BeforeOldest,
+        };
+        Ok(holding(room, answer.into()))
     }
 }
 

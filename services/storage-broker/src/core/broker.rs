@@ -3,13 +3,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use palimpsest_api::{
     TimelineRef,
     broker::{Assignment, ClusterView, Member, Role, TimelineState, TimelineStatus},
 };
 use palimpsest_runtime::{CancellationToken, TaskScope};
+use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
 use palimpsest_types::{ErrorKind, NodeId, SystemIdentifier, TenantId, TimelineId};
 use tokio::{
@@ -23,7 +24,8 @@ use super::{
     catalog_writer::{ChangeError, Command, write_catalog},
     membership::{Membership, Timing, TooManyMembersError},
     picture,
-    tenant::{NewTenant, Tenant, TenantName, TenantState},
+    sweeper::sweep,
+    tenant::{Name, NewTenant, Tenant, TenantState},
 };
 
 /// The storage-broker. Clones share it.
@@ -32,6 +34,8 @@ pub struct Broker {
     events: mpsc::Sender<Event>,
     changes: mpsc::Sender<Command>,
     view: watch::Receiver<ClusterView>,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    store: ObjectStore,
     heartbeats: Counter,
 }
 
@@ -68,7 +72,7 @@ pub(super) enum Event {
 }
 
 struct State {
-    catalog: Catalog,
+    catalog: watch::Sender<Arc<Catalog>>,
     membership: Membership,
     changes: mpsc::Sender<Command>,
     view: watch::Sender<ClusterView>,
@@ -87,32 +91,38 @@ impl Broker {
     /// # Errors
     /// If the catalog can't be read.
     pub async fn start(
-        store: CatalogStore,
+        store: ObjectStore,
         timing: Timing,
         scope: &TaskScope,
     ) -> Result<Self, CatalogStoreError> {
-        let catalog = store.newest().await?.state;
+        let catalogs = CatalogStore::new(store.clone());
+        let newest = catalogs.newest().await?.state;
         let (events, queue) = mpsc::channel(EVENTS);
         let (changes, commands) = mpsc::channel(CHANGES);
         let (sender, view) = watch::channel(ClusterView::default());
+        let (catalogs_sender, catalog) = watch::channel(Arc::default());
         let mut state = State {
-            catalog: Catalog::default(),
+            catalog: catalogs_sender,
             membership: Membership::new(timing, Instant::now()),
             changes: changes.clone(),
             view: sender,
         };
-        state.set_catalog(catalog);
+        state.set_catalog(newest);
         state.publish();
         let token = scope.token();
         scope.spawn("broker", state.run(queue, token.clone()));
-        let writer = write_catalog(store, commands, events.clone(), token.clone());
+        let writer = write_catalog(catalogs.clone(), commands, events.clone(), token.clone());
         scope.spawn("catalog writer", writer);
-        Ok(Self {
+        let broker = Self {
             events,
             changes,
             view,
+            catalog,
+            store,
             heartbeats: Counter::default(),
-        })
+        };
+        scope.spawn("sweeper", sweep(broker.clone(), catalogs, token.clone()));
+        Ok(broker)
     }
 
     /// Takes a heartbeat in; gives what the member is to write.
@@ -173,11 +183,7 @@ impl Broker {
     ///
     /// # Errors
     /// If there is no such tenant or the catalog can't be changed.
-    pub async fn delete(
-        &self,
-        name: TenantName,
-        forget_slot: bool,
-    ) -> Result<TimelineRef, ChangeError> {
+    pub async fn delete(&self, name: Name, forget_slot: bool) -> Result<TimelineRef, ChangeError> {
         self.change(Change::Delete { name, forget_slot }).await
     }
 
@@ -189,7 +195,7 @@ impl Broker {
         &self,
         timeline: TimelineRef,
         cluster: SystemIdentifier,
-    ) -> Result<Option<TenantName>, ChangeError> {
+    ) -> Result<Option<Name>, ChangeError> {
         match self.change(Change::Claim { timeline, cluster }).await {
             Ok(_) => Ok(None),
             Err(ChangeError::Catalog(CatalogStoreError::Refused(CatalogError::ClusterTaken {
@@ -200,12 +206,58 @@ impl Broker {
         }
     }
 
+    /// Changes a branch durably. It is done even if the future is dropped.
+    ///
+    /// # Errors
+    /// If there is no such branch, its new name is taken, or the catalog can't be changed.
+    pub async fn update_branch(
+        &self,
+        timeline: TimelineRef,
+        name: Option<Name>,
+        is_protected: Option<bool>,
+        expires_unix_ms: Option<Option<u64>>,
+    ) -> Result<(), ChangeError> {
+        let change = Change::UpdateBranch {
+            timeline,
+            name,
+            is_protected,
+            expires_unix_ms,
+        };
+        self.change(change).await?;
+        Ok(())
+    }
+
+    /// Makes the intent to delete a branch durable. It is done even if the future is dropped.
+    ///
+    /// # Errors
+    /// If there is no such branch, others begin on it, or the catalog can't be changed.
+    pub async fn delete_branch(&self, timeline: TimelineRef) -> Result<(), ChangeError> {
+        self.change(Change::DropBranch { timeline }).await?;
+        Ok(())
+    }
+
+    /// The catalog as it is known here.
+    pub(super) fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog.borrow())
+    }
+
+    /// The same, whenever it changes.
+    pub(super) fn catalogs(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.catalog.clone()
+    }
+
+    /// Where manifests are.
+    pub(super) fn store(&self) -> &ObjectStore {
+        &self.store
+    }
+
     /// The whole picture, always the newest.
     pub fn watch(&self) -> watch::Receiver<ClusterView> {
         self.view.clone()
     }
 
-    async fn change(&self, change: Change) -> Result<TimelineRef, ChangeError> {
+    /// Changes the catalog. It is done even if the future is dropped.
+    pub(super) async fn change(&self, change: Change) -> Result<TimelineRef, ChangeError> {
         let (answer, answered) = oneshot::channel();
         let command = Command {
             change,
@@ -261,8 +313,8 @@ impl State {
                 let node = member.node;
                 let taken = self.membership.heartbeat(now, member, statuses);
                 self.settle(now);
-                let assigned =
-                    taken.map(|()| picture::assignments(&self.catalog, &self.membership, node));
+                let assigned = taken
+                    .map(|()| picture::assignments(&self.catalog.borrow(), &self.membership, node));
                 // A member that has gone away asks again.
                 let _ = answer.send(assigned);
                 self.forget_deleted();
@@ -287,7 +339,7 @@ impl State {
     fn set_catalog(&mut self, catalog: Catalog) {
         let timelines = catalog.tenants().iter().map(Tenant::timeline).collect();
         self.membership.set_timelines(&timelines);
-        self.catalog = catalog;
+        self.catalog.send_replace(Arc::new(catalog));
     }
 
     fn settle(&mut self, now: Instant) {
@@ -296,7 +348,7 @@ impl State {
     }
 
     fn publish(&self) {
-        let view = picture::view(&self.catalog, &self.membership);
+        let view = picture::view(&self.catalog.borrow(), &self.membership);
         self.view.send_if_modified(|current| {
             let modified = *current != view;
             *current = view;
@@ -313,7 +365,7 @@ impl State {
                 && state == TimelineState::Deleted
                 && self.membership.writer(tenant.timeline()).is_some()
         };
-        for tenant in self.catalog.tenants().iter().filter(is_gone) {
+        for tenant in self.catalog.borrow().tenants().iter().filter(is_gone) {
             let change = Change::Forget {
                 timeline: tenant.timeline(),
             };

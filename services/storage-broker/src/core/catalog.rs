@@ -1,13 +1,17 @@
 //! The tenants that exist, and how the list of them may change.
 
+mod branches;
 #[cfg(test)]
 mod tests;
 
 use palimpsest_api::TimelineRef;
-use palimpsest_types::{ErrorKind, SystemIdentifier};
+use palimpsest_types::{ErrorKind, SystemIdentifier, TenantId};
 use serde::{Deserialize, Serialize};
 
-use super::tenant::{NewTenant, Source, Tenant, TenantName, TenantState};
+use super::{
+    branch::Branch,
+    tenant::{Name, NewTenant, Source, Tenant, TenantState},
+};
 
 /// All tenants. The only durable state of the storage-broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -17,6 +21,9 @@ pub struct Catalog {
     pub(super) nonce: u128,
     tenants: Vec<Tenant>,
 }
+
+/// Names in an error.
+const SHOWN: usize = 5;
 
 /// A change of the catalog. Applying it twice is as good as once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +38,7 @@ pub enum Change {
     /// A tenant is to go.
     Delete {
         /// Its name.
-        name: TenantName,
+        name: Name,
         /// Do not insist on dropping its slot.
         forget_slot: bool,
     },
@@ -47,6 +54,34 @@ pub enum Change {
         /// Its timeline.
         timeline: TimelineRef,
     },
+    /// A branch of a tenant is to exist. Its first manifest does already.
+    Branch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The branch.
+        new: Branch,
+    },
+    /// A branch is to be different.
+    UpdateBranch {
+        /// It.
+        timeline: TimelineRef,
+        /// Its name, if that is to change.
+        name: Option<Name>,
+        /// Whether it can't be deleted, if that is to change.
+        is_protected: Option<bool>,
+        /// When it goes by itself, if that is to change.
+        expires_unix_ms: Option<Option<u64>>,
+    },
+    /// A branch is to go.
+    DropBranch {
+        /// It.
+        timeline: TimelineRef,
+    },
+    /// Nothing is left of a branch that was to go.
+    ForgetBranch {
+        /// It.
+        timeline: TimelineRef,
+    },
 }
 
 /// The catalog does not allow a change.
@@ -54,15 +89,15 @@ pub enum Change {
 pub enum CatalogError {
     /// No tenant has that name.
     #[error("there is no tenant {0}")]
-    Unknown(TenantName),
+    Unknown(Name),
     /// The name is taken.
     #[error(
         "tenant {0} exists already, with another source or slot; choose another name or delete it first"
     )]
-    Differs(TenantName),
+    Differs(Name),
     /// The name is taken by a tenant that goes.
     #[error("tenant {0} is being deleted; wait until it is gone")]
-    BeingDeleted(TenantName),
+    BeingDeleted(Name),
     /// No tenant has that timeline.
     #[error("there is no timeline {0}")]
     UnknownTimeline(TimelineRef),
@@ -72,7 +107,41 @@ pub enum CatalogError {
         /// The cluster.
         cluster: SystemIdentifier,
         /// Who has it.
-        holder: TenantName,
+        holder: Name,
+    },
+    /// The name is taken by another timeline.
+    #[error(
+        "timeline {0} exists already and begins elsewhere; choose another name or delete it first"
+    )]
+    BranchDiffers(Name),
+    /// A branch goes.
+    #[error("branch {0} is being deleted; wait until it is gone")]
+    BranchGoes(Name),
+    /// Other timelines need it.
+    #[error("{} begin{} on {what}; delete {} first", listed(children), if children.len() == 1 { "s" } else { "" }, if children.len() == 1 { "it" } else { "them" })]
+    HasBranches {
+        /// What should go.
+        what: String,
+        /// What begins on it.
+        children: Vec<Name>,
+    },
+    /// Somebody has said that it is to stay.
+    #[error("branch {0} is protected; `pal branch protect --off` takes that back")]
+    Protected(Name),
+    /// The first timeline goes with its tenant.
+    #[error("{0} is the tenant's first timeline, and stays as long as the tenant does")]
+    NoBranch(String),
+    /// A read would go through too many timelines.
+    #[error("branches on branches are {limit} deep at most; begin it on an older timeline")]
+    TooDeep {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The catalog is written whole with every change.
+    #[error("the tenant has {limit} branches, which is the limit; delete some first")]
+    TooManyBranches {
+        /// How many there may be.
+        limit: usize,
     },
     /// Two tenants can't read from one slot.
     #[error("tenant {owner} uses slot {slot} of that source already; name another slot")]
@@ -80,8 +149,17 @@ pub enum CatalogError {
         /// The slot.
         slot: String,
         /// Who uses it.
-        owner: TenantName,
+        owner: Name,
     },
+}
+
+/// Some names, and how many more there are.
+fn listed(names: &[Name]) -> String {
+    let shown: Vec<_> = names.iter().take(SHOWN).map(Name::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 impl CatalogError {
@@ -89,10 +167,17 @@ impl CatalogError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown(_) | Self::UnknownTimeline(_) => ErrorKind::NotFound,
-            Self::Differs(_) | Self::SlotTaken { .. } | Self::ClusterTaken { .. } => {
-                ErrorKind::AlreadyExists
+            Self::Differs(_)
+            | Self::BranchDiffers(_)
+            | Self::SlotTaken { .. }
+            | Self::ClusterTaken { .. } => ErrorKind::AlreadyExists,
+            Self::BeingDeleted(_)
+            | Self::BranchGoes(_)
+            | Self::Protected(_)
+            | Self::HasBranches { .. } => ErrorKind::Conflict,
+            Self::NoBranch(_) | Self::TooDeep { .. } | Self::TooManyBranches { .. } => {
+                ErrorKind::Invalid
             }
-            Self::BeingDeleted(_) => ErrorKind::Conflict,
         }
     }
 }
@@ -103,7 +188,7 @@ impl Catalog {
         &self.tenants
     }
 
-    /// The tenant of a timeline.
+    /// The tenant whose first timeline this is.
     pub fn tenant(&self, timeline: TimelineRef) -> Option<&Tenant> {
         self.tenants
             .iter()
@@ -125,6 +210,23 @@ impl Catalog {
                     tenant.timeline() == *timeline && deleting
                 };
                 self.tenants.retain(|tenant| !gone(tenant));
+                Ok(*timeline)
+            }
+            Change::Branch { tenant, new } => self.branch(*tenant, new),
+            Change::UpdateBranch {
+                timeline,
+                name,
+                is_protected,
+                expires_unix_ms,
+            } => {
+                let branch = self.renamed(*timeline, name.as_ref())?;
+                branch.is_protected = is_protected.unwrap_or(branch.is_protected);
+                branch.expires_unix_ms = expires_unix_ms.unwrap_or(branch.expires_unix_ms);
+                Ok(*timeline)
+            }
+            Change::DropBranch { timeline } => self.drop_branch(*timeline),
+            Change::ForgetBranch { timeline } => {
+                self.forget_branch(*timeline);
                 Ok(*timeline)
             }
         }
@@ -152,7 +254,7 @@ impl Catalog {
     /// No other tenant uses this slot of that source.
     fn expect_free_slot(
         &self,
-        name: &TenantName,
+        name: &Name,
         source: &Source,
         slot: &str,
     ) -> Result<(), CatalogError> {
@@ -192,13 +294,16 @@ impl Catalog {
     }
 
     /// A repeat may give up the slot, but not ask for its removal again.
-    fn delete(
-        &mut self,
-        name: &TenantName,
-        forget_slot: bool,
-    ) -> Result<TimelineRef, CatalogError> {
+    fn delete(&mut self, name: &Name, forget_slot: bool) -> Result<TimelineRef, CatalogError> {
         let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
         let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        if !tenant.branches.is_empty() {
+            let children = tenant.branches.iter().map(|branch| branch.name.clone());
+            return Err(CatalogError::HasBranches {
+                what: format!("timelines of tenant {name}"),
+                children: children.collect(),
+            });
+        }
         let forget_slot = match tenant.state {
             TenantState::Attached => forget_slot,
             TenantState::Deleting {
@@ -209,7 +314,7 @@ impl Catalog {
         Ok(tenant.timeline())
     }
 
-    fn named(&self, name: &TenantName) -> Option<&Tenant> {
+    fn named(&self, name: &Name) -> Option<&Tenant> {
         self.tenants.iter().find(|tenant| tenant.name == *name)
     }
 }

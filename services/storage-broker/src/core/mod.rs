@@ -1,16 +1,23 @@
 //! The storage-broker without its transport.
 
+mod branch;
+mod branching;
 mod broker;
 mod catalog;
 mod catalog_store;
 mod catalog_writer;
+#[cfg(test)]
+mod fixture;
 mod membership;
 mod picture;
+mod sweeper;
 mod tenant;
 
+pub use branch::Branch;
+pub use branching::{BranchError, NewBranch};
 pub use broker::{Broker, BrokerError};
 pub use catalog::{Catalog, CatalogError, Change};
 pub use catalog_store::{CatalogStore, CatalogStoreError};
 pub use catalog_writer::ChangeError;
 pub use membership::{Membership, Timing, TooManyMembersError};
-pub use tenant::{NewTenant, Source, Tenant, TenantError, TenantName, TenantState};
+pub use tenant::{Name, NewTenant, Source, Tenant, TenantError, TenantState};

@@ -1,11 +1,16 @@
 //! What the broker tells: the whole picture to everyone, assignments to a writer.
 
-use palimpsest_api::broker::{
-    AssignedTask, Assignment, ClusterView, TimelineState, TimelineStatus, TimelineView,
+use palimpsest_api::{
+    TimelineRef,
+    broker::{
+        AssignedTask, Assignment, BranchView, ClusterView, TimelineState, TimelineStatus,
+        TimelineView,
+    },
 };
 use palimpsest_types::NodeId;
 
 use super::{
+    branch::Branch,
     catalog::Catalog,
     membership::Membership,
     tenant::{Tenant, TenantState},
@@ -13,22 +18,72 @@ use super::{
 
 /// The whole picture. Passwords stay here.
 pub(super) fn view(catalog: &Catalog, membership: &Membership) -> ClusterView {
-    let timeline = |tenant: &Tenant| {
-        let timeline = tenant.timeline();
-        let writer = membership.writer(timeline);
-        TimelineView {
-            timeline,
-            tenant_name: tenant.name.to_string(),
-            timeline_name: tenant.timeline_name.clone(),
-            status: status(tenant.state, membership.status(timeline)),
-            writer: writer.map(|member| member.address.clone()),
-            source: tenant.source.redacted(),
-            slot: tenant.slot.clone(),
-        }
-    };
+    let timelines = catalog.tenants().iter().flat_map(|tenant| {
+        let branches = tenant.branches.iter();
+        let branches = branches.map(|branch| branch_view(tenant, branch));
+        std::iter::once(first_view(tenant, membership)).chain(branches)
+    });
     ClusterView {
         members: membership.members().cloned().collect(),
-        timelines: catalog.tenants().iter().map(timeline).collect(),
+        timelines: timelines.collect(),
+    }
+}
+
+fn first_view(tenant: &Tenant, membership: &Membership) -> TimelineView {
+    let timeline = tenant.timeline();
+    let writer = membership.writer(timeline);
+    TimelineView {
+        timeline,
+        tenant_name: tenant.name.to_string(),
+        timeline_name: tenant.timeline_name.clone(),
+        status: status(tenant.state, membership.status(timeline)),
+        writer: writer.map(|member| member.address.clone()),
+        source: tenant.source.redacted(),
+        slot: tenant.slot.clone(),
+        branch: None,
+    }
+}
+
+/// Nobody writes to a branch, so it is as it was made.
+fn branch_view(tenant: &Tenant, branch: &Branch) -> TimelineView {
+    let &Branch {
+        lsn,
+        parent,
+        created_unix_ms,
+        expires_unix_ms,
+        is_protected,
+        ..
+    } = branch;
+    let status = TimelineStatus {
+        state: match branch.deleting {
+            true => TimelineState::Deleting,
+            false => TimelineState::Idle,
+        },
+        received: lsn,
+        flushed: lsn,
+        last_record: lsn,
+        disk_consistent: lsn,
+        remote_consistent: lsn,
+        ..TimelineStatus::default()
+    };
+    TimelineView {
+        timeline: TimelineRef {
+            tenant: tenant.id,
+            timeline: branch.id,
+        },
+        tenant_name: tenant.name.to_string(),
+        timeline_name: branch.name.to_string(),
+        status,
+        writer: None,
+        source: String::new(),
+        slot: String::new(),
+        branch: Some(BranchView {
+            timeline: parent,
+            lsn,
+            created_unix_ms,
+            expires_unix_ms,
+            is_protected,
+        }),
     }
 }
 

@@ -2,22 +2,24 @@
 
 use std::{fmt, str::FromStr};
 
-use palimpsest_api::TimelineRef;
+use palimpsest_api::{TimelineRef, broker::MAIN};
 use palimpsest_postgres::{ConnInfo, ConnInfoError, InvalidSlotNameError, SlotName};
 use palimpsest_types::{SystemIdentifier, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
-/// A tenant and its only timeline.
+use super::branch::Branch;
+
+/// A tenant and its timelines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     /// The tenant.
     pub id: TenantId,
     /// What people call it.
-    pub name: TenantName,
-    /// Its timeline.
+    pub name: Name,
+    /// Its first timeline.
     pub timeline: TimelineId,
-    /// What people call the timeline.
+    /// What people call that.
     pub timeline_name: String,
     /// How to reach the PostgreSQL that it comes from.
     pub source: Source,
@@ -28,6 +30,9 @@ pub struct Tenant {
     pub cluster: Option<SystemIdentifier>,
     /// Whether it comes or goes.
     pub state: TenantState,
+    /// Its other timelines, in the order in which they were made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Branch>,
 }
 
 /// Where a tenant is in its life.
@@ -43,10 +48,10 @@ pub enum TenantState {
     },
 }
 
-/// A letter, then letters, digits, '-' and '_'; at most 40 bytes.
+/// Of a tenant or a branch: a letter, then letters, digits, '-' and '_'; at most 40 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct TenantName(String);
+pub struct Name(String);
 
 /// A connection string. Neither `Debug` nor `Display` shows its password.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +62,7 @@ pub struct Source(String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTenant {
     /// What people will call it.
-    pub name: TenantName,
+    pub name: Name,
     /// How to reach the source.
     pub source: Source,
     /// The slot to make there; `None` is `palimpsest_NAME`.
@@ -68,9 +73,7 @@ pub struct NewTenant {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TenantError {
     /// Not a name.
-    #[error(
-        "{0:?} is not a tenant name; use a letter, then letters, digits, '-' and '_', at most 40"
-    )]
+    #[error("{0:?} is not a name; use a letter, then letters, digits, '-' and '_', at most 40")]
     Name(String),
     /// Not a connection string.
     #[error("the source can't be understood")]
@@ -81,8 +84,6 @@ pub enum TenantError {
 }
 
 const MAX_NAME: usize = 40;
-/// The first timeline of every tenant.
-const MAIN: &str = "main";
 
 impl Tenant {
     /// A tenant that is to be attached.
@@ -96,15 +97,24 @@ impl Tenant {
             cluster: None,
             name: new.name,
             state: TenantState::Attached,
+            branches: Vec::new(),
         }
     }
 
-    /// The tenant's timeline.
+    /// The tenant's first timeline.
     pub fn timeline(&self) -> TimelineRef {
         TimelineRef {
             tenant: self.id,
             timeline: self.timeline,
         }
+    }
+
+    /// All its timelines, the first one first.
+    pub fn timelines(&self) -> impl Iterator<Item = TimelineRef> {
+        let tenant = self.id;
+        let branches = self.branches.iter().map(|branch| branch.id);
+        let all = std::iter::once(self.timeline).chain(branches);
+        all.map(move |timeline| TimelineRef { tenant, timeline })
     }
 }
 
@@ -133,14 +143,14 @@ impl NewTenant {
     }
 }
 
-impl TenantName {
+impl Name {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for TenantName {
+impl FromStr for Name {
     type Err = TenantError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -155,7 +165,7 @@ impl FromStr for TenantName {
     }
 }
 
-impl TryFrom<String> for TenantName {
+impl TryFrom<String> for Name {
     type Error = TenantError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -163,13 +173,13 @@ impl TryFrom<String> for TenantName {
     }
 }
 
-impl From<TenantName> for String {
-    fn from(name: TenantName) -> Self {
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
         name.0
     }
 }
 
-impl fmt::Display for TenantName {
+impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -219,11 +229,11 @@ mod tests {
     fn names_are_letters_digits_and_two_signs() {
         let longest = "a".repeat(40);
         for name in ["a", "Shop-2_x", longest.as_str()] {
-            assert_eq!(name.parse::<TenantName>().unwrap().as_str(), name);
+            assert_eq!(name.parse::<Name>().unwrap().as_str(), name);
         }
         let too_long = "a".repeat(41);
         for name in ["", "1a", "-a", "a b", "a/b", "ä", too_long.as_str()] {
-            assert!(name.parse::<TenantName>().is_err(), "{name}");
+            assert!(name.parse::<Name>().is_err(), "{name}");
         }
     }
 

@@ -1,12 +1,15 @@
-use palimpsest_api::error_status;
+use palimpsest_api::{InvalidMessageError, TimelineRef, error_status};
 use palimpsest_proto::admin::v1::{
-    AttachTenantRequest, AttachTenantResponse, DeleteTenantRequest, DeleteTenantResponse,
+    AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
+    DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
+    UpdateBranchRequest, UpdateBranchResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
-use palimpsest_types::ErrorKind;
+use palimpsest_proto::common::v1 as common;
+use palimpsest_types::{ErrorKind, Lsn};
 use tonic::{Request, Response, Status};
 
-use crate::core::{Broker, ChangeError, NewTenant, TenantError};
+use crate::core::{Broker, ChangeError, NewBranch, NewTenant, TenantError};
 
 /// `AdminService`.
 #[derive(Debug)]
@@ -55,6 +58,66 @@ impl AdminService for AdminApi {
             timeline: Some(timeline.into()),
         }))
     }
+
+    async fn create_branch(
+        &self,
+        request: Request<CreateBranchRequest>,
+    ) -> Result<Response<CreateBranchResponse>, Status> {
+        let CreateBranchRequest {
+            parent,
+            name,
+            lsn,
+            expires_unix_ms,
+        } = request.into_inner();
+        let new = NewBranch {
+            parent: timeline(parent)?,
+            name: name.parse().map_err(|error| invalid(&error))?,
+            lsn: (lsn > 0).then(|| Lsn::new(lsn)),
+            expires_unix_ms: some_time(expires_unix_ms),
+        };
+        let branched = self.broker.branch(new).await;
+        let branched = branched.map_err(|error| error_status(error.kind(), &error))?;
+        Ok(Response::new(CreateBranchResponse {
+            timeline: Some(branched.timeline.into()),
+            begins_on: Some(branched.begins_on.into()),
+            lsn: branched.lsn.get(),
+        }))
+    }
+
+    async fn update_branch(
+        &self,
+        request: Request<UpdateBranchRequest>,
+    ) -> Result<Response<UpdateBranchResponse>, Status> {
+        let request = request.into_inner();
+        let timeline = timeline(request.timeline)?;
+        let name = Some(request.new_name).filter(|name| !name.is_empty());
+        let name = name.map(|name| name.parse()).transpose();
+        let name = name.map_err(|error| invalid(&error))?;
+        let expires = request.expires_unix_ms.map(some_time);
+        let updated = (self.broker).update_branch(timeline, name, request.is_protected, expires);
+        updated.await.map_err(|error| failed(&error))?;
+        Ok(Response::new(UpdateBranchResponse {}))
+    }
+
+    async fn delete_branch(
+        &self,
+        request: Request<DeleteBranchRequest>,
+    ) -> Result<Response<DeleteBranchResponse>, Status> {
+        let timeline = timeline(request.into_inner().timeline)?;
+        let deleted = self.broker.delete_branch(timeline).await;
+        deleted.map_err(|error| failed(&error))?;
+        Ok(Response::new(DeleteBranchResponse {}))
+    }
+}
+
+/// 0 is never.
+fn some_time(unix_ms: u64) -> Option<u64> {
+    (unix_ms > 0).then_some(unix_ms)
+}
+
+fn timeline(message: Option<common::TimelineRef>) -> Result<TimelineRef, Status> {
+    let timeline = TimelineRef::try_from(message);
+    timeline.map_err(|error: InvalidMessageError| error_status(error.fault(), &error))
 }
 
 fn invalid(error: &TenantError) -> Status {

@@ -27,11 +27,12 @@ impl Broker {
         })
     }
 
-    /// All other timelines, as far as is known, with their tenants' names.
+    /// All other timelines that were attached, as far as is known, with their tenants' names.
     pub(super) fn other_timelines(&self, but: TimelineRef) -> Vec<(TimelineRef, String)> {
         let view = self.view.borrow();
         let others = view.timelines.iter().filter(|other| other.timeline != but);
-        others
+        let attached = others.filter(|other| other.branch.is_none());
+        attached
             .map(|other| (other.timeline, other.tenant_name.clone()))
             .collect()
     }

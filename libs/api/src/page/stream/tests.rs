@@ -105,6 +105,13 @@ impl PageService for FakePageServe {
     ) -> Result<Response<wire::GetReadableResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn get_lsn_at_time(
+        &self,
+        _: Request<wire::GetLsnAtTimeRequest>,
+    ) -> Result<Response<wire::GetLsnAtTimeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 pub(in crate::page) struct Server {

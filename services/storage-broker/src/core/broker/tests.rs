@@ -1,5 +1,4 @@
 use palimpsest_api::broker::{AssignedTask, Role};
-use palimpsest_store::ObjectStore;
 use palimpsest_types::NodeId;
 use tokio::time::{advance, sleep};
 
@@ -9,7 +8,7 @@ const SOURCE: &str = "host=h user=u password=secret";
 
 async fn broker(directory: &std::path::Path) -> (Broker, TaskScope) {
     let scope = TaskScope::default();
-    let store = CatalogStore::new(ObjectStore::open(directory).await.unwrap());
+    let store = ObjectStore::open(directory).await.unwrap();
     let broker = Broker::start(store, Timing::default(), &scope).await;
     (broker.unwrap(), scope)
 }
@@ -58,7 +57,7 @@ async fn a_tenant_lives_and_goes() {
     );
     assert_eq!(assignment.source, SOURCE, "the writer needs the password");
 
-    let name: TenantName = "shop".parse().unwrap();
+    let name: Name = "shop".parse().unwrap();
     broker.delete(name.clone(), true).await.unwrap();
     let view = broker.watch().borrow().clone();
     assert_eq!(view.timelines[0].status.state, TimelineState::Deleting);

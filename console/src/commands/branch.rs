@@ -1,0 +1,523 @@
+//! `pal branch`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use palimpsest_api::{
+    RemoteError, TimelineRef,
+    broker::{BranchChange, Branched, ClusterView, MAIN, TimelineView},
+    page::LsnAtTime,
+};
+use palimpsest_types::{ErrorKind, Lsn};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    branch_tree::tree,
+    cli::Common,
+    client::{Client, find, full_name},
+    error::CliError,
+    moment::{Moment, shown, system_time},
+    output::{Column, Output},
+};
+
+/// Commands about branches.
+#[derive(Debug, Subcommand)]
+pub enum BranchCommand {
+    /// Make a branch: a timeline of its own that begins on another, at any LSN or time.
+    Create(CreateArgs),
+    /// List the branches and where they begin.
+    List {
+        /// Show which begins on which.
+        #[arg(long)]
+        tree: bool,
+    },
+    /// Give a branch another name.
+    Rename {
+        /// BRANCH or TENANT/BRANCH.
+        name: String,
+        /// Its name from now on.
+        new_name: String,
+    },
+    /// Refuse to delete a branch from now on.
+    Protect {
+        /// BRANCH or TENANT/BRANCH.
+        name: String,
+        /// Take that back.
+        #[arg(long)]
+        off: bool,
+    },
+    /// Have a branch deleted by itself after a while, unless others begin on it or it is protected.
+    #[command(group = clap::ArgGroup::new("when").required(true))]
+    Expire {
+        /// BRANCH or TENANT/BRANCH.
+        name: String,
+        /// After so long from now, as 24h or 7d.
+        #[arg(long, group = "when", value_name = "DURATION")]
+        after: Option<humantime::Duration>,
+        /// Not by itself.
+        #[arg(long, group = "when")]
+        never: bool,
+    },
+    /// Remove a branch and everything stored of it alone.
+    Delete {
+        /// BRANCH or TENANT/BRANCH.
+        name: String,
+    },
+}
+
+/// Makes a branch.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// What it is to be called.
+    pub name: String,
+    /// The timeline that it begins on: TENANT, TENANT/TIMELINE or TIMELINE. The only tenant's first one
+    /// without it.
+    #[arg(long)]
+    pub from: Option<String>,
+    /// An LSN, or a time with its zone; the newest without it.
+    #[arg(long, value_name = "LSN|TIME")]
+    pub at: Option<Moment>,
+    /// Have it deleted by itself after so long, as 24h or 7d.
+    #[arg(long, value_name = "DURATION")]
+    pub expires: Option<humantime::Duration>,
+    /// Wait until what it shares is in the object store.
+    #[arg(long)]
+    pub wait_durable: bool,
+}
+
+/// A branch, for people and programs.
+#[derive(Debug, Serialize)]
+struct BranchLine {
+    name: String,
+    tenant_id: String,
+    timeline_id: String,
+    begins_on: String,
+    lsn: Lsn,
+    created: String,
+    expires: Option<String>,
+    is_protected: bool,
+    state: &'static str,
+    /// Whether what it shares is in the object store.
+    durable: bool,
+}
+
+const COLUMNS: [Column; 7] = [
+    Column::Left("BRANCH"),
+    Column::Left("BEGINS ON"),
+    Column::Left("AT"),
+    Column::Left("MADE"),
+    Column::Left("STATE"),
+    Column::Left("DURABLE"),
+    Column::Left("EXPIRES"),
+];
+
+/// How long a deletion, or durability, is waited for. Both go on without us.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Writers say every second how far they are.
+const HEARD: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(crate) async fn run(
+    common: &Common,
+    command: BranchCommand,
+    output: Output,
+) -> Result<(), CliError> {
+    let mut client = Client::new(common)?;
+    let view = client.cluster().await?;
+    match command {
+        BranchCommand::Create(arguments) => create(&mut client, &view, arguments, output).await,
+        BranchCommand::List { tree } => list(&view, tree, output),
+        BranchCommand::Rename { name, new_name } => {
+            let change = BranchChange {
+                name: Some(new_name.clone()),
+                ..BranchChange::default()
+            };
+            let name = update(&mut client, &view, &name, change).await?;
+            output.line(format!("branch {name} is called {new_name} now"))
+        }
+        BranchCommand::Protect { name, off } => {
+            let change = BranchChange {
+                is_protected: Some(!off),
+                ..BranchChange::default()
+            };
+            let name = update(&mut client, &view, &name, change).await?;
+            let can = if off { "can" } else { "can't" };
+            output.line(format!("branch {name} {can} be deleted now"))
+        }
+        BranchCommand::Expire { name, after, .. } => {
+            let expires = after.map(unix_ms_after);
+            let change = BranchChange {
+                expires_unix_ms: Some(expires),
+                ..BranchChange::default()
+            };
+            let name = update(&mut client, &view, &name, change).await?;
+            let when = expires.map_or_else(|| "never".to_owned(), shown);
+            output.line(format!("branch {name} expires: {when}"))
+        }
+        BranchCommand::Delete { name } => delete(&mut client, &view, &name, output).await,
+    }
+}
+
+async fn create(
+    client: &mut Client,
+    view: &ClusterView,
+    arguments: CreateArgs,
+    output: Output,
+) -> Result<(), CliError> {
+    let CreateArgs {
+        name,
+        from,
+        at,
+        expires,
+        wait_durable,
+    } = arguments;
+    let (parent, name) = parent(view, from.as_deref(), &name)?;
+    let lsn = point(client, view, parent, at).await?;
+    let expires = expires.map(unix_ms_after);
+    let made = create_soon(client, parent.timeline, name, (lsn, expires)).await;
+    let what = format!("making branch {name} of {}", full_name(parent));
+    let made = made.map_err(|source| client.refused(what, source))?;
+    let line = made_line(client, made, wait_durable).await?;
+    if output.is_json() {
+        return output.json(&line);
+    }
+    let BranchLine {
+        name,
+        begins_on,
+        lsn,
+        durable,
+        ..
+    } = line;
+    output.line(format!("branch {name} begins on {begins_on} at {lsn}"))?;
+    match durable {
+        true => Ok(()),
+        false => output.line(
+            "what it shares is not in the object store yet; it can be used, and `pal branch list` shows when it is",
+        ),
+    }
+}
+
+/// The LSN at which a branch is to begin.
+async fn point(
+    client: &Client,
+    view: &ClusterView,
+    parent: &TimelineView,
+    at: Option<Moment>,
+) -> Result<Lsn, CliError> {
+    let timeline = parent.timeline;
+    match at {
+        Some(Moment::Lsn(lsn)) => Ok(lsn),
+        Some(Moment::Time(time)) => {
+            let pages = client.pages(view).await?;
+            let answer = pages.lsn_at_time(timeline, system_time(time)).await;
+            let what = format!("asking which LSN of {} that time means", full_name(parent));
+            let answer = answer.map_err(CliError::remote(what))?;
+            lsn_of(answer, system_time(time), parent)
+        }
+        // The storage-broker hears of it a little later.
+        None => {
+            let pages = client.pages(view).await?;
+            let readable = pages.readable(timeline).await;
+            let what = format!("asking how far {} is", full_name(parent));
+            Ok(readable.map_err(CliError::remote(what))?.1)
+        }
+    }
+}
+
+/// Makes a branch, again while the storage-broker has not heard of its LSN.
+async fn create_soon(
+    client: &mut Client,
+    parent: TimelineRef,
+    name: &str,
+    (lsn, expires): (Lsn, Option<u64>),
+) -> Result<Branched, RemoteError> {
+    let begun = Instant::now();
+    loop {
+        let broker = client.broker();
+        let made = broker.create_branch_for(parent, name, Some(lsn), expires);
+        match made.await {
+            Err(error) if error.kind == ErrorKind::NotReady && begun.elapsed() < HEARD => {
+                sleep(LOOK).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The timeline that a branch begins on, and what the branch is called in its tenant.
+fn parent<'a, 'b>(
+    view: &'a ClusterView,
+    from: Option<&str>,
+    name: &'b str,
+) -> Result<(&'a TimelineView, &'b str), CliError> {
+    let (tenant, name) = match name.split_once('/') {
+        Some((tenant, name)) => (Some(tenant), name),
+        None => (None, name),
+    };
+    let parent = match (from, tenant) {
+        (Some(from), Some(tenant)) if !from.contains('/') && from != tenant => {
+            find(view, &format!("{tenant}/{from}"))?
+        }
+        (Some(from), _) => find(view, from)?,
+        (None, Some(tenant)) => find(view, tenant)?,
+        (None, None) => find(view, MAIN).map_err(|error| match view.timelines.is_empty() {
+            true => error,
+            false => CliError::Failed {
+                what: "there are several tenants".to_owned(),
+                hint: Some("say what the branch begins on by --from TENANT".to_owned()),
+            },
+        })?,
+    };
+    match tenant {
+        Some(tenant) if parent.tenant_name != tenant => Err(CliError::Failed {
+            what: format!("{} is not of tenant {tenant}", full_name(parent)),
+            hint: Some("a branch is of the tenant of what it begins on".to_owned()),
+        }),
+        _ => Ok((parent, name)),
+    }
+}
+
+/// The LSN that a time means, if there is one to begin a branch at.
+fn lsn_of(answer: LsnAtTime, time: SystemTime, parent: &TimelineView) -> Result<Lsn, CliError> {
+    let failed = |what: String, hint: &str| CliError::Failed {
+        what,
+        hint: Some(hint.to_owned()),
+    };
+    let name = full_name(parent);
+    match answer {
+        LsnAtTime::Exact(lsn) => Ok(lsn),
+        LsnAtTime::Newest(_) if time > SystemTime::now() => Err(failed(
+            format!("that time is in the future of {name}"),
+            "leave out --at for the newest",
+        )),
+        LsnAtTime::Newest(lsn) => Ok(lsn),
+        LsnAtTime::BeforeOldest => Err(failed(
+            format!("that time is before what is kept of {name}"),
+            "`pal timeline list` shows the oldest LSN that can be read",
+        )),
+    }
+}
+
+/// The branch as the storage-broker tells of it.
+async fn made_line(
+    client: &mut Client,
+    made: Branched,
+    wait_durable: bool,
+) -> Result<BranchLine, CliError> {
+    let mut watch = client.watch()?;
+    let seen = watch.until(|view| {
+        let branch = view.timeline(made.timeline)?;
+        let line = BranchLine::of(view, branch)?;
+        (line.durable || !wait_durable).then_some(line)
+    });
+    let seen = tokio::time::timeout(WAIT, seen).await.ok().flatten();
+    seen.ok_or_else(|| CliError::Failed {
+        what: "the branch is made, and what it shares is not in the object store yet".to_owned(),
+        hint: Some("`pal branch list` shows when it is".to_owned()),
+    })
+}
+
+fn list(view: &ClusterView, as_tree: bool, output: Output) -> Result<(), CliError> {
+    let mut branches: Vec<_> = view.timelines.iter().collect();
+    branches.sort_by_key(|view| full_name(view));
+    let line = |branch: &&TimelineView| BranchLine::of(view, branch);
+    if output.is_json() {
+        let lines: Vec<_> = branches.iter().filter_map(line).collect();
+        return output.json(&lines);
+    }
+    if as_tree {
+        let rows = tree(&branches).into_iter().map(|(name, branch)| {
+            let line = BranchLine::of(view, branch);
+            let cells = line.map_or_else(Vec::new, |line| line.cells());
+            // In a tree a place says what a branch begins on.
+            let rest = cells.into_iter().skip(2);
+            let mut row: Vec<_> = std::iter::once(name).chain(rest).collect();
+            row.resize(COLUMNS.len() - 1, String::new());
+            row
+        });
+        let [name, _, rest @ ..] = COLUMNS;
+        let columns: Vec<_> = std::iter::once(name).chain(rest).collect();
+        return output.table(&columns, rows.collect());
+    }
+    let rows = branches.iter().filter_map(line).map(|line| line.cells());
+    output.table(&COLUMNS, rows.collect())
+}
+
+/// Changes a branch; gives the name that it had.
+async fn update(
+    client: &mut Client,
+    view: &ClusterView,
+    name: &str,
+    change: BranchChange,
+) -> Result<String, CliError> {
+    let branch = find(view, name)?;
+    let updated = client.broker().update_branch(branch.timeline, change).await;
+    let name = full_name(branch);
+    updated.map_err(|source| client.refused(format!("changing {name}"), source))?;
+    Ok(name)
+}
+
+/// A time so long from now, in milliseconds since 1970.
+fn unix_ms_after(duration: humantime::Duration) -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let at = since.unwrap_or_default().saturating_add(*duration);
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn delete(
+    client: &mut Client,
+    view: &ClusterView,
+    name: &str,
+    output: Output,
+) -> Result<(), CliError> {
+    let branch = find(view, name)?;
+    let name = full_name(branch);
+    let timeline = branch.timeline;
+    let deleted = client.broker().delete_branch(timeline).await;
+    deleted.map_err(|source| client.refused(format!("deleting {name}"), source))?;
+    let mut watch = client.watch()?;
+    let gone = watch.until(|view| view.timeline(timeline).is_none().then_some(()));
+    let in_time = tokio::time::timeout(WAIT, gone).await;
+    in_time.map_err(|_| CliError::Failed {
+        what: format!("{name} is still being deleted"),
+        hint: Some("it goes on by itself; the storage-broker's log says what hinders it".into()),
+    })?;
+    output.line(format!("branch {name} is deleted"))
+}
+
+impl BranchLine {
+    /// `None` if it is no branch.
+    fn of(view: &ClusterView, branch: &TimelineView) -> Option<Self> {
+        let point = branch.branch?;
+        let parent = view.timeline(parent_of(branch)?);
+        Some(Self {
+            name: full_name(branch),
+            tenant_id: branch.timeline.tenant.to_string(),
+            timeline_id: branch.timeline.timeline.to_string(),
+            begins_on: parent.map_or_else(|| point.timeline.to_string(), full_name),
+            lsn: point.lsn,
+            created: shown(point.created_unix_ms),
+            expires: point.expires_unix_ms.map(shown),
+            is_protected: point.is_protected,
+            state: branch.status.state.name(),
+            durable: is_durable(view, branch),
+        })
+    }
+
+    /// In the order of [`COLUMNS`].
+    fn cells(self) -> Vec<String> {
+        vec![
+            self.name,
+            self.begins_on,
+            self.lsn.to_string(),
+            self.created,
+            self.state.to_owned(),
+            if self.durable { "yes" } else { "no" }.to_owned(),
+            match (self.is_protected, self.expires) {
+                (true, _) => "protected".to_owned(),
+                (false, expires) => expires.unwrap_or_else(|| "-".to_owned()),
+            },
+        ]
+    }
+}
+
+fn parent_of(branch: &TimelineView) -> Option<TimelineRef> {
+    let point = branch.branch?;
+    Some(TimelineRef {
+        timeline: point.timeline,
+        ..branch.timeline
+    })
+}
+
+/// Whether all that a branch shares is in the object store.
+fn is_durable(view: &ClusterView, branch: &TimelineView) -> bool {
+    let mut branch = branch;
+    while let Some(point) = branch.branch {
+        let parent = parent_of(branch).and_then(|parent| view.timeline(parent));
+        match parent {
+            Some(parent) if parent.status.remote_consistent >= point.lsn => branch = parent,
+            _ => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_api::broker::{BranchView, TimelineStatus};
+    use palimpsest_types::{TenantId, TimelineId};
+
+    use super::*;
+
+    /// A timeline of tenant 1, by its number, and on which it begins.
+    fn timeline(name: &str, number: u8, begins: Option<(u8, u64)>, remote: u64) -> TimelineView {
+        TimelineView {
+            timeline: TimelineRef {
+                tenant: TenantId::from_bytes([1; 16]),
+                timeline: TimelineId::from_bytes([number; 16]),
+            },
+            tenant_name: "shop".to_owned(),
+            timeline_name: name.to_owned(),
+            status: TimelineStatus {
+                remote_consistent: Lsn::new(remote),
+                ..TimelineStatus::default()
+            },
+            writer: None,
+            source: String::new(),
+            slot: String::new(),
+            branch: begins.map(|(parent, lsn)| BranchView {
+                timeline: TimelineId::from_bytes([parent; 16]),
+                lsn: Lsn::new(lsn),
+                created_unix_ms: 0,
+                expires_unix_ms: None,
+                is_protected: false,
+            }),
+        }
+    }
+
+    fn view(remote: u64) -> ClusterView {
+        ClusterView {
+            members: Vec::new(),
+            timelines: vec![
+                timeline("main", 1, None, remote),
+                timeline("a", 2, Some((1, 100)), 100),
+                timeline("b", 3, Some((2, 100)), 100),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_branch_is_durable_when_all_that_it_shares_is() {
+        let durable = |remote| {
+            let view = view(remote);
+            view.timelines
+                .iter()
+                .map(|branch| is_durable(&view, branch))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(durable(99), [true, false, false]);
+        assert_eq!(durable(100), [true, true, true]);
+    }
+
+    #[test]
+    fn what_a_branch_begins_on_is_found_by_either_name() {
+        let view = view(100);
+        let found = |from, name| {
+            let (parent, name) = parent(&view, from, name).unwrap();
+            (full_name(parent), name.to_owned())
+        };
+        let main = ("shop/main".to_owned(), "x".to_owned());
+        assert_eq!(found(None, "x"), main);
+        assert_eq!(found(Some("main"), "x"), main);
+        assert_eq!(found(Some("shop"), "x"), main);
+        assert_eq!(found(None, "shop/x"), main);
+        let a = ("shop/a".to_owned(), "x".to_owned());
+        assert_eq!(found(Some("a"), "x"), a);
+        assert_eq!(found(Some("shop/a"), "x"), a);
+        assert_eq!(found(Some("a"), "shop/x"), a);
+        assert!(parent(&view, Some("shop/a"), "other/x").is_err());
+        assert!(parent(&view, Some("z"), "x").is_err());
+    }
+}

@@ -1,0 +1,36 @@
+//! A branch in the catalog.
+
+use palimpsest_types::{Lsn, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use super::tenant::Name;
+
+/// A timeline that begins on another of its tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Branch {
+    /// The branch.
+    pub id: TimelineId,
+    /// What people call it.
+    pub name: Name,
+    /// The timeline that it begins on.
+    pub parent: TimelineId,
+    /// What ends at or before it is shared.
+    pub lsn: Lsn,
+    /// When it was made, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// When it goes by itself, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_unix_ms: Option<u64>,
+    /// Whether it can't be deleted.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_protected: bool,
+    /// Whether it goes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub deleting: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}

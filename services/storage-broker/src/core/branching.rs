@@ -1,0 +1,331 @@
+//! Making a branch: a pin, a manifest, an entry in the catalog, in this order.
+//!
+//! The pin keeps what the branch shares, so it comes first; it names the branch, so that whatever is
+//! left of an attempt that ended half way is found by it (`sweeper.rs`). The catalog comes last: what
+//! it lists is whole. Nobody is waited for but the object store.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use palimpsest_api::{
+    TimelineRef,
+    broker::{Branched, ClusterView, TimelineState},
+};
+use palimpsest_manifest::{
+    BranchPointError, ManifestError, Pin, PinError, PinKind, Publisher, TimelineManifest,
+    TimelineManifests, UpdateError, Versioned,
+};
+use palimpsest_types::{ErrorKind, Lsn, TimelineId};
+
+use super::{
+    branch::Branch,
+    broker::Broker,
+    catalog::{CatalogError, Change},
+    catalog_writer::ChangeError,
+    tenant::Name,
+};
+
+/// What is asked for when a branch is made.
+#[derive(Debug, Clone)]
+pub struct NewBranch {
+    /// The timeline that it is to begin on.
+    pub parent: TimelineRef,
+    /// What people will call it.
+    pub name: Name,
+    /// Where it is to begin; the newest LSN without it.
+    pub lsn: Option<Lsn>,
+    /// When it goes by itself, in milliseconds since 1970.
+    pub expires_unix_ms: Option<u64>,
+}
+
+/// A branch was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum BranchError {
+    /// The catalog does not allow it, or could not be changed.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// The catalog does not allow it.
+    #[error(transparent)]
+    Refused(#[from] CatalogError),
+    /// Nothing can be read of the parent yet.
+    #[error("timeline {0} has no manifest yet: its base backup is not complete")]
+    NotAttached(TimelineRef),
+    /// It can't begin there.
+    #[error(transparent)]
+    Point(#[from] BranchPointError),
+    /// The newest LSN is not known.
+    #[error("how far timeline {0} is nobody has said yet; try again, or say at which LSN")]
+    NotHeard(TimelineRef),
+    /// The LSN is in the future.
+    #[error("{lsn} has not arrived yet, {newest} is the newest LSN of the timeline")]
+    NotArrived {
+        /// Where it should begin.
+        lsn: Lsn,
+        /// The newest LSN.
+        newest: Lsn,
+    },
+    /// What the branch shares could not be kept.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A manifest could not be read or published.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// It took so long that what it made may have been swept away.
+    #[error("making the branch took longer than {0:?}; nothing was made, try again")]
+    TooSlow(Duration),
+}
+
+/// Where a branch begins: on which timeline, whose newest manifest this is.
+struct Point {
+    timeline: TimelineRef,
+    lsn: Lsn,
+    manifests: TimelineManifests,
+    newest: Versioned<TimelineManifest>,
+}
+
+/// After this, what an attempt that ended half way has left may be removed, by clocks that differ.
+pub(super) const PIN_HOLDS: Duration = Duration::from_secs(60 * 60);
+/// No attempt goes on for longer.
+const LONGEST: Duration = Duration::from_secs(10 * 60);
+
+impl Broker {
+    /// Makes a branch durable, or finds the one that there is.
+    ///
+    /// # Errors
+    /// If it can't begin there, its name is taken, or the store fails. Dropping the future may leave a
+    /// pin, which goes after a while.
+    pub async fn branch(&self, new: NewBranch) -> Result<Branched, BranchError> {
+        let (began, created) = (tokio::time::Instant::now(), SystemTime::now());
+        let NewBranch {
+            parent,
+            name,
+            lsn,
+            expires_unix_ms,
+        } = new;
+        let lsn = lsn.map(|lsn| lsn.floor_to(8));
+        let same = |branch: &Branch| lsn.is_none_or(|lsn| lsn == branch.lsn);
+        if let Some(branch) = self.catalog().branch_like(parent, &name, same)? {
+            return Ok(branched(parent, &branch));
+        }
+        let Point {
+            timeline: on,
+            lsn,
+            manifests,
+            mut newest,
+        } = self.point(parent, lsn).await?;
+        let timeline = TimelineRef {
+            tenant: parent.tenant,
+            timeline: TimelineId::from_bytes(rand::random()),
+        };
+        let pin = pin_of(timeline.timeline, lsn, created);
+        let set = |manifest: &mut TimelineManifest| {
+            // It is there after an answer of the store was lost.
+            let is_set = manifest.pins().contains(&pin);
+            manifest.add_pin(pin).map(|()| !is_set)
+        };
+        let pinned = manifests.update(Publisher::Broker, &mut newest, set).await;
+        pinned.map_err(|error| match error {
+            UpdateError::Edit(error) => BranchError::Pin(error),
+            UpdateError::Manifest(error) => BranchError::Manifest(error),
+        })?;
+        let first = newest.state.branch(on.timeline, lsn)?;
+        let own = TimelineManifests::new(self.store().clone(), timeline.tenant, timeline.timeline);
+        own.publish(0, first).await?;
+        if began.elapsed() > LONGEST {
+            return Err(BranchError::TooSlow(LONGEST));
+        }
+        let branch = Branch {
+            id: timeline.timeline,
+            name,
+            parent: on.timeline,
+            lsn,
+            created_unix_ms: unix_ms(created),
+            expires_unix_ms,
+            is_protected: false,
+            deleting: false,
+        };
+        let tenant = timeline.tenant;
+        let new = branch.clone();
+        let made = self.change(Change::Branch { tenant, new }).await?;
+        // Of two that are made at once the catalog takes one.
+        let id = made.timeline;
+        Ok(branched(on, &Branch { id, ..branch }))
+    }
+
+    /// On which timeline an LSN of another's history is, and that it is there.
+    async fn point(&self, parent: TimelineRef, lsn: Option<Lsn>) -> Result<Point, BranchError> {
+        let mut timeline = parent;
+        loop {
+            let manifests =
+                TimelineManifests::new(self.store().clone(), timeline.tenant, timeline.timeline);
+            let newest = manifests.newest().await?;
+            let newest = newest.ok_or(BranchError::NotAttached(timeline))?;
+            let told = told(&self.watch().borrow(), timeline);
+            let arrived = told.unwrap_or(Lsn::ZERO).max(newest.state.lsn);
+            let at = match (lsn, told) {
+                (None, None) => return Err(BranchError::NotHeard(timeline)),
+                (None, Some(_)) => arrived.floor_to(8),
+                (Some(lsn), _) => lsn,
+            };
+            match newest.state.inherited_at(at) {
+                Some(ancestor) => timeline.timeline = ancestor,
+                None if at > arrived => {
+                    return Err(BranchError::NotArrived {
+                        lsn: at,
+                        newest: arrived,
+                    });
+                }
+                None => {
+                    // Before anything is made.
+                    newest.state.branch(timeline.timeline, at)?;
+                    return Ok(Point {
+                        timeline,
+                        lsn: at,
+                        manifests,
+                        newest,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// How far a timeline is by its writer, if that has said so since this storage-broker started.
+fn told(view: &ClusterView, timeline: TimelineRef) -> Option<Lsn> {
+    let status = &view.timeline(timeline)?.status;
+    (status.state != TimelineState::Unknown).then_some(status.last_record)
+}
+
+fn branched(on: TimelineRef, branch: &Branch) -> Branched {
+    let timeline = |timeline| TimelineRef { timeline, ..on };
+    Branched {
+        timeline: timeline(branch.id),
+        begins_on: timeline(branch.parent),
+        lsn: branch.lsn,
+    }
+}
+
+fn pin_of(branch: TimelineId, lsn: Lsn, now: SystemTime) -> Pin {
+    let expires = unix_ms(now + PIN_HOLDS);
+    Pin {
+        id: u128::from_be_bytes(*branch.as_bytes()),
+        kind: PinKind::Branch { timeline: branch },
+        lsn,
+        expires_unix_ms: Some(expires),
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl BranchError {
+    /// What the caller may do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Change(error) => error.kind(),
+            Self::Refused(error) => error.kind(),
+            Self::NotAttached(_)
+            | Self::NotHeard(_)
+            | Self::NotArrived { .. }
+            | Self::TooSlow(_) => ErrorKind::NotReady,
+            Self::Point(_) | Self::Pin(PinError::BelowCutoff { .. }) => ErrorKind::Invalid,
+            Self::Pin(PinError::TooMany) => ErrorKind::Throttled,
+            Self::Manifest(error) => error.kind(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_runtime::TaskScope;
+
+    use super::*;
+    use crate::core::fixture::{Site, lsn};
+
+    async fn branch(site: &Site, parent: TimelineRef, name: &str, at: u64) -> Branched {
+        site.branch(parent, name, Some(at)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_branch_is_a_pin_a_manifest_and_an_entry() {
+        let site = Site::new().await;
+        let made = branch(&site, site.main, "a", 165).await;
+        assert_eq!((made.begins_on, made.lsn), (site.main, lsn(160)));
+        let parent = site.manifest(site.main).await.unwrap();
+        let [pin] = parent.pins() else {
+            panic!("{:?}", parent.pins());
+        };
+        let timeline = made.timeline.timeline;
+        assert_eq!(
+            (pin.kind, pin.lsn),
+            (PinKind::Branch { timeline }, lsn(160))
+        );
+        let own = site.manifest(made.timeline).await.unwrap();
+        let ancestor = own.ancestor.unwrap();
+        assert_eq!(
+            (ancestor.timeline, ancestor.lsn),
+            (site.main.timeline, lsn(160))
+        );
+        let view = site.broker.watch().borrow().clone();
+        let seen = view.find("shop/a").unwrap();
+        assert_eq!(seen.status.state, TimelineState::Idle);
+        assert_eq!(seen.branch.unwrap().lsn, lsn(160));
+        // What is asked for twice is made once.
+        assert_eq!(branch(&site, site.main, "a", 160).await, made);
+        assert_eq!(site.branch(site.main, "a", None).await.unwrap(), made);
+        assert_eq!(site.manifest(site.main).await.unwrap().pins().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_are_made_at_once_one_is_there() {
+        let site = Site::new().await;
+        let (one, other) = tokio::join!(
+            site.branch(site.main, "a", Some(160)),
+            site.branch(site.main, "a", Some(160)),
+        );
+        assert_eq!(one.unwrap(), other.unwrap());
+        let differs = site.branch(site.main, "a", Some(168)).await.unwrap_err();
+        assert_eq!(differs.kind(), ErrorKind::AlreadyExists);
+    }
+
+    #[tokio::test]
+    async fn it_begins_where_its_history_is() {
+        let site = Site::new().await;
+        let first = branch(&site, site.main, "a", 160).await.timeline;
+        // At its end, which is its beginning, and before that.
+        assert_eq!(
+            site.branch(first, "b", None).await.unwrap().begins_on,
+            first
+        );
+        assert_eq!(branch(&site, first, "c", 152).await.begins_on, site.main);
+    }
+
+    #[tokio::test]
+    async fn it_begins_only_where_one_can_read() {
+        let site = Site::new().await;
+        let kind = async |at| {
+            let outcome = site.branch(site.main, "a", Some(at)).await;
+            outcome.map_err(|error| error.kind())
+        };
+        assert_eq!(kind(112).await, Err(ErrorKind::Invalid));
+        assert_eq!(kind(208).await, Err(ErrorKind::NotReady));
+        let newest = site.branch(site.main, "a", None).await.unwrap_err();
+        assert_eq!(newest.kind(), ErrorKind::NotReady, "{newest}");
+        // Nothing of what was refused is left.
+        assert!(site.manifest(site.main).await.unwrap().pins().is_empty());
+        kind(200).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_broker_finds_it() {
+        let site = Site::new().await;
+        let made = branch(&site, site.main, "a", 160).await;
+        let scope = TaskScope::default();
+        let second = site.another_broker(&scope).await;
+        let view = second.watch().borrow().clone();
+        assert_eq!(view.find("shop/a").unwrap().timeline, made.timeline);
+        scope.stop().await;
+    }
+}

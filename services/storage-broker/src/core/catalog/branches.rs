@@ -1,0 +1,358 @@
+//! How the branches of a tenant may change.
+
+use palimpsest_api::TimelineRef;
+use palimpsest_types::{TenantId, TimelineId};
+
+use super::{Catalog, CatalogError};
+use crate::core::{
+    branch::Branch,
+    tenant::{Name, Tenant, TenantState},
+};
+
+/// Branches on branches that a read goes through, at most.
+const MAX_DEPTH: usize = 256;
+/// Branches of a tenant.
+const MAX_BRANCHES: usize = 16_384;
+
+impl Catalog {
+    /// A tenant by its id.
+    pub fn tenant_of(&self, id: TenantId) -> Option<&Tenant> {
+        self.tenants.iter().find(|tenant| tenant.id == id)
+    }
+
+    /// Whether there is such a timeline, be it on its way out.
+    pub fn has(&self, timeline: TimelineRef) -> bool {
+        let tenant = self.tenant_of(timeline.tenant);
+        tenant.is_some_and(|tenant| tenant.has(timeline.timeline))
+    }
+
+    /// What a branch that is asked for would be by the catalog: one that is there already, or none.
+    ///
+    /// # Errors
+    /// If the name is taken by another, or the parent is not there to stay.
+    pub fn branch_like(
+        &self,
+        parent: TimelineRef,
+        name: &Name,
+        is_same: impl FnOnce(&Branch) -> bool,
+    ) -> Result<Option<Branch>, CatalogError> {
+        let tenant = self.tenant_of(parent.tenant);
+        let tenant = tenant.ok_or(CatalogError::UnknownTimeline(parent))?;
+        if let TenantState::Deleting { .. } = tenant.state {
+            return Err(CatalogError::BeingDeleted(tenant.name.clone()));
+        }
+        if tenant.timeline_name == name.as_str() {
+            return Err(CatalogError::BranchDiffers(name.clone()));
+        }
+        let mut branches = tenant.branches.iter();
+        match branches.find(|branch| branch.name == *name) {
+            Some(branch) if branch.deleting => Err(CatalogError::BranchGoes(name.clone())),
+            Some(branch) if is_same(branch) => Ok(Some(branch.clone())),
+            Some(_) => Err(CatalogError::BranchDiffers(name.clone())),
+            None => {
+                tenant.expect_room_on(parent)?;
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn branch(
+        &mut self,
+        tenant: TenantId,
+        new: &Branch,
+    ) -> Result<TimelineRef, CatalogError> {
+        let timeline = |timeline| TimelineRef { tenant, timeline };
+        let same = |branch: &Branch| branch.parent == new.parent && branch.lsn == new.lsn;
+        if let Some(branch) = self.branch_like(timeline(new.parent), &new.name, same)? {
+            return Ok(timeline(branch.id));
+        }
+        let mut tenants = self.tenants.iter_mut();
+        if let Some(tenant) = tenants.find(|other| other.id == tenant) {
+            tenant.branches.push(new.clone());
+        }
+        Ok(timeline(new.id))
+    }
+
+    /// A branch that stays, under another name if one is given.
+    pub(super) fn renamed(
+        &mut self,
+        timeline: TimelineRef,
+        name: Option<&Name>,
+    ) -> Result<&mut Branch, CatalogError> {
+        let tenant = self.tenant_mut(timeline)?;
+        let is_taken = |name: &Name| {
+            let mut others = tenant.branches.iter();
+            let taken = others.any(|other| other.name == *name && other.id != timeline.timeline);
+            taken || tenant.timeline_name == name.as_str()
+        };
+        if let Some(name) = name.filter(|name| is_taken(name)) {
+            return Err(CatalogError::BranchDiffers(name.clone()));
+        }
+        let branch = tenant.branch_mut(timeline)?;
+        if branch.deleting {
+            return Err(CatalogError::BranchGoes(branch.name.clone()));
+        }
+        if let Some(name) = name {
+            branch.name = name.clone();
+        }
+        Ok(branch)
+    }
+
+    pub(super) fn drop_branch(
+        &mut self,
+        timeline: TimelineRef,
+    ) -> Result<TimelineRef, CatalogError> {
+        let tenant = self.tenant_mut(timeline)?;
+        let on_it = tenant.branches.iter();
+        let on_it = on_it.filter(|branch| branch.parent == timeline.timeline);
+        let children: Vec<_> = on_it.map(|branch| branch.name.clone()).collect();
+        let branch = tenant.branch_mut(timeline)?;
+        if branch.is_protected {
+            return Err(CatalogError::Protected(branch.name.clone()));
+        }
+        if !children.is_empty() {
+            let what = format!("branch {}", branch.name);
+            return Err(CatalogError::HasBranches { what, children });
+        }
+        branch.deleting = true;
+        Ok(timeline)
+    }
+
+    fn tenant_mut(&mut self, timeline: TimelineRef) -> Result<&mut Tenant, CatalogError> {
+        let mut tenants = self.tenants.iter_mut();
+        let tenant = tenants.find(|tenant| tenant.id == timeline.tenant);
+        tenant.ok_or(CatalogError::UnknownTimeline(timeline))
+    }
+
+    pub(super) fn forget_branch(&mut self, timeline: TimelineRef) {
+        let mut tenants = self.tenants.iter_mut();
+        if let Some(tenant) = tenants.find(|tenant| tenant.id == timeline.tenant) {
+            let gone = |branch: &Branch| branch.id == timeline.timeline && branch.deleting;
+            tenant.branches.retain(|branch| !gone(branch));
+        }
+    }
+}
+
+impl Tenant {
+    fn has(&self, timeline: TimelineId) -> bool {
+        self.timeline == timeline || self.find_branch(timeline).is_some()
+    }
+
+    fn branch_mut(&mut self, timeline: TimelineRef) -> Result<&mut Branch, CatalogError> {
+        if self.timeline == timeline.timeline {
+            return Err(CatalogError::NoBranch(self.timeline_name.clone()));
+        }
+        let mut branches = self.branches.iter_mut();
+        let branch = branches.find(|branch| branch.id == timeline.timeline);
+        branch.ok_or(CatalogError::UnknownTimeline(timeline))
+    }
+
+    /// The branch of an id.
+    pub fn find_branch(&self, timeline: TimelineId) -> Option<&Branch> {
+        self.branches.iter().find(|branch| branch.id == timeline)
+    }
+
+    /// Another branch may begin on a timeline.
+    fn expect_room_on(&self, parent: TimelineRef) -> Result<(), CatalogError> {
+        if self.branches.len() >= MAX_BRANCHES {
+            let limit = MAX_BRANCHES;
+            return Err(CatalogError::TooManyBranches { limit });
+        }
+        let (mut at, mut depth) = (parent.timeline, 1);
+        while at != self.timeline {
+            let branch = self.find_branch(at);
+            let branch = branch.ok_or(CatalogError::UnknownTimeline(parent))?;
+            if branch.deleting {
+                return Err(CatalogError::BranchGoes(branch.name.clone()));
+            }
+            if depth == MAX_DEPTH {
+                return Err(CatalogError::TooDeep { limit: MAX_DEPTH });
+            }
+            (at, depth) = (branch.parent, depth + 1);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_types::{ErrorKind, Lsn};
+
+    use super::*;
+    use crate::core::{Change, NewTenant};
+
+    fn id(number: u8) -> TimelineId {
+        TimelineId::from_bytes([number; 16])
+    }
+
+    fn timeline(number: u8) -> TimelineRef {
+        TimelineRef {
+            tenant: TenantId::from_bytes([1; 16]),
+            timeline: id(number),
+        }
+    }
+
+    /// With one tenant, whose first timeline is number 1.
+    fn catalog() -> Catalog {
+        let mut catalog = Catalog::default();
+        let new = NewTenant::parse("shop", "host=h user=u", None).unwrap();
+        let ids = timeline(1);
+        catalog.apply(&Change::Attach { new, ids }).unwrap();
+        catalog
+    }
+
+    fn branch(name: &str, number: u8, parent: u8, lsn: u64) -> Change {
+        let new = Branch {
+            id: id(number),
+            name: name.parse().unwrap(),
+            parent: id(parent),
+            lsn: Lsn::new(lsn),
+            created_unix_ms: 5,
+            expires_unix_ms: None,
+            is_protected: false,
+            deleting: false,
+        };
+        let tenant = timeline(1).tenant;
+        Change::Branch { tenant, new }
+    }
+
+    fn refused(catalog: &mut Catalog, change: &Change) -> (ErrorKind, String) {
+        let before = catalog.clone();
+        let error = catalog.apply(change).unwrap_err();
+        assert_eq!(*catalog, before);
+        (error.kind(), error.to_string())
+    }
+
+    #[test]
+    fn a_branch_is_made_once() {
+        let mut catalog = catalog();
+        let change = branch("a", 2, 1, 100);
+        assert_eq!(catalog.apply(&change), Ok(timeline(2)));
+        let again = branch("a", 3, 1, 100);
+        assert_eq!(catalog.apply(&again), Ok(timeline(2)));
+        for other in [
+            branch("a", 3, 1, 108),
+            branch("a", 3, 2, 100),
+            branch("main", 3, 1, 100),
+        ] {
+            let (kind, text) = refused(&mut catalog, &other);
+            assert_eq!(kind, ErrorKind::AlreadyExists, "{text}");
+        }
+        let (kind, _) = refused(&mut catalog, &branch("b", 3, 9, 100));
+        assert_eq!(kind, ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_others_begin_on_stays() {
+        let mut catalog = catalog();
+        catalog.apply(&branch("a", 2, 1, 100)).unwrap();
+        catalog.apply(&branch("b", 3, 2, 100)).unwrap();
+        let drop = |number| Change::DropBranch {
+            timeline: timeline(number),
+        };
+        let (kind, text) = refused(&mut catalog, &drop(2));
+        assert_eq!(kind, ErrorKind::Conflict);
+        assert_eq!(text, "b begins on branch a; delete it first");
+        let name = "shop".parse().unwrap();
+        let tenant = Change::Delete {
+            name,
+            forget_slot: true,
+        };
+        let (_, text) = refused(&mut catalog, &tenant);
+        assert_eq!(
+            text,
+            "a, b begin on timelines of tenant shop; delete them first"
+        );
+        let (_, text) = refused(&mut catalog, &drop(1));
+        assert!(text.contains("as long as the tenant"), "{text}");
+
+        catalog.apply(&drop(3)).unwrap();
+        // Until nothing is left of it, and nothing new begins on it.
+        refused(&mut catalog, &drop(2));
+        let (kind, _) = refused(&mut catalog, &branch("c", 4, 3, 100));
+        assert_eq!(kind, ErrorKind::Conflict);
+        let (kind, _) = refused(&mut catalog, &branch("b", 4, 2, 100));
+        assert_eq!(kind, ErrorKind::Conflict);
+        let forget = |number| Change::ForgetBranch {
+            timeline: timeline(number),
+        };
+        let before = catalog.clone();
+        catalog.apply(&forget(2)).unwrap();
+        assert_eq!(catalog, before, "it is not to go");
+        catalog.apply(&forget(3)).unwrap();
+        catalog.apply(&drop(2)).unwrap();
+        catalog.apply(&forget(2)).unwrap();
+        assert!(!catalog.has(timeline(2)) && catalog.has(timeline(1)));
+        catalog.apply(&tenant).unwrap();
+    }
+
+    #[test]
+    fn a_branch_can_be_renamed_protected_and_given_an_end() {
+        let mut catalog = catalog();
+        catalog.apply(&branch("a", 2, 1, 100)).unwrap();
+        catalog.apply(&branch("b", 3, 1, 100)).unwrap();
+        let update = |name: Option<&str>, is_protected, expires_unix_ms| Change::UpdateBranch {
+            timeline: timeline(2),
+            name: name.map(|name| name.parse().unwrap()),
+            is_protected,
+            expires_unix_ms,
+        };
+        for taken in ["b", "main"] {
+            let (kind, text) = refused(&mut catalog, &update(Some(taken), Some(true), None));
+            assert_eq!(kind, ErrorKind::AlreadyExists, "{text}");
+        }
+        catalog
+            .apply(&update(Some("c"), Some(true), Some(Some(9))))
+            .unwrap();
+        catalog.apply(&update(Some("c"), None, None)).unwrap();
+        let tenant = catalog.tenant(timeline(1)).unwrap();
+        let changed = tenant.find_branch(id(2)).unwrap();
+        assert_eq!(changed.name.as_str(), "c");
+        assert_eq!(
+            (changed.is_protected, changed.expires_unix_ms),
+            (true, Some(9))
+        );
+        let drop = Change::DropBranch {
+            timeline: timeline(2),
+        };
+        let (_, text) = refused(&mut catalog, &drop);
+        assert!(text.contains("protected"), "{text}");
+        catalog
+            .apply(&update(None, Some(false), Some(None)))
+            .unwrap();
+        catalog.apply(&drop).unwrap();
+        let (kind, _) = refused(&mut catalog, &update(None, Some(true), None));
+        assert_eq!(kind, ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn branches_on_branches_come_to_an_end() {
+        let mut catalog = catalog();
+        let bytes = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let mut bytes = [0; 16];
+            (bytes[0], bytes[1]) = (high, low);
+            TimelineId::from_bytes(bytes)
+        };
+        let mut parent = id(1);
+        let deep = |number: u16, parent| Branch {
+            id: bytes(number),
+            name: format!("b{number}").parse().unwrap(),
+            parent,
+            lsn: Lsn::new(100),
+            created_unix_ms: 5,
+            expires_unix_ms: None,
+            is_protected: false,
+            deleting: false,
+        };
+        let tenant = timeline(1).tenant;
+        for number in 0..256 {
+            let new = deep(number, parent);
+            parent = new.id;
+            catalog.apply(&Change::Branch { tenant, new }).unwrap();
+        }
+        let new = deep(256, parent);
+        let error = catalog.apply(&Change::Branch { tenant, new }).unwrap_err();
+        assert_eq!(error, CatalogError::TooDeep { limit: MAX_DEPTH });
+    }
+}

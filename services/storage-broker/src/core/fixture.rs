@@ -1,0 +1,116 @@
+//! A tenant with something to branch from, for tests.
+
+use palimpsest_api::{TimelineRef, broker::Branched};
+use palimpsest_manifest::{
+    KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
+};
+use palimpsest_runtime::TaskScope;
+use palimpsest_store::ObjectStore;
+use palimpsest_types::{ByteCount, Key, Lsn, SystemIdentifier, WriterEpoch};
+
+use super::{
+    branching::{BranchError, NewBranch},
+    broker::Broker,
+    catalog_store::CatalogStore,
+    membership::Timing,
+    tenant::NewTenant,
+};
+
+/// A broker, and tenant `shop` with a timeline that can be read from 120 to 200.
+pub(super) struct Site {
+    pub(super) broker: Broker,
+    pub(super) main: TimelineRef,
+    store: ObjectStore,
+    _scope: TaskScope,
+    _directory: tempfile::TempDir,
+}
+
+pub(super) const fn lsn(position: u64) -> Lsn {
+    Lsn::new(position)
+}
+
+impl Site {
+    pub(super) async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(directory.path()).await.unwrap();
+        let scope = TaskScope::default();
+        let broker = Broker::start(store.clone(), Timing::default(), &scope).await;
+        let broker = broker.unwrap();
+        let new = NewTenant::parse("shop", "host=h user=u", None).unwrap();
+        let main = broker.attach(new).await.unwrap();
+        let manifests = TimelineManifests::new(store.clone(), main.tenant, main.timeline);
+        manifests.publish(0, first_manifest()).await.unwrap();
+        Self {
+            broker,
+            main,
+            store,
+            _scope: scope,
+            _directory: directory,
+        }
+    }
+
+    pub(super) async fn another_broker(&self, scope: &TaskScope) -> Broker {
+        let broker = Broker::start(self.store.clone(), Timing::default(), scope).await;
+        broker.unwrap()
+    }
+
+    pub(super) fn catalog(&self) -> CatalogStore {
+        CatalogStore::new(self.store.clone())
+    }
+
+    pub(super) async fn branch(
+        &self,
+        parent: TimelineRef,
+        name: &str,
+        at: Option<u64>,
+    ) -> Result<Branched, BranchError> {
+        let new = NewBranch {
+            parent,
+            name: name.parse().unwrap(),
+            lsn: at.map(Lsn::new),
+            expires_unix_ms: None,
+        };
+        self.broker.branch(new).await
+    }
+
+    /// The newest manifest of a timeline.
+    pub(super) async fn manifest(&self, timeline: TimelineRef) -> Option<TimelineManifest> {
+        let TimelineRef { tenant, timeline } = timeline;
+        let manifests = TimelineManifests::new(self.store.clone(), tenant, timeline);
+        Some(manifests.newest().await.unwrap()?.state)
+    }
+}
+
+fn first_manifest() -> TimelineManifest {
+    let source = SourceCluster {
+        system_identifier: SystemIdentifier::new(1),
+        pg_version: 15,
+        pg_timeline: 1,
+        wal_segment_size: ByteCount::mib(16),
+        wal_log_hints: false,
+    };
+    let mut manifest = TimelineManifest::new(source, lsn(100), lsn(120));
+    let (after, up_to) = (lsn(100), lsn(200));
+    let kinds = [
+        LayerKind::Base(after),
+        LayerKind::Delta(LsnSpan { after, up_to }),
+    ];
+    let layers = kinds
+        .into_iter()
+        .enumerate()
+        .map(|(number, kind)| LayerEntry {
+            name: format!("layer-{number}"),
+            kind,
+            keys: KeySpan {
+                first: Key::TwoPhase(0),
+                last: Key::TwoPhase(1),
+            },
+            size: ByteCount::kib(8),
+            entries: 1,
+            level: 0,
+            epoch: WriterEpoch::FIRST,
+        });
+    manifest.lsn = up_to;
+    manifest.add_layers(layers.collect()).unwrap();
+    manifest
+}

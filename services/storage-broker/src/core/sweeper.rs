@@ -1,0 +1,324 @@
+//! Removing what is left of branches: those that are to go, and attempts that ended half way.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    time::{Duration, SystemTime},
+};
+
+use palimpsest_api::TimelineRef;
+use palimpsest_manifest::{
+    ManifestError, PinKind, Publisher, TimelineManifest, TimelineManifests, UpdateError,
+};
+use palimpsest_runtime::CancellationToken;
+use palimpsest_store::{StoreError, StorePath};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    branching::unix_ms,
+    broker::Broker,
+    catalog::{Catalog, Change},
+    catalog_store::{CatalogStore, CatalogStoreError},
+    catalog_writer::ChangeError,
+};
+
+/// How often branches that are to go are looked for, unless one is told of.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often all timelines are looked through for what was left half made.
+const PASS: Duration = Duration::from_secs(15 * 60);
+/// Between two timelines then.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Something could not be removed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogStoreError),
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+}
+
+/// Goes on until told to stop.
+pub(super) async fn sweep(broker: Broker, catalog: CatalogStore, token: CancellationToken) {
+    let mut changes = broker.catalogs();
+    let mut next_pass = Instant::now() + PASS;
+    let sweeping = async {
+        loop {
+            for branch in expired(&broker.catalog(), unix_ms(SystemTime::now())) {
+                match broker.delete_branch(branch).await {
+                    Ok(()) => tracing::info!(%branch, "the time of a branch is over"),
+                    Err(error) => complain(branch, &error.into()),
+                }
+            }
+            let going = going(&broker.catalog());
+            for (branch, parent) in going {
+                if let Err(error) = remove(&broker, branch, parent).await {
+                    complain(branch, &error);
+                } else {
+                    tracing::info!(%branch, "a branch is deleted");
+                }
+            }
+            if Instant::now() >= next_pass {
+                pass(&broker, &catalog).await;
+                next_pass = Instant::now() + PASS;
+            }
+            // Cancel-safe: neither a change nor time is consumed.
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = sleep(LOOK) => {}
+            }
+        }
+    };
+    // Cancel-safe: what is half done is found again.
+    token.run_until_cancelled(sweeping).await;
+}
+
+/// Branches whose time is over, but for those that are protected or that others begin on.
+fn expired(catalog: &Catalog, now_unix_ms: u64) -> Vec<TimelineRef> {
+    let mut expired = Vec::new();
+    for tenant in catalog.tenants() {
+        let needed: HashSet<_> = tenant.branches.iter().map(|branch| branch.parent).collect();
+        let over = tenant.branches.iter().filter(|branch| {
+            let is_over = branch.expires_unix_ms.is_some_and(|at| at <= now_unix_ms);
+            is_over && !branch.deleting && !branch.is_protected && !needed.contains(&branch.id)
+        });
+        expired.extend(over.map(|branch| TimelineRef {
+            tenant: tenant.id,
+            timeline: branch.id,
+        }));
+    }
+    expired
+}
+
+/// Branches that are to go, each with the timeline that it begins on.
+fn going(catalog: &Catalog) -> Vec<(TimelineRef, TimelineRef)> {
+    let tenants = catalog.tenants().iter();
+    let of_tenant = tenants.flat_map(|tenant| {
+        let timeline = |timeline| TimelineRef {
+            tenant: tenant.id,
+            timeline,
+        };
+        let going = tenant.branches.iter().filter(|branch| branch.deleting);
+        going.map(move |branch| (timeline(branch.id), timeline(branch.parent)))
+    });
+    of_tenant.collect()
+}
+
+/// Removes all of a branch. The pin goes after what it keeps was used for, the entry last: it is what
+/// says that there is something to remove.
+async fn remove(
+    broker: &Broker,
+    branch: TimelineRef,
+    parent: TimelineRef,
+) -> Result<(), SweepError> {
+    remove_objects(broker, branch).await?;
+    unpin(broker, branch, parent).await?;
+    let timeline = branch;
+    broker.change(Change::ForgetBranch { timeline }).await?;
+    Ok(())
+}
+
+async fn remove_objects(broker: &Broker, branch: TimelineRef) -> Result<(), StoreError> {
+    let objects = StorePath::timeline(branch.tenant, branch.timeline);
+    broker.store().delete_below(&objects).await
+}
+
+/// Removes the pin of a branch, if it is there.
+async fn unpin(
+    broker: &Broker,
+    branch: TimelineRef,
+    parent: TimelineRef,
+) -> Result<(), ManifestError> {
+    let manifests = manifests(broker, parent);
+    let Some(mut newest) = manifests.newest().await? else {
+        return Ok(());
+    };
+    let id = u128::from_be_bytes(*branch.timeline.as_bytes());
+    let remove = |manifest: &mut TimelineManifest| Ok::<_, Infallible>(manifest.remove_pin(id));
+    match manifests
+        .update(Publisher::Broker, &mut newest, remove)
+        .await
+    {
+        Ok(_) | Err(UpdateError::Manifest(ManifestError::Gone)) => Ok(()),
+        Err(UpdateError::Manifest(error)) => Err(error),
+        Err(UpdateError::Edit(never)) => match never {},
+    }
+}
+
+/// Looks through all timelines for pins of branches that never came to be.
+async fn pass(broker: &Broker, store: &CatalogStore) {
+    let known = broker.catalog();
+    for timeline in known.tenants().iter().flat_map(super::Tenant::timelines) {
+        if let Err(error) = sweep_pins(broker, store, timeline).await {
+            complain(timeline, &error);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn sweep_pins(
+    broker: &Broker,
+    store: &CatalogStore,
+    timeline: TimelineRef,
+) -> Result<(), SweepError> {
+    let Some(newest) = manifests(broker, timeline).newest().await? else {
+        return Ok(());
+    };
+    let now = unix_ms(SystemTime::now());
+    let expired = newest.state.pins().iter().filter_map(|pin| match pin.kind {
+        PinKind::Branch { timeline: branch } => {
+            let is_expired = pin.expires_unix_ms.is_some_and(|expires| expires < now);
+            let tenant = timeline.tenant;
+            is_expired.then_some(TimelineRef {
+                tenant,
+                timeline: branch,
+            })
+        }
+        PinKind::Lease | PinKind::Compute => None,
+    });
+    let expired: Vec<_> = expired.collect();
+    if expired.is_empty() {
+        return Ok(());
+    }
+    // Read after the pins, and not from memory: another storage-broker may have made them.
+    let catalog = store.newest().await?.state;
+    for branch in expired.into_iter().filter(|branch| !catalog.has(*branch)) {
+        tracing::info!(%branch, "removing what is left of a branch that was never made");
+        remove_objects(broker, branch).await?;
+        unpin(broker, branch, timeline).await?;
+    }
+    Ok(())
+}
+
+fn manifests(broker: &Broker, timeline: TimelineRef) -> TimelineManifests {
+    TimelineManifests::new(broker.store().clone(), timeline.tenant, timeline.timeline)
+}
+
+fn complain(timeline: TimelineRef, error: &SweepError) {
+    let error = error as &dyn std::error::Error;
+    tracing::warn!(%timeline, error, "can't remove what is left of a branch; trying again");
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_manifest::Pin;
+
+    use super::*;
+    use crate::core::fixture::{Site, lsn};
+
+    /// An attempt at a branch that ended before the catalog was told, and when its pin ends.
+    async fn half_made(site: &Site, number: u8, expires_unix_ms: u64) -> TimelineRef {
+        let timeline = palimpsest_types::TimelineId::from_bytes([number; 16]);
+        let branch = TimelineRef {
+            timeline,
+            ..site.main
+        };
+        let pin = Pin {
+            id: u128::from_be_bytes([number; 16]),
+            kind: PinKind::Branch { timeline },
+            lsn: lsn(160),
+            expires_unix_ms: Some(expires_unix_ms),
+        };
+        let manifests = manifests(&site.broker, site.main);
+        let mut newest = manifests.newest().await.unwrap().unwrap();
+        let set = |manifest: &mut TimelineManifest| manifest.add_pin(pin).map(|()| true);
+        let set = manifests.update(Publisher::Broker, &mut newest, set).await;
+        assert!(set.unwrap());
+        let first = newest.state.branch(site.main.timeline, lsn(160)).unwrap();
+        let own = super::manifests(&site.broker, branch);
+        own.publish(0, first).await.unwrap();
+        branch
+    }
+
+    #[tokio::test]
+    async fn what_an_attempt_left_goes_when_its_time_is_over() {
+        let site = Site::new().await;
+        let made = site.branch(site.main, "a", Some(152)).await.unwrap();
+        let old = half_made(&site, 8, 1).await;
+        let young = half_made(&site, 9, u64::MAX).await;
+        pass(&site.broker, &site.catalog()).await;
+        assert!(site.manifest(old).await.is_none());
+        assert!(site.manifest(young).await.is_some());
+        assert!(site.manifest(made.timeline).await.is_some());
+        let pins = site.manifest(site.main).await.unwrap();
+        let pinned = pins.pins().iter().map(|pin| pin.id.to_be_bytes());
+        let kept = [made.timeline, young].map(|kept| *kept.timeline.as_bytes());
+        assert!(pinned.eq(kept));
+    }
+
+    #[tokio::test]
+    async fn a_branch_that_is_listed_outlives_the_end_of_its_pin() {
+        let site = Site::new().await;
+        let made = site.branch(site.main, "a", Some(152)).await.unwrap();
+        let manifests = manifests(&site.broker, site.main);
+        let mut newest = manifests.newest().await.unwrap().unwrap();
+        let age = |manifest: &mut TimelineManifest| {
+            let pin = manifest.pins()[0];
+            let expires_unix_ms = Some(1);
+            manifest
+                .add_pin(Pin {
+                    expires_unix_ms,
+                    ..pin
+                })
+                .map(|()| true)
+        };
+        manifests
+            .update(Publisher::Broker, &mut newest, age)
+            .await
+            .unwrap();
+        pass(&site.broker, &site.catalog()).await;
+        assert!(site.manifest(made.timeline).await.is_some());
+        assert_eq!(site.manifest(site.main).await.unwrap().pins().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_branch_goes_by_itself_when_its_time_is_over() {
+        let site = Site::new().await;
+        let named = async |name| {
+            site.branch(site.main, name, Some(152))
+                .await
+                .unwrap()
+                .timeline
+        };
+        let (over, later) = (named("over").await, named("later").await);
+        let (kept, needed) = (named("kept").await, named("needed").await);
+        site.branch(needed, "child", None).await.unwrap();
+        for (branch, at) in [(over, 1), (later, u64::MAX), (kept, 1), (needed, 1)] {
+            let protect = (branch == kept).then_some(true);
+            let update = site
+                .broker
+                .update_branch(branch, None, protect, Some(Some(at)));
+            update.await.unwrap();
+        }
+        let mut view = site.broker.watch();
+        let gone = view.wait_for(|view| view.timeline(over).is_none());
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(site.broker.watch().borrow().timelines.len(), 1 + 4);
+        assert!(expired(&site.broker.catalog(), 1).is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_a_branch_that_goes_nothing_is_left() {
+        let site = Site::new().await;
+        let made = site.branch(site.main, "a", Some(152)).await.unwrap();
+        site.broker.delete_branch(made.timeline).await.unwrap();
+        let mut view = site.broker.watch();
+        let gone = view.wait_for(|view| view.timeline(made.timeline).is_none());
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(site.manifest(made.timeline).await.is_none());
+        assert!(site.manifest(site.main).await.unwrap().pins().is_empty());
+        // Its name is free.
+        let again = site.branch(site.main, "a", Some(160)).await.unwrap();
+        assert_ne!(again.timeline, made.timeline);
+    }
+}

@@ -5,7 +5,7 @@ use palimpsest_api::{
     page::PageClient,
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Reason};
 use tokio::sync::watch;
 
 use crate::{
@@ -97,8 +97,8 @@ impl Client {
 
     /// The broker's refusal, or that it is not there.
     pub(crate) fn refused(&self, what: impl Into<String>, source: RemoteError) -> CliError {
-        match source.kind {
-            ErrorKind::NotReady => CliError::Unreachable {
+        match (source.kind, source.reason) {
+            (ErrorKind::NotReady, None | Some(Reason::Unreachable)) => CliError::Unreachable {
                 endpoint: self.endpoint.clone(),
                 source,
             },

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use palimpsest_api::{
     RemoteError, TimelineRef,
-    broker::{BranchChange, Branched, ClusterView, MAIN, TimelineView},
+    broker::{BranchChange, Branched, ClusterView, MAIN, TimelineState, TimelineView},
     page::LsnAtTime,
 };
-use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_types::{Lsn, Reason};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -238,7 +238,7 @@ async fn create_soon(
         let broker = client.broker();
         let made = broker.create_branch_for(parent, name, Some(lsn), expires);
         match made.await {
-            Err(error) if error.kind == ErrorKind::NotReady && begun.elapsed() < HEARD => {
+            Err(error) if error.reason == Some(Reason::NotArrived) && begun.elapsed() < HEARD => {
                 sleep(LOOK).await;
             }
             outcome => return outcome,
@@ -292,10 +292,16 @@ fn lsn_of(answer: LsnAtTime, time: SystemTime, parent: &TimelineView) -> Result<
             format!("that time is in the future of {name}"),
             "leave out --at for the newest",
         )),
-        LsnAtTime::Newest(lsn) => Ok(lsn),
+        // Nothing comes after it.
+        LsnAtTime::Newest(lsn) if parent.status.state == TimelineState::Idle => Ok(lsn),
+        // As recovery_target_time: what ended before that time may still be on its way.
+        LsnAtTime::Newest(_) => Err(failed(
+            format!("no transaction of {name} that has arrived ended after that time"),
+            "leave out --at for the newest; `pal status` shows how far it is",
+        )),
         LsnAtTime::BeforeOldest => Err(failed(
             format!("that time is before what is kept of {name}"),
-            "`pal timeline list` shows the oldest LSN that can be read",
+            "a later one, or an LSN, can be had",
         )),
     }
 }

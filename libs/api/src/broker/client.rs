@@ -11,7 +11,7 @@ use super::{
     convert::status_to_wire,
 };
 use crate::{
-    channel::{Channel, connect_lazily},
+    channel::{Channel, MAX_MESSAGE, connect_lazily},
     convert::{InvalidMessageError, TimelineRef, id_to_wire},
     status::RemoteError,
 };
@@ -38,7 +38,8 @@ impl BrokerClient {
         Ok(Self {
             membership: wire::membership_service_client::MembershipServiceClient::new(
                 channel.clone(),
-            ),
+            )
+            .max_decoding_message_size(MAX_MESSAGE),
             admin: admin::admin_service_client::AdminServiceClient::new(channel),
         })
     }

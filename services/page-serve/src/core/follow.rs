@@ -58,7 +58,7 @@ pub(super) enum FollowError {
     NoManifest,
     #[error("there is no timeline {0}, which it begins on")]
     NoAncestor(TimelineRef),
-    #[error("what it begins on can't be read")]
+    #[error("what it begins on can't be read: {0}")]
     Ancestor(#[from] ServeError),
 }
 
@@ -121,10 +121,6 @@ impl<'a> Follower<'a> {
                         }
                     }
                 }
-            } else {
-                let some = |view: &ClusterView| writer_of(timeline, view).is_some();
-                // Cancel-safe: nothing is consumed but a reason to look. Ends with the process.
-                let _ = cluster.wait_for(some).await;
             }
             tokio::time::sleep(RETRY).await;
         }

@@ -29,6 +29,8 @@ pub(super) struct Served {
     timeline: TimelineRef,
     opened: OnceLock<Opened>,
     wanted: watch::Sender<bool>,
+    /// Whether it may change.
+    followed: watch::Sender<bool>,
     /// How the first of many attempts to open it, or the last one, ended.
     opening: watch::Sender<Opening>,
 }
@@ -58,6 +60,7 @@ impl Served {
             timeline,
             opened: OnceLock::new(),
             wanted: watch::Sender::new(false),
+            followed: watch::Sender::new(false),
             opening: watch::Sender::new(Opening::Begun),
         });
         let task = Arc::clone(&served);
@@ -73,9 +76,14 @@ impl Served {
     }
 
     /// Opens it, unless that has begun.
-    pub(super) fn want(&self) {
-        let begin = |wanted: &mut bool| !std::mem::replace(wanted, true);
-        self.wanted.send_if_modified(begin);
+    fn want(&self) {
+        begin(&self.wanted);
+    }
+
+    /// Opens it and keeps up with it from now on.
+    pub(super) fn follow(&self) {
+        begin(&self.followed);
+        self.want();
     }
 
     /// Whether somebody wants it.
@@ -137,6 +145,12 @@ impl Served {
         let Some(opened) = self.opened.get() else {
             return;
         };
+        // The sender is here, so it does not go away.
+        let _ = self
+            .followed
+            .subscribe()
+            .wait_for(|followed| *followed)
+            .await;
         let follower = Follower::new(timeline, shared, opened);
         // Both go on for ever.
         tokio::join!(
@@ -189,4 +203,8 @@ impl Served {
         self.opening.send_replace(Opening::Done);
         Ok(Some(manifest))
     }
+}
+
+fn begin(flag: &watch::Sender<bool>) {
+    flag.send_if_modified(|flag| !std::mem::replace(flag, true));
 }

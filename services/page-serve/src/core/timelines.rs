@@ -6,7 +6,7 @@ use std::{
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{ClusterView, TimelineState},
+    broker::{ClusterView, TimelineView},
     redo::{RedoPool, TenantRedo},
 };
 use palimpsest_read::{BlockCache, PageCache, TimelineReader};
@@ -193,14 +193,14 @@ impl Timelines {
                 .borrow_and_update()
                 .timelines
                 .iter()
-                .map(|view| (view.timeline, view.status.state))
+                .map(|view| (view.timeline, Use::of(view)))
                 .collect();
             self.open_and_close(&known);
         }
     }
 
     /// Opens what appears, but for what nobody writes to: that is opened when somebody reads it.
-    fn open_and_close(&self, known: &HashMap<TimelineRef, TimelineState>) {
+    fn open_and_close(&self, known: &HashMap<TimelineRef, Use>) {
         let mut timelines = self.shared.lock();
         timelines.retain(|timeline, entry| {
             let stays = known.contains_key(timeline);
@@ -209,17 +209,36 @@ impl Timelines {
             }
             stays
         });
-        for (timeline, state) in known {
+        for (timeline, used) in known {
             let entry = timelines.entry(*timeline).or_insert_with(|| {
                 let scope = self.scope.child();
                 let served = Served::start(*timeline, Arc::clone(&self.shared), &scope);
                 Entry { served, scope }
             });
-            if *state != TimelineState::Idle {
-                entry.served.want();
+            match used {
+                Use::Branch => {}
+                Use::Written => entry.served.follow(),
             }
         }
         self.heard.send_replace(true);
+    }
+}
+
+/// What a timeline is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// It is written to, or was attached to be.
+    Written,
+    /// It is a branch that nobody writes to, so it changes no more.
+    Branch,
+}
+
+impl Use {
+    fn of(view: &TimelineView) -> Self {
+        match view.branch.is_some() && view.writer.is_none() {
+            true => Self::Branch,
+            false => Self::Written,
+        }
     }
 }
 

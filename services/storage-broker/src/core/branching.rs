@@ -14,13 +14,15 @@ use palimpsest_manifest::{
     BranchPointError, ManifestError, Pin, PinError, PinKind, Publisher, TimelineManifest,
     TimelineManifests, UpdateError, Versioned,
 };
-use palimpsest_types::{ErrorKind, Lsn, TimelineId};
+use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, TimelineId};
 
 use super::{
     branch::Branch,
     broker::Broker,
     catalog::{CatalogError, Change},
+    catalog_store::CatalogStoreError,
     catalog_writer::ChangeError,
+    sweeper::discard,
     tenant::Name,
 };
 
@@ -69,9 +71,9 @@ pub enum BranchError {
     /// A manifest could not be read or published.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// It took so long that what it made may have been swept away.
-    #[error("making the branch took longer than {0:?}; nothing was made, try again")]
-    TooSlow(Duration),
+    /// The catalog can't be read.
+    #[error(transparent)]
+    Catalog(#[from] CatalogStoreError),
 }
 
 /// Where a branch begins: on which timeline, whose newest manifest this is.
@@ -86,6 +88,8 @@ struct Point {
 pub(super) const PIN_HOLDS: Duration = Duration::from_secs(60 * 60);
 /// No attempt goes on for longer.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
+/// Branches that one storage-broker makes side by side.
+pub(super) const AT_ONCE: usize = 4;
 
 impl Broker {
     /// Makes a branch durable, or finds the one that there is.
@@ -94,7 +98,7 @@ impl Broker {
     /// If it can't begin there, its name is taken, or the store fails. Dropping the future may leave a
     /// pin, which goes after a while.
     pub async fn branch(&self, new: NewBranch) -> Result<Branched, BranchError> {
-        let (began, created) = (tokio::time::Instant::now(), SystemTime::now());
+        let created = SystemTime::now();
         let NewBranch {
             parent,
             name,
@@ -102,10 +106,11 @@ impl Broker {
             expires_unix_ms,
         } = new;
         let lsn = lsn.map(|lsn| lsn.floor_to(8));
-        let same = |branch: &Branch| lsn.is_none_or(|lsn| lsn == branch.lsn);
-        if let Some(branch) = self.catalog().branch_like(parent, &name, same)? {
+        if let Some(branch) = self.branch_like(parent, &name, lsn).await? {
             return Ok(branched(parent, &branch));
         }
+        // They would only be in each other's way at the manifest, and in the writer's.
+        let _turn = self.branching().acquire().await;
         let Point {
             timeline: on,
             lsn,
@@ -130,9 +135,6 @@ impl Broker {
         let first = newest.state.branch(on.timeline, lsn)?;
         let own = TimelineManifests::new(self.store().clone(), timeline.tenant, timeline.timeline);
         own.publish(0, first).await?;
-        if began.elapsed() > LONGEST {
-            return Err(BranchError::TooSlow(LONGEST));
-        }
         let branch = Branch {
             id: timeline.timeline,
             name,
@@ -143,12 +145,39 @@ impl Broker {
             is_protected: false,
             deleting: false,
         };
-        let tenant = timeline.tenant;
-        let new = branch.clone();
-        let made = self.change(Change::Branch { tenant, new }).await?;
-        // Of two that are made at once the catalog takes one.
-        let id = made.timeline;
+        let change = Change::Branch {
+            tenant: timeline.tenant,
+            new: branch.clone(),
+            before_unix_ms: unix_ms(created + LONGEST),
+        };
+        let listed = self.change(change).await;
+        let is_left = match &listed {
+            // Of two that are made at once the catalog takes one.
+            Ok(listed) => *listed != timeline,
+            Err(error) => error.is_refusal(),
+        };
+        if is_left {
+            discard(self, timeline, on).await;
+        }
+        let id = listed?.timeline;
         Ok(branched(on, &Branch { id, ..branch }))
+    }
+
+    /// The branch that is asked for, if it is there already.
+    async fn branch_like(
+        &self,
+        parent: TimelineRef,
+        name: &Name,
+        lsn: Option<Lsn>,
+    ) -> Result<Option<Branch>, BranchError> {
+        match self.catalog().branch_like(parent, name, lsn) {
+            Ok(None) => Ok(None),
+            // Another storage-broker may have changed it since.
+            Ok(Some(_)) | Err(_) => {
+                let newest = self.newest_catalog().await?;
+                Ok(newest.branch_like(parent, name, lsn)?)
+            }
+        }
     }
 
     /// On which timeline an LSN of another's history is, and that it is there.
@@ -226,13 +255,26 @@ impl BranchError {
         match self {
             Self::Change(error) => error.kind(),
             Self::Refused(error) => error.kind(),
-            Self::NotAttached(_)
-            | Self::NotHeard(_)
-            | Self::NotArrived { .. }
-            | Self::TooSlow(_) => ErrorKind::NotReady,
+            Self::Catalog(error) => error.kind(),
+            Self::NotAttached(_) | Self::NotHeard(_) | Self::NotArrived { .. } => {
+                ErrorKind::NotReady
+            }
             Self::Point(_) | Self::Pin(PinError::BelowCutoff { .. }) => ErrorKind::Invalid,
             Self::Pin(PinError::TooMany) => ErrorKind::Throttled,
             Self::Manifest(error) => error.kind(),
+        }
+    }
+
+    /// The same and what is so, for programs.
+    pub fn fault(&self) -> Fault {
+        let kind = self.kind();
+        match self {
+            Self::NotArrived { .. } | Self::NotHeard(_) => Fault::new(kind, Reason::NotArrived),
+            Self::NotAttached(_) => Fault::new(kind, Reason::NotOpen),
+            Self::Point(BranchPointError::BelowOldest { .. }) => {
+                Fault::new(kind, Reason::BelowHorizon)
+            }
+            _ => kind.into(),
         }
     }
 }
@@ -288,6 +330,23 @@ mod tests {
         assert_eq!(one.unwrap(), other.unwrap());
         let differs = site.branch(site.main, "a", Some(168)).await.unwrap_err();
         assert_eq!(differs.kind(), ErrorKind::AlreadyExists);
+        // What the other had made is gone.
+        assert_eq!(site.manifest(site.main).await.unwrap().pins().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_same_name_on_another_timeline_is_another_branch() {
+        let site = Site::new().await;
+        let made = branch(&site, site.main, "a", 160).await;
+        let other = branch(&site, site.main, "b", 160).await.timeline;
+        for at in [None, Some(160)] {
+            let error = site.branch(other, "a", at).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        }
+        // What is older than `b` is main's, whatever it is asked of.
+        let old = branch(&site, site.main, "old", 152).await;
+        assert_eq!(branch(&site, other, "old", 152).await, old);
+        assert_eq!(branch(&site, site.main, "a", 160).await, made);
     }
 
     #[tokio::test]

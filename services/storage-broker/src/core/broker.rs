@@ -14,11 +14,12 @@ use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
 use palimpsest_types::{ErrorKind, NodeId, SystemIdentifier, TenantId, TimelineId};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
+    branching::AT_ONCE,
     catalog::{Catalog, CatalogError, Change},
     catalog_store::{CatalogStore, CatalogStoreError},
     catalog_writer::{ChangeError, Command, write_catalog},
@@ -36,6 +37,9 @@ pub struct Broker {
     view: watch::Receiver<ClusterView>,
     catalog: watch::Receiver<Arc<Catalog>>,
     store: ObjectStore,
+    catalogs: CatalogStore,
+    /// Held by those who make a branch.
+    branching: Arc<Semaphore>,
     heartbeats: Counter,
 }
 
@@ -119,9 +123,11 @@ impl Broker {
             view,
             catalog,
             store,
+            catalogs,
+            branching: Arc::new(Semaphore::new(AT_ONCE)),
             heartbeats: Counter::default(),
         };
-        scope.spawn("sweeper", sweep(broker.clone(), catalogs, token.clone()));
+        scope.spawn("sweeper", sweep(broker.clone(), token.clone()));
         Ok(broker)
     }
 
@@ -244,6 +250,16 @@ impl Broker {
     /// The same, whenever it changes.
     pub(super) fn catalogs(&self) -> watch::Receiver<Arc<Catalog>> {
         self.catalog.clone()
+    }
+
+    /// The catalog as it is in the store, where another storage-broker may have changed it.
+    pub(super) async fn newest_catalog(&self) -> Result<Catalog, CatalogStoreError> {
+        Ok(self.catalogs.newest().await?.state)
+    }
+
+    /// Who makes a branch waits for a permit.
+    pub(super) fn branching(&self) -> &Semaphore {
+        &self.branching
     }
 
     /// Where manifests are.

@@ -60,6 +60,8 @@ pub enum Change {
         tenant: TenantId,
         /// The branch.
         new: Branch,
+        /// Not later than this, in milliseconds since 1970: what it needs may be gone then.
+        before_unix_ms: u64,
     },
     /// A branch is to be different.
     UpdateBranch {
@@ -71,6 +73,13 @@ pub enum Change {
         is_protected: Option<bool>,
         /// When it goes by itself, if that is to change.
         expires_unix_ms: Option<Option<u64>>,
+    },
+    /// A branch is to go if its time is over, and nothing keeps it.
+    ExpireBranch {
+        /// It.
+        timeline: TimelineRef,
+        /// What time it is, in milliseconds since 1970.
+        now_unix_ms: u64,
     },
     /// A branch is to go.
     DropBranch {
@@ -138,7 +147,7 @@ pub enum CatalogError {
         limit: usize,
     },
     /// The catalog is written whole with every change.
-    #[error("the tenant has {limit} branches, which is the limit; delete some first")]
+    #[error("there are {limit} branches, which is the limit; delete some first")]
     TooManyBranches {
         /// How many there may be.
         limit: usize,
@@ -182,6 +191,16 @@ impl CatalogError {
     }
 }
 
+impl Change {
+    /// It is not to be made later than this, in milliseconds since 1970.
+    pub fn before_unix_ms(&self) -> Option<u64> {
+        match self {
+            Self::Branch { before_unix_ms, .. } => Some(*before_unix_ms),
+            _ => None,
+        }
+    }
+}
+
 impl Catalog {
     /// The tenants, in the order in which they were attached.
     pub fn tenants(&self) -> &[Tenant] {
@@ -212,7 +231,7 @@ impl Catalog {
                 self.tenants.retain(|tenant| !gone(tenant));
                 Ok(*timeline)
             }
-            Change::Branch { tenant, new } => self.branch(*tenant, new),
+            Change::Branch { tenant, new, .. } => self.branch(*tenant, new),
             Change::UpdateBranch {
                 timeline,
                 name,
@@ -222,6 +241,15 @@ impl Catalog {
                 let branch = self.renamed(*timeline, name.as_ref())?;
                 branch.is_protected = is_protected.unwrap_or(branch.is_protected);
                 branch.expires_unix_ms = expires_unix_ms.unwrap_or(branch.expires_unix_ms);
+                Ok(*timeline)
+            }
+            Change::ExpireBranch {
+                timeline,
+                now_unix_ms,
+            } => {
+                if self.expired(*now_unix_ms).contains(timeline) {
+                    self.drop_branch(*timeline)?;
+                }
                 Ok(*timeline)
             }
             Change::DropBranch { timeline } => self.drop_branch(*timeline),
@@ -297,6 +325,11 @@ impl Catalog {
     fn delete(&mut self, name: &Name, forget_slot: bool) -> Result<TimelineRef, CatalogError> {
         let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
         let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        if tenant.branches.iter().any(|branch| branch.deleting) {
+            let going = tenant.branches.iter().find(|branch| branch.deleting);
+            let going = going.map_or_else(|| name.clone(), |branch| branch.name.clone());
+            return Err(CatalogError::BranchGoes(going));
+        }
         if !tenant.branches.is_empty() {
             let children = tenant.branches.iter().map(|branch| branch.name.clone());
             return Err(CatalogError::HasBranches {

@@ -6,12 +6,17 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::SystemTime;
+
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{EnvelopeError, Sequence, SequenceError, Versioned, open, seal};
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::ErrorKind;
 
-use super::catalog::{Catalog, CatalogError, Change};
+use super::{
+    branching::unix_ms,
+    catalog::{Catalog, CatalogError, Change},
+};
 
 /// Reads and replaces the catalog.
 #[derive(Debug, Clone)]
@@ -40,6 +45,9 @@ pub enum CatalogStoreError {
     /// The catalog could not be written down.
     #[error("the catalog can't be encoded")]
     Encode(#[source] serde_json::Error),
+    /// It took so long that what the change needs may be gone.
+    #[error("it took too long, and nothing was changed; try again")]
+    Overdue,
     /// Others changed it each time before we could.
     #[error("other storage-brokers keep changing the catalog; try again")]
     Contended,
@@ -58,7 +66,7 @@ impl CatalogStoreError {
             Self::Sequence(error) => error.kind(),
             Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::Encode(_) => ErrorKind::Internal,
-            Self::Contended => ErrorKind::NotReady,
+            Self::Contended | Self::Overdue => ErrorKind::NotReady,
         }
     }
 }
@@ -100,6 +108,10 @@ impl CatalogStore {
             let before = self.newest().await?;
             let mut state = before.state.clone();
             let timeline = state.apply(change)?;
+            let now = unix_ms(SystemTime::now());
+            if change.before_unix_ms().is_some_and(|before| now >= before) {
+                return Err(CatalogStoreError::Overdue);
+            }
             if state == before.state {
                 return Ok((before, timeline));
             }

@@ -31,6 +31,11 @@ pub enum ChangeError {
 }
 
 impl ChangeError {
+    /// Whether the catalog does not allow the change, so that it was not made.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Catalog(CatalogStoreError::Refused(_)))
+    }
+
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -11,7 +11,6 @@ use palimpsest_types::{ByteCount, Key, Lsn, SystemIdentifier, WriterEpoch};
 use super::{
     branching::{BranchError, NewBranch},
     broker::Broker,
-    catalog_store::CatalogStore,
     membership::Timing,
     tenant::NewTenant,
 };
@@ -52,10 +51,6 @@ impl Site {
     pub(super) async fn another_broker(&self, scope: &TaskScope) -> Broker {
         let broker = Broker::start(self.store.clone(), Timing::default(), scope).await;
         broker.unwrap()
-    }
-
-    pub(super) fn catalog(&self) -> CatalogStore {
-        CatalogStore::new(self.store.clone())
     }
 
     pub(super) async fn branch(

@@ -1,7 +1,6 @@
 //! Removing what is left of branches: those that are to go, and attempts that ended half way.
 
 use std::{
-    collections::HashSet,
     convert::Infallible,
     time::{Duration, SystemTime},
 };
@@ -12,13 +11,13 @@ use palimpsest_manifest::{
 };
 use palimpsest_runtime::CancellationToken;
 use palimpsest_store::{StoreError, StorePath};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::{
     branching::unix_ms,
     broker::Broker,
     catalog::{Catalog, Change},
-    catalog_store::{CatalogStore, CatalogStoreError},
+    catalog_store::CatalogStoreError,
     catalog_writer::ChangeError,
 };
 
@@ -43,55 +42,46 @@ enum SweepError {
 }
 
 /// Goes on until told to stop.
-pub(super) async fn sweep(broker: Broker, catalog: CatalogStore, token: CancellationToken) {
-    let mut changes = broker.catalogs();
-    let mut next_pass = Instant::now() + PASS;
-    let sweeping = async {
-        loop {
-            for branch in expired(&broker.catalog(), unix_ms(SystemTime::now())) {
-                match broker.delete_branch(branch).await {
-                    Ok(()) => tracing::info!(%branch, "the time of a branch is over"),
-                    Err(error) => complain(branch, &error.into()),
-                }
-            }
-            let going = going(&broker.catalog());
-            for (branch, parent) in going {
-                if let Err(error) = remove(&broker, branch, parent).await {
-                    complain(branch, &error);
-                } else {
-                    tracing::info!(%branch, "a branch is deleted");
-                }
-            }
-            if Instant::now() >= next_pass {
-                pass(&broker, &catalog).await;
-                next_pass = Instant::now() + PASS;
-            }
-            // Cancel-safe: neither a change nor time is consumed.
-            tokio::select! {
-                _ = changes.changed() => {}
-                () = sleep(LOOK) => {}
-            }
-        }
-    };
+pub(super) async fn sweep(broker: Broker, token: CancellationToken) {
+    // Apart, as a look at all timelines takes long.
+    let sweeping = async { tokio::join!(remove_what_goes(&broker), look_for_halves(&broker)) };
     // Cancel-safe: what is half done is found again.
-    token.run_until_cancelled(sweeping).await;
+    Box::pin(token.run_until_cancelled(sweeping)).await;
 }
 
-/// Branches whose time is over, but for those that are protected or that others begin on.
-fn expired(catalog: &Catalog, now_unix_ms: u64) -> Vec<TimelineRef> {
-    let mut expired = Vec::new();
-    for tenant in catalog.tenants() {
-        let needed: HashSet<_> = tenant.branches.iter().map(|branch| branch.parent).collect();
-        let over = tenant.branches.iter().filter(|branch| {
-            let is_over = branch.expires_unix_ms.is_some_and(|at| at <= now_unix_ms);
-            is_over && !branch.deleting && !branch.is_protected && !needed.contains(&branch.id)
-        });
-        expired.extend(over.map(|branch| TimelineRef {
-            tenant: tenant.id,
-            timeline: branch.id,
-        }));
+async fn remove_what_goes(broker: &Broker) {
+    let mut changes = broker.catalogs();
+    loop {
+        let now_unix_ms = unix_ms(SystemTime::now());
+        for timeline in broker.catalog().expired(now_unix_ms) {
+            let change = Change::ExpireBranch {
+                timeline,
+                now_unix_ms,
+            };
+            match broker.change(change).await {
+                Ok(_) => tracing::info!(branch = %timeline, "the time of a branch is over"),
+                Err(error) => complain(timeline, &error.into()),
+            }
+        }
+        for (branch, parent) in going(&broker.catalog()) {
+            match remove(broker, branch, parent).await {
+                Ok(()) => tracing::info!(%branch, "a branch is deleted"),
+                Err(error) => complain(branch, &error),
+            }
+        }
+        // Cancel-safe: neither a change nor time is consumed.
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = sleep(LOOK) => {}
+        }
     }
-    expired
+}
+
+async fn look_for_halves(broker: &Broker) {
+    loop {
+        sleep(PASS).await;
+        pass(broker).await;
+    }
 }
 
 /// Branches that are to go, each with the timeline that it begins on.
@@ -115,11 +105,31 @@ async fn remove(
     branch: TimelineRef,
     parent: TimelineRef,
 ) -> Result<(), SweepError> {
+    // Nothing that is listed begins on it, but attempts may have, which only its pins tell of.
+    if let Some(newest) = manifests(broker, branch).newest().await? {
+        let halves = pinned(branch, &newest.state, u64::MAX);
+        let catalog = broker.newest_catalog().await?;
+        for half in halves.into_iter().filter(|half| !catalog.has(*half)) {
+            remove_objects(broker, half).await?;
+        }
+    }
     remove_objects(broker, branch).await?;
     unpin(broker, branch, parent).await?;
     let timeline = branch;
     broker.change(Change::ForgetBranch { timeline }).await?;
     Ok(())
+}
+
+/// Removes what an attempt has made that came to nothing. What is left is found by the pin.
+pub(super) async fn discard(broker: &Broker, branch: TimelineRef, parent: TimelineRef) {
+    let removed = async {
+        remove_objects(broker, branch).await?;
+        unpin(broker, branch, parent).await?;
+        Ok::<_, SweepError>(())
+    };
+    if let Err(error) = removed.await {
+        complain(branch, &error);
+    }
 }
 
 async fn remove_objects(broker: &Broker, branch: TimelineRef) -> Result<(), StoreError> {
@@ -150,42 +160,30 @@ async fn unpin(
 }
 
 /// Looks through all timelines for pins of branches that never came to be.
-async fn pass(broker: &Broker, store: &CatalogStore) {
+async fn pass(broker: &Broker) {
     let known = broker.catalog();
     for timeline in known.tenants().iter().flat_map(super::Tenant::timelines) {
-        if let Err(error) = sweep_pins(broker, store, timeline).await {
+        if let Err(error) = sweep_pins(broker, timeline).await {
             complain(timeline, &error);
         }
         sleep(PAUSE).await;
     }
 }
 
-async fn sweep_pins(
-    broker: &Broker,
-    store: &CatalogStore,
-    timeline: TimelineRef,
-) -> Result<(), SweepError> {
+async fn sweep_pins(broker: &Broker, timeline: TimelineRef) -> Result<(), SweepError> {
     let Some(newest) = manifests(broker, timeline).newest().await? else {
         return Ok(());
     };
-    let now = unix_ms(SystemTime::now());
-    let expired = newest.state.pins().iter().filter_map(|pin| match pin.kind {
-        PinKind::Branch { timeline: branch } => {
-            let is_expired = pin.expires_unix_ms.is_some_and(|expires| expires < now);
-            let tenant = timeline.tenant;
-            is_expired.then_some(TimelineRef {
-                tenant,
-                timeline: branch,
-            })
-        }
-        PinKind::Lease | PinKind::Compute => None,
-    });
-    let expired: Vec<_> = expired.collect();
+    let expired = pinned(timeline, &newest.state, unix_ms(SystemTime::now()));
     if expired.is_empty() {
         return Ok(());
     }
     // Read after the pins, and not from memory: another storage-broker may have made them.
-    let catalog = store.newest().await?.state;
+    let catalog = broker.newest_catalog().await?;
+    // One that does not know this timeline says nothing of its branches.
+    if !catalog.has(timeline) {
+        return Ok(());
+    }
     for branch in expired.into_iter().filter(|branch| !catalog.has(*branch)) {
         tracing::info!(%branch, "removing what is left of a branch that was never made");
         remove_objects(broker, branch).await?;
@@ -194,10 +192,28 @@ async fn sweep_pins(
     Ok(())
 }
 
+/// Branches that a timeline has pins of, which have ended by then.
+fn pinned(timeline: TimelineRef, manifest: &TimelineManifest, by_unix_ms: u64) -> Vec<TimelineRef> {
+    let branches = manifest.pins().iter().filter_map(|pin| match pin.kind {
+        PinKind::Branch { timeline: branch } => {
+            let has_ended = pin
+                .expires_unix_ms
+                .is_some_and(|expires| expires < by_unix_ms);
+            has_ended.then_some(TimelineRef {
+                timeline: branch,
+                ..timeline
+            })
+        }
+        PinKind::Lease | PinKind::Compute => None,
+    });
+    branches.collect()
+}
+
 fn manifests(broker: &Broker, timeline: TimelineRef) -> TimelineManifests {
     TimelineManifests::new(broker.store().clone(), timeline.tenant, timeline.timeline)
 }
 
+/// Not an error of anybody's request.
 fn complain(timeline: TimelineRef, error: &SweepError) {
     let error = error as &dyn std::error::Error;
     tracing::warn!(%timeline, error, "can't remove what is left of a branch; trying again");
@@ -240,7 +256,7 @@ mod tests {
         let made = site.branch(site.main, "a", Some(152)).await.unwrap();
         let old = half_made(&site, 8, 1).await;
         let young = half_made(&site, 9, u64::MAX).await;
-        pass(&site.broker, &site.catalog()).await;
+        pass(&site.broker).await;
         assert!(site.manifest(old).await.is_none());
         assert!(site.manifest(young).await.is_some());
         assert!(site.manifest(made.timeline).await.is_some());
@@ -270,7 +286,7 @@ mod tests {
             .update(Publisher::Broker, &mut newest, age)
             .await
             .unwrap();
-        pass(&site.broker, &site.catalog()).await;
+        pass(&site.broker).await;
         assert!(site.manifest(made.timeline).await.is_some());
         assert_eq!(site.manifest(site.main).await.unwrap().pins().len(), 1);
     }
@@ -301,7 +317,45 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(site.broker.watch().borrow().timelines.len(), 1 + 4);
-        assert!(expired(&site.broker.catalog(), 1).is_empty());
+        assert!(site.broker.catalog().expired(1).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_on_a_branch_goes_with_it() {
+        let site = Site::new().await;
+        let made = site
+            .branch(site.main, "a", Some(152))
+            .await
+            .unwrap()
+            .timeline;
+        let half = TimelineRef {
+            timeline: palimpsest_types::TimelineId::from_bytes([8; 16]),
+            ..site.main
+        };
+        let manifests = manifests(&site.broker, made);
+        let mut newest = manifests.newest().await.unwrap().unwrap();
+        let pin = Pin {
+            id: u128::from_be_bytes([8; 16]),
+            kind: PinKind::Branch {
+                timeline: half.timeline,
+            },
+            lsn: lsn(152),
+            expires_unix_ms: Some(u64::MAX - 1),
+        };
+        let set = |manifest: &mut TimelineManifest| manifest.add_pin(pin).map(|()| true);
+        let set = manifests.update(Publisher::Broker, &mut newest, set).await;
+        assert!(set.unwrap());
+        let first = newest.state.branch(made.timeline, lsn(152)).unwrap();
+        let own = super::manifests(&site.broker, half);
+        own.publish(0, first).await.unwrap();
+        site.broker.delete_branch(made).await.unwrap();
+        let mut view = site.broker.watch();
+        let gone = view.wait_for(|view| view.timeline(made).is_none());
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(site.manifest(half).await.is_none());
     }
 
     #[tokio::test]

@@ -76,7 +76,7 @@ impl AdminService for AdminApi {
             expires_unix_ms: some_time(expires_unix_ms),
         };
         let branched = self.broker.branch(new).await;
-        let branched = branched.map_err(|error| error_status(error.kind(), &error))?;
+        let branched = branched.map_err(|error| error_status(error.fault(), &error))?;
         Ok(Response::new(CreateBranchResponse {
             timeline: Some(branched.timeline.into()),
             begins_on: Some(branched.begins_on.into()),

@@ -1,7 +1,9 @@
 //! How the branches of a tenant may change.
 
+use std::collections::HashSet;
+
 use palimpsest_api::TimelineRef;
-use palimpsest_types::{TenantId, TimelineId};
+use palimpsest_types::{Lsn, TenantId, TimelineId};
 
 use super::{Catalog, CatalogError};
 use crate::core::{
@@ -11,7 +13,7 @@ use crate::core::{
 
 /// Branches on branches that a read goes through, at most.
 const MAX_DEPTH: usize = 256;
-/// Branches of a tenant.
+/// Branches of all tenants: everybody is told of all of them in one message.
 const MAX_BRANCHES: usize = 16_384;
 
 impl Catalog {
@@ -34,7 +36,7 @@ impl Catalog {
         &self,
         parent: TimelineRef,
         name: &Name,
-        is_same: impl FnOnce(&Branch) -> bool,
+        lsn: Option<Lsn>,
     ) -> Result<Option<Branch>, CatalogError> {
         let tenant = self.tenant_of(parent.tenant);
         let tenant = tenant.ok_or(CatalogError::UnknownTimeline(parent))?;
@@ -47,9 +49,14 @@ impl Catalog {
         let mut branches = tenant.branches.iter();
         match branches.find(|branch| branch.name == *name) {
             Some(branch) if branch.deleting => Err(CatalogError::BranchGoes(name.clone())),
-            Some(branch) if is_same(branch) => Ok(Some(branch.clone())),
+            Some(branch) if tenant.is_at(branch, parent.timeline, lsn) => Ok(Some(branch.clone())),
             Some(_) => Err(CatalogError::BranchDiffers(name.clone())),
             None => {
+                let all = self.tenants.iter().map(|tenant| tenant.branches.len());
+                if all.sum::<usize>() >= MAX_BRANCHES {
+                    let limit = MAX_BRANCHES;
+                    return Err(CatalogError::TooManyBranches { limit });
+                }
                 tenant.expect_room_on(parent)?;
                 Ok(None)
             }
@@ -62,8 +69,8 @@ impl Catalog {
         new: &Branch,
     ) -> Result<TimelineRef, CatalogError> {
         let timeline = |timeline| TimelineRef { tenant, timeline };
-        let same = |branch: &Branch| branch.parent == new.parent && branch.lsn == new.lsn;
-        if let Some(branch) = self.branch_like(timeline(new.parent), &new.name, same)? {
+        let like = self.branch_like(timeline(new.parent), &new.name, Some(new.lsn))?;
+        if let Some(branch) = like {
             return Ok(timeline(branch.id));
         }
         let mut tenants = self.tenants.iter_mut();
@@ -124,6 +131,23 @@ impl Catalog {
         tenant.ok_or(CatalogError::UnknownTimeline(timeline))
     }
 
+    /// Branches whose time is over, but for those that are protected or that others begin on.
+    pub fn expired(&self, now_unix_ms: u64) -> HashSet<TimelineRef> {
+        let mut expired = HashSet::new();
+        for tenant in &self.tenants {
+            let needed: HashSet<_> = tenant.branches.iter().map(|branch| branch.parent).collect();
+            let over = tenant.branches.iter().filter(|branch| {
+                let is_over = branch.expires_unix_ms.is_some_and(|at| at <= now_unix_ms);
+                is_over && !branch.deleting && !branch.is_protected && !needed.contains(&branch.id)
+            });
+            expired.extend(over.map(|branch| TimelineRef {
+                tenant: tenant.id,
+                timeline: branch.id,
+            }));
+        }
+        expired
+    }
+
     pub(super) fn forget_branch(&mut self, timeline: TimelineRef) {
         let mut tenants = self.tenants.iter_mut();
         if let Some(tenant) = tenants.find(|tenant| tenant.id == timeline.tenant) {
@@ -152,12 +176,20 @@ impl Tenant {
         self.branches.iter().find(|branch| branch.id == timeline)
     }
 
+    /// Whether a branch begins at this LSN of a timeline, or if none is given on it.
+    fn is_at(&self, branch: &Branch, timeline: TimelineId, lsn: Option<Lsn>) -> bool {
+        let mut on = timeline;
+        // Before its own beginning its history is that of the one that it begins on.
+        while let (Some(lsn), Some(own)) = (lsn, self.find_branch(on))
+            && lsn < own.lsn
+        {
+            on = own.parent;
+        }
+        branch.parent == on && lsn.is_none_or(|lsn| lsn == branch.lsn)
+    }
+
     /// Another branch may begin on a timeline.
     fn expect_room_on(&self, parent: TimelineRef) -> Result<(), CatalogError> {
-        if self.branches.len() >= MAX_BRANCHES {
-            let limit = MAX_BRANCHES;
-            return Err(CatalogError::TooManyBranches { limit });
-        }
         let (mut at, mut depth) = (parent.timeline, 1);
         while at != self.timeline {
             let branch = self.find_branch(at);
@@ -176,7 +208,7 @@ impl Tenant {
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_types::{ErrorKind, Lsn};
+    use palimpsest_types::ErrorKind;
 
     use super::*;
     use crate::core::{Change, NewTenant};
@@ -213,7 +245,16 @@ mod tests {
             deleting: false,
         };
         let tenant = timeline(1).tenant;
-        Change::Branch { tenant, new }
+        listing(tenant, new)
+    }
+
+    fn listing(tenant: TenantId, new: Branch) -> Change {
+        let before_unix_ms = u64::MAX;
+        Change::Branch {
+            tenant,
+            new,
+            before_unix_ms,
+        }
     }
 
     fn refused(catalog: &mut Catalog, change: &Change) -> (ErrorKind, String) {
@@ -326,6 +367,34 @@ mod tests {
     }
 
     #[test]
+    fn a_branch_that_was_given_more_time_stays() {
+        let mut catalog = catalog();
+        catalog.apply(&branch("a", 2, 1, 100)).unwrap();
+        let timeline = timeline(2);
+        let update = |at| Change::UpdateBranch {
+            timeline,
+            name: None,
+            is_protected: None,
+            expires_unix_ms: Some(at),
+        };
+        let expire = Change::ExpireBranch {
+            timeline,
+            now_unix_ms: 9,
+        };
+        for at in [None, Some(10)] {
+            catalog.apply(&update(at)).unwrap();
+            let before = catalog.clone();
+            catalog.apply(&expire).unwrap();
+            assert_eq!(catalog, before, "{at:?}");
+        }
+        catalog.apply(&update(Some(9))).unwrap();
+        catalog.apply(&expire).unwrap();
+        let tenant = catalog.tenant_of(timeline.tenant).unwrap();
+        assert!(tenant.find_branch(id(2)).unwrap().deleting);
+        catalog.apply(&expire).unwrap();
+    }
+
+    #[test]
     fn branches_on_branches_come_to_an_end() {
         let mut catalog = catalog();
         let bytes = |number: u16| {
@@ -349,10 +418,10 @@ mod tests {
         for number in 0..256 {
             let new = deep(number, parent);
             parent = new.id;
-            catalog.apply(&Change::Branch { tenant, new }).unwrap();
+            catalog.apply(&listing(tenant, new)).unwrap();
         }
         let new = deep(256, parent);
-        let error = catalog.apply(&Change::Branch { tenant, new }).unwrap_err();
+        let error = catalog.apply(&listing(tenant, new)).unwrap_err();
         assert_eq!(error, CatalogError::TooDeep { limit: MAX_DEPTH });
     }
 }

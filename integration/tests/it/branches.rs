@@ -84,7 +84,14 @@ async fn judge_tree(size: JudgeSize, mut random: StdRng, judge: &mut Judge) -> R
     let address = case.services.start_page_serve(&scope).await?;
     for branch in branches.iter().sample(&mut random, size.pick(3, 12)) {
         let served = case.services.served_by(&address, branch.timeline).await?;
-        let readable = within_patience(async || served.client().readable(branch.timeline).await);
+        // Once what it shares has arrived there, too.
+        let readable = within_patience(async || {
+            let readable = served.client().readable(branch.timeline).await?;
+            match readable.1 < branch.lsn {
+                true => Err(not_ready(readable.1)),
+                false => Ok(readable),
+            }
+        });
         let readable = readable.await?;
         let expected = (oldest, branch.lsn);
         judge.check((readable != expected).then(|| format!("{branch:?}: readable {readable:?}")));
@@ -261,8 +268,9 @@ async fn p1_what_was_deleted_is_found_on_a_branch_at_a_time_before() {
     // It has to have come to what comes after.
     let come = async || {
         let (_, newest) = main.client().readable(case.main).await?;
-        let not_yet = || RemoteError::new(ErrorKind::NotReady, format!("it is at {newest}"));
-        (newest >= end).then_some(()).ok_or_else(not_yet)
+        (newest >= end)
+            .then_some(())
+            .ok_or_else(|| not_ready(newest))
     };
     within_patience(come).await.unwrap();
     let found = main.client().lsn_at_time(case.main, time).await.unwrap();
@@ -340,6 +348,10 @@ async fn has_precious(client: &PageClient, timeline: TimelineRef) -> Result<bool
         Err(ResolveError::NoRelation { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+fn not_ready(at: Lsn) -> RemoteError {
+    RemoteError::new(ErrorKind::NotReady, format!("it is at {at}"))
 }
 
 /// Tries again while the answer is that it is not ready.

@@ -1,5 +1,5 @@
 //! P5, P8: very many branches are made as one is, and a storage-broker or page-serve that starts anew
-//! knows all of them and opens none: see what is printed.
+//! knows all of them: see what is printed.
 
 use std::{fs, path::Path, time::Duration};
 

@@ -85,7 +85,7 @@ struct Point {
 }
 
 /// After this, what an attempt that ended half way has left may be removed, by clocks that differ.
-pub(super) const PIN_HOLDS: Duration = Duration::from_secs(60 * 60);
+const PIN_HOLDS: Duration = Duration::from_secs(60 * 60);
 /// No attempt goes on for longer.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Branches that one storage-broker makes side by side.

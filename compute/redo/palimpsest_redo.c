@@ -32,6 +32,9 @@ PG_MODULE_MAGIC;
 /* Presence makes this library act at all; the value is RLIMIT_AS in bytes. */
 #define LIMIT_VARIABLE "PALIMPSEST_REDO_ADDRESS_SPACE"
 
+/* Presence says that nobody waits for what is done here. */
+#define BACKGROUND_VARIABLE "PALIMPSEST_REDO_BACKGROUND"
+
 /* In the data directory, which is the current one. PostgreSQL needs it, and leaves it empty. */
 #define EMPTY_DIRECTORY "pg_notify"
 
@@ -100,5 +103,7 @@ _PG_init(void)
         elog(FATAL, "palimpsest_redo serves in a stand-alone backend only (postgres --single)");
     address_space_limit = parse_limit(limit);
     pal_die_with_parent();
+    if (getenv(BACKGROUND_VARIABLE) != NULL)
+        pal_give_way();
     shmem_startup_hook = take_over;
 }

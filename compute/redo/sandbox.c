@@ -46,6 +46,22 @@ typedef struct LandlockRuleset
     uint64 scopes;
 } LandlockRuleset;
 
+/* The argument of sched_setattr as of its first version; the header of libc has none. */
+typedef struct SchedulingAttributes
+{
+    uint32 size;
+    uint32 policy;
+    uint64 flags;
+    int32 nice;
+    uint32 priority;
+    uint64 runtime;
+    uint64 deadline;
+    uint64 period;
+} SchedulingAttributes;
+
+#define BACKGROUND_NICE 10
+#define BACKGROUND_SLICE UINT64CONST(100000000) /* nanoseconds; the longest there is */
+
 /* All that each version can forbid: the number of its kinds of access to files, and the rest. */
 static const struct
 {
@@ -112,6 +128,28 @@ pal_die_with_parent(void)
 {
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
         elog(FATAL, "cannot ask to be killed when the parent dies: %m");
+}
+
+/*
+ * A low priority alone is not enough. Since Linux 6.6 a thread that wakes up may have to wait until
+ * the one that runs has used up its slice, which is noticed at a tick, up to 4 ms later; unless the
+ * one that runs has asked for a longer slice than its own, which it can since 6.12. Older kernels
+ * don't look at the slice.
+ */
+void
+pal_give_way(void)
+{
+    SchedulingAttributes attributes = {
+        .size = sizeof(attributes),
+        .policy = SCHED_OTHER,
+        .nice = BACKGROUND_NICE,
+        .runtime = BACKGROUND_SLICE,
+    };
+
+    if (syscall(SYS_sched_setattr, 0, &attributes, 0) == 0)
+        return;
+    if (setpriority(PRIO_PROCESS, 0, BACKGROUND_NICE) != 0)
+        elog(FATAL, "cannot take a low priority: %m");
 }
 
 /*

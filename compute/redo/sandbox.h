@@ -12,6 +12,12 @@
 extern void pal_die_with_parent(void);
 
 /*
+ * For work that nobody waits for: low priority, and threads that wake up go first at once. To be
+ * called before the sandbox is entered.
+ */
+extern void pal_give_way(void);
+
+/*
  * Walls behind the system call filter that not every kernel lets a process without privileges
  * build. The filter alone forbids all that they do; they are there in case it has a hole.
  */

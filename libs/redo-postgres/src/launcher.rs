@@ -137,6 +137,9 @@ impl Launcher {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        if settings.in_background {
+            command.env("PALIMPSEST_REDO_BACKGROUND", "on");
+        }
         if let Some(RunAs { uid, gid }) = settings.run_as {
             command.uid(uid).gid(gid);
         }

@@ -25,6 +25,9 @@ pub struct EngineSettings {
     /// On if the cluster that wrote the WAL has data checksums or `wal_log_hints`; otherwise pages
     /// come out with a wrong `pd_lsn` now and then.
     pub wal_log_hints: bool,
+    /// On if nobody waits for what the process does: it has low priority, and gives way to threads
+    /// that wake up as soon as they do.
+    pub in_background: bool,
     /// Whom the process runs as. Required when the engine itself runs as root.
     pub run_as: Option<RunAs>,
     /// How long the process may work on one request before it is killed.
@@ -67,6 +70,7 @@ impl EngineSettings {
             mkcontrol: find(build_dir, "mkcontrol")?,
             scratch: std::env::temp_dir(),
             wal_log_hints: false,
+            in_background: false,
             run_as: None,
             request_timeout: REQUEST_LIMIT,
             start_timeout: START_LIMIT,

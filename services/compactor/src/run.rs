@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
@@ -14,7 +14,7 @@ use palimpsest_telemetry::registry;
 use palimpsest_types::ErrorKind;
 
 use crate::{
-    core::{Compactor, Policy},
+    core::{BackgroundThreads, Compactor, Policy},
     grpc::CompactionApi,
     settings::Settings,
 };
@@ -35,6 +35,9 @@ pub enum StartError {
     /// It can't listen.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// There can be no threads.
+    #[error("can't start threads for the work")]
+    Threads(#[source] io::Error),
     /// The storage-broker's address is none.
     #[error("the storage-broker's address is wrong")]
     Broker(#[source] RemoteError),
@@ -80,7 +83,10 @@ pub async fn run_on(
     // Without timelines it waits for some; there is nothing to be made ready.
     let api = CompactionApi::new(Arc::clone(&compactor)).into_server();
     server.start(Services::default().with(api), &Readiness::new(true), scope);
-    scope.spawn("compaction", async move { compactor.run().await });
+    let threads = BackgroundThreads::start().map_err(StartError::Threads)?;
+    scope.spawn("compaction", async move {
+        threads.run(async move { compactor.run().await }).await;
+    });
     tracing::info!(%address, %side, "compactor is up");
     Ok(Running { address, side })
 }
@@ -103,6 +109,7 @@ impl StartError {
         match self {
             Self::Store(error) => error.kind(),
             Self::Bind(error) => error.kind(),
+            Self::Threads(_) => ErrorKind::Internal,
             Self::Broker(_) => ErrorKind::Invalid,
         }
     }

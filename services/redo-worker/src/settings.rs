@@ -19,7 +19,7 @@ pub struct Settings {
     /// Directory of what `make -C compute/redo` built
     #[arg(long)]
     pub redo_build: PathBuf,
-    /// Processes for each tenant
+    /// Processes for each tenant, besides one for work that nobody waits for
     #[arg(long)]
     pub processes_per_tenant: NonZeroUsize,
     /// Tenants that have processes at the same time

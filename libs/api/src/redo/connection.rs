@@ -18,6 +18,9 @@ use crate::{channel::Channel, convert::id_to_wire, status::RemoteError};
 const MAX_BATCH: usize = 32;
 /// Bytes of jobs in one message, about; far below what a message may have.
 const BATCH_BYTES: usize = 8 << 20;
+/// The same of jobs that nobody waits for. A thread that packs or unpacks a message does nothing else meanwhile,
+/// and others' reads may be queued behind it: a long message takes longer than a read may.
+const BACKGROUND_BYTES: usize = 64 << 10;
 /// Messages on their way to a worker, at most.
 const MESSAGES: usize = 4;
 /// How often it is looked whether the worker is silent, while it may be without being given up.
@@ -108,9 +111,13 @@ impl Pending {
             return wire::ApplyRequest::default();
         };
         self.due_since = self.due_since.or_else(|| Some(Instant::now()));
+        let most = match self.urgency {
+            Urgency::Awaited => BATCH_BYTES,
+            Urgency::Background => BACKGROUND_BYTES,
+        };
         let mut bytes = 0;
         let fits = |job: &mut Job| {
-            let fits = job.tenant == tenant && bytes < BATCH_BYTES;
+            let fits = job.tenant == tenant && bytes < most;
             bytes += if fits { job.request.size() } else { 0 };
             fits
         };
@@ -152,6 +159,8 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_types::PAGE_SIZE;
+
     use super::{
         super::{
             Batch,
@@ -179,6 +188,24 @@ mod tests {
             assert_eq!(told.urgency, urgency);
             assert_eq!(told.jobs.len(), 1);
         }
+    }
+
+    #[test]
+    fn messages_are_short_that_nobody_waits_for() {
+        let page = Bytes::from_static(&[0; PAGE_SIZE]);
+        let count = |urgency| {
+            let mut pending = Pending::new(urgency);
+            let (answers, _answered): (Vec<_>, Vec<_>) =
+                (0..20).map(|_| oneshot::channel()).unzip();
+            pending.unsent.extend(answers.into_iter().map(|answer| {
+                let mut job = job(answer);
+                job.request.base = Some(page.clone());
+                job
+            }));
+            pending.batch().jobs.len()
+        };
+        assert_eq!(count(Urgency::Awaited), 20);
+        assert!((8..10).contains(&count(Urgency::Background)));
     }
 
     #[test]

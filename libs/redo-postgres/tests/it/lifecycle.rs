@@ -85,6 +85,21 @@ async fn the_process_is_confined() {
 }
 
 #[tokio::test]
+async fn what_works_in_the_background_has_low_priority() {
+    let mut background = settings();
+    background.in_background = true;
+    for (settings, expected) in [(settings(), 0), (background, 10)] {
+        let engine = Engine::start(settings).await.unwrap();
+        let process = rustix::process::Pid::from_raw(engine.process_id().unwrap().cast_signed());
+        assert_eq!(
+            rustix::process::getpriority_process(process).unwrap(),
+            expected
+        );
+        engine.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn stopping_leaves_nothing_behind() {
     let (scratch, settings) = scratch();
     let engine = Engine::start(settings).await.unwrap();

@@ -10,7 +10,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{load::Load, metrics::RedoMetrics};
+use super::metrics::RedoMetrics;
 
 /// Starts processes.
 pub trait ProcessSource: Send + Sync + 'static {
@@ -38,10 +38,11 @@ pub trait ProcessSource: Send + Sync + 'static {
     /// Why not.
     fn check(&self, tenant: &RedoTenant) -> Result<(), StartFailure>;
 
-    /// A process for this tenant alone.
+    /// A process for this tenant alone, and for jobs of this urgency.
     fn start(
         &self,
         tenant: &RedoTenant,
+        urgency: Urgency,
     ) -> impl Future<Output = Result<Self::Process, StartFailure>> + Send;
 }
 
@@ -67,7 +68,7 @@ pub struct StartFailure {
 /// How many processes there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// For one tenant.
+    /// For one tenant, besides the one that does what nobody waits for.
     pub processes_per_tenant: NonZeroUsize,
     /// Tenants that have some at the same time.
     pub tenants: NonZeroUsize,
@@ -102,9 +103,13 @@ struct Slot<P: RedoProcess> {
     started: OnceCell<Started<P>>,
 }
 
+/// A process does its jobs in the order in which it gets them, each at the process's own priority. So what somebody
+/// waits for has processes of its own.
 #[derive(Debug)]
 struct Started<P: RedoProcess> {
-    processes: Vec<Counted<P>>,
+    awaited: Vec<Counted<P>>,
+    /// Started when it is first needed: most tenants need none most of the time.
+    background: OnceCell<Counted<P>>,
     deaths_before: Arc<AtomicU64>,
     _room: OwnedSemaphorePermit,
 }
@@ -112,7 +117,7 @@ struct Started<P: RedoProcess> {
 #[derive(Debug)]
 struct Counted<P> {
     process: P,
-    load: Load,
+    jobs: AtomicUsize,
 }
 
 impl<S: ProcessSource> TenantEngines<S> {
@@ -178,7 +183,17 @@ impl<S: ProcessSource> TenantEngines<S> {
         // Cancel-safe: of those who wait for the same processes, the next goes on.
         let started = timeout(START_LIMIT, started).await;
         let started = started.unwrap_or_else(|_| Err(overdue()));
-        started.map_err(failed)?.apply(urgency, request).await
+        let started = started.map_err(failed)?;
+        let process = match urgency {
+            Urgency::Awaited => started.least_busy(),
+            Urgency::Background => {
+                let start = || self.start_one(&tenant, urgency);
+                let process = started.background.get_or_try_init(start);
+                let process = timeout(START_LIMIT, process).await;
+                process.unwrap_or_else(|_| Err(overdue())).map_err(failed)?
+            }
+        };
+        process.apply(request).await
     }
 
     /// How many processes died or were killed over jobs.
@@ -203,7 +218,7 @@ impl<S: ProcessSource> TenantEngines<S> {
             tenants.slots.drain().map(|(_, slot)| slot).collect()
         };
         for started in slots.iter().filter_map(|slot| slot.started.get()) {
-            for counted in &started.processes {
+            for counted in started.all() {
                 counted.process.clone().stop().await;
             }
         }
@@ -246,22 +261,27 @@ impl<S: ProcessSource> TenantEngines<S> {
             message: "there is no room for processes".to_owned(),
         })?;
         // All at once: the first job waits for one start, however many there are.
-        let starts = (0..self.limits.processes_per_tenant.get()).map(|_| self.source.start(tenant));
-        let counted = |process| Counted {
-            process,
-            load: Load::default(),
-        };
-        let processes: Vec<_> = try_join_all(starts)
-            .await?
-            .into_iter()
-            .map(counted)
-            .collect();
-        self.metrics.starts.inc_by(processes.len() as u64);
-        tracing::debug!(tenant = %tenant.tenant, "redo processes started");
+        let count = self.limits.processes_per_tenant.get();
+        let starts = (0..count).map(|_| self.start_one(tenant, Urgency::Awaited));
         Ok(Started {
-            processes,
+            awaited: try_join_all(starts).await?,
+            background: OnceCell::new(),
             deaths_before: Arc::clone(&self.deaths),
             _room: room,
+        })
+    }
+
+    async fn start_one(
+        &self,
+        tenant: &RedoTenant,
+        urgency: Urgency,
+    ) -> Result<Counted<S::Process>, StartFailure> {
+        let process = self.source.start(tenant, urgency).await?;
+        self.metrics.starts.inc();
+        tracing::debug!(tenant = %tenant.tenant, ?urgency, "a redo process started");
+        Ok(Counted {
+            process,
+            jobs: AtomicUsize::new(0),
         })
     }
 
@@ -289,21 +309,26 @@ fn least_useful<P: RedoProcess>(slots: &HashMap<RedoTenant, Arc<Slot<P>>>) -> Op
 }
 
 impl<P: RedoProcess> Started<P> {
-    /// Applies by the process that has the least to do.
-    async fn apply(&self, urgency: Urgency, request: ApplyRequest) -> Result<Bytes, EngineError> {
-        let rank = |counted: &&Counted<P>| counted.load.rank(urgency);
-        let chosen = self.processes.iter().min_by_key(rank);
-        let Counted { process, load } = chosen.expect("a tenant has at least one process");
-        let _entered = load.enter(urgency).await;
-        process.apply(request).await
+    /// Of those for what somebody waits for.
+    fn least_busy(&self) -> &Counted<P> {
+        let jobs = |counted: &&Counted<P>| counted.jobs.load(Ordering::Relaxed);
+        let chosen = self.awaited.iter().min_by_key(jobs);
+        chosen.expect("a tenant has at least one process")
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Counted<P>> {
+        self.awaited.iter().chain(self.background.get())
     }
 
     fn deaths(&self) -> u64 {
-        let deaths = self
-            .processes
-            .iter()
-            .map(|counted| counted.process.deaths());
-        deaths.sum()
+        self.all().map(|counted| counted.process.deaths()).sum()
+    }
+}
+
+impl<P: RedoProcess> Counted<P> {
+    async fn apply(&self, request: ApplyRequest) -> Result<Bytes, EngineError> {
+        let _entered = Entered::enter(&self.jobs);
+        self.process.apply(request).await
     }
 }
 
@@ -311,6 +336,22 @@ impl<P: RedoProcess> Drop for Started<P> {
     fn drop(&mut self) {
         self.deaths_before
             .fetch_add(self.deaths(), Ordering::Relaxed);
+    }
+}
+
+/// A job that a process has, until dropped.
+struct Entered<'a>(&'a AtomicUsize);
+
+impl<'a> Entered<'a> {
+    fn enter(jobs: &'a AtomicUsize) -> Self {
+        jobs.fetch_add(1, Ordering::Relaxed);
+        Self(jobs)
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,7 +1,6 @@
 //! The redo-worker without its transport.
 
 mod engines;
-mod load;
 mod metrics;
 mod postgres;
 

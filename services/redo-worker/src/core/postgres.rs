@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use palimpsest_api::redo::RedoTenant;
+use palimpsest_api::redo::{RedoTenant, Urgency};
 use palimpsest_redo_postgres::{Engine, EngineSettings, StartError};
 use palimpsest_types::ErrorKind;
 
@@ -18,7 +18,8 @@ pub struct PostgresSource {
 const PG_VERSION: u32 = 15;
 
 impl PostgresSource {
-    /// Processes with these settings; `wal_log_hints` is each tenant's own.
+    /// Processes with these settings; `wal_log_hints` is each tenant's own, and the priority
+    /// that of the jobs.
     pub fn new(settings: EngineSettings) -> Self {
         Self { settings }
     }
@@ -41,9 +42,10 @@ impl ProcessSource for PostgresSource {
         })
     }
 
-    async fn start(&self, tenant: &RedoTenant) -> Result<Engine, StartFailure> {
+    async fn start(&self, tenant: &RedoTenant, urgency: Urgency) -> Result<Engine, StartFailure> {
         let settings = EngineSettings {
             wal_log_hints: tenant.wal_log_hints,
+            in_background: urgency == Urgency::Background,
             ..self.settings.clone()
         };
         Engine::start(settings).await.map_err(failure)

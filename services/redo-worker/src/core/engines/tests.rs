@@ -14,13 +14,18 @@ struct Fake {
     living: Arc<AtomicUsize>,
     started: AtomicUsize,
     start_takes: Duration,
-    given: Arc<AtomicUsize>,
+    given: Arc<Mutex<Given>>,
 }
+
+/// Which process was given each job, by the order of their start, and what that one is for.
+type Given = Vec<(usize, Urgency)>;
 
 #[derive(Debug, Clone)]
 struct FakeProcess {
+    number: usize,
+    urgency: Urgency,
     gate: watch::Receiver<bool>,
-    given: Arc<AtomicUsize>,
+    given: Arc<Mutex<Given>>,
     _alive: Arc<Alive>,
 }
 
@@ -56,13 +61,15 @@ impl ProcessSource for Fake {
         (tenant.pg_version == 15).then_some(()).ok_or_else(wrong)
     }
 
-    async fn start(&self, _: &RedoTenant) -> Result<FakeProcess, StartFailure> {
-        self.started.fetch_add(1, Ordering::SeqCst);
+    async fn start(&self, _: &RedoTenant, urgency: Urgency) -> Result<FakeProcess, StartFailure> {
+        let number = self.started.fetch_add(1, Ordering::SeqCst);
         if !self.start_takes.is_zero() {
             sleep(self.start_takes).await;
         }
         self.living.fetch_add(1, Ordering::SeqCst);
         Ok(FakeProcess {
+            number,
+            urgency,
             gate: self.gate.subscribe(),
             given: Arc::clone(&self.given),
             _alive: Arc::new(Alive(Arc::clone(&self.living))),
@@ -72,7 +79,8 @@ impl ProcessSource for Fake {
 
 impl Engine for FakeProcess {
     async fn apply(&self, _: ApplyRequest) -> Result<Bytes, EngineError> {
-        self.given.fetch_add(1, Ordering::SeqCst);
+        let job = (self.number, self.urgency);
+        self.given.lock().unwrap().push(job);
         let mut gate = self.gate.clone();
         gate.wait_for(|open| *open).await.unwrap();
         Ok(Bytes::from_static(b"page"))
@@ -221,36 +229,35 @@ async fn p8_every_job_that_waits_for_processes_in_vain_is_told_in_time() {
 }
 
 #[tokio::test]
-async fn a_page_that_is_awaited_comes_after_few_that_nobody_waits_for() {
+async fn jobs_that_nobody_waits_for_have_a_process_of_their_own() {
     let engines = engines(1);
-    engines.source.gate.send_replace(false);
-    let apply = |urgency| {
-        let engines = Arc::clone(&engines);
-        tokio::spawn(async move { engines.apply(tenant(1), urgency, request()).await })
-    };
-    let given = |count| {
-        let given = Arc::clone(&engines.source.given);
-        async move {
-            while given.load(Ordering::SeqCst) < count {
-                sleep(Duration::from_millis(1)).await;
-            }
-            // Would more come, they would come now.
-            sleep(Duration::from_millis(20)).await;
-            given.load(Ordering::SeqCst)
-        }
-    };
-    let abandoned = apply(Urgency::Background);
-    let mut jobs: Vec<_> = (0..20).map(|_| apply(Urgency::Background)).collect();
-    assert_eq!(given(2).await, 2);
-    jobs.extend((0..5).map(|_| apply(Urgency::Awaited)));
-    assert_eq!(given(7).await, 7);
-
-    // Its place is another's.
-    abandoned.abort();
-    assert_eq!(given(8).await, 8);
-    engines.source.gate.send_replace(true);
-    for job in jobs {
-        job.await.unwrap().unwrap();
+    let apply = |urgency| engines.apply(tenant(1), urgency, request());
+    let living = || engines.source.living.load(Ordering::SeqCst);
+    apply(Urgency::Awaited).await.unwrap();
+    assert_eq!(living(), 1, "most tenants need no other");
+    for urgency in [Urgency::Background, Urgency::Awaited, Urgency::Background] {
+        apply(urgency).await.unwrap();
     }
-    assert_eq!(given(26).await, 26);
+    let given = engines.source.given.lock().unwrap().clone();
+    let [read, image] = [Urgency::Awaited, Urgency::Background];
+    assert_eq!(given, [(0, read), (1, image), (0, read), (1, image)]);
+    assert_eq!(engines.deaths(), 6, "of both");
+    engines.stop().await;
+    assert_eq!(living(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_dont_wait_for_the_process_in_the_background_to_start() {
+    let engines = slow_engines(1, START_LIMIT / 2);
+    let begun = Instant::now();
+    let background = engines.apply(tenant(1), Urgency::Background, request());
+    let read = async {
+        let outcome = engines.apply(tenant(1), Urgency::Awaited, request()).await;
+        (outcome, begun.elapsed())
+    };
+    let (background, (read, took)) = tokio::join!(background, read);
+    read.unwrap();
+    assert_eq!(took, START_LIMIT / 2);
+    background.unwrap();
+    assert_eq!(begun.elapsed(), START_LIMIT);
 }

@@ -1,12 +1,7 @@
-use std::{
-    future::pending,
-    num::NonZeroUsize,
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::{future::pending, num::NonZeroUsize, sync::Mutex, time::Duration};
 
 use bytes::Bytes;
-use palimpsest_api::redo::{BEAT, RedoTenant, SILENCE};
+use palimpsest_api::redo::{BEAT, RedoTenant, SILENCE, Urgency};
 use palimpsest_proto::{
     common::v1::RelTag,
     redo::v1::{apply_request::Job, redo_service_client::RedoServiceClient},
@@ -23,10 +18,21 @@ use crate::core::{Limits, RedoProcess, StartFailure};
 
 /// Starts processes that work for ever, and counts what they are given.
 #[derive(Debug, Clone, Default)]
-struct Busy(Arc<AtomicUsize>);
+struct Busy(Arc<Mutex<Vec<Urgency>>>);
 
 #[derive(Debug, Clone)]
-struct BusyProcess(Arc<AtomicUsize>);
+struct BusyProcess {
+    urgency: Urgency,
+    busy: Busy,
+}
+
+impl Busy {
+    /// Jobs that processes for this urgency have got.
+    fn given(&self, urgency: Urgency) -> usize {
+        let given = self.0.lock().unwrap();
+        given.iter().filter(|given| **given == urgency).count()
+    }
+}
 
 impl ProcessSource for Busy {
     type Process = BusyProcess;
@@ -35,14 +41,17 @@ impl ProcessSource for Busy {
         Ok(())
     }
 
-    async fn start(&self, _: &RedoTenant) -> Result<BusyProcess, StartFailure> {
-        Ok(BusyProcess(Arc::clone(&self.0)))
+    async fn start(&self, _: &RedoTenant, urgency: Urgency) -> Result<BusyProcess, StartFailure> {
+        Ok(BusyProcess {
+            urgency,
+            busy: self.clone(),
+        })
     }
 }
 
 impl Engine for BusyProcess {
     async fn apply(&self, _: palimpsest_redo::ApplyRequest) -> Result<Bytes, EngineError> {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.busy.0.lock().unwrap().push(self.urgency);
         pending().await
     }
 }
@@ -95,27 +104,26 @@ async fn client_of(busy: Busy) -> Client {
 }
 
 #[tokio::test]
-async fn jobs_that_nobody_waits_for_leave_the_process_to_others() {
+async fn jobs_that_nobody_waits_for_go_to_a_process_for_those() {
     let busy = Busy::default();
     let mut client = client_of(busy.clone()).await;
     let mut streams = Vec::new();
-    for (background, given) in [(true, 2), (false, 2 + 7)] {
+    for (background, count) in [(true, 7), (false, 5)] {
         let (jobs, outgoing) = mpsc::channel(1);
         streams.push(client.apply(ReceiverStream::new(outgoing)).await.unwrap());
         let one = job();
         let batch = ApplyRequest {
-            jobs: vec![one.jobs[0].clone(); 7],
+            jobs: vec![one.jobs[0].clone(); count],
             background,
             ..one
         };
         jobs.send(batch).await.unwrap();
-        while busy.0.load(Ordering::SeqCst) < given {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        // Would more come, they would come now.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(busy.0.load(Ordering::SeqCst), given);
     }
+    while busy.given(Urgency::Background) < 7 || busy.given(Urgency::Awaited) < 5 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(busy.given(Urgency::Background), 7);
+    assert_eq!(busy.given(Urgency::Awaited), 5);
 }
 
 #[tokio::test]

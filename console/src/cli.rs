@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     commands::{
         attach::AttachArgs, branch::BranchCommand, completions::CompletionsArgs,
-        doctor::DoctorArgs, layers::LayersCommand, page::PageCommand, rel::RelCommand,
-        tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
+        doctor::DoctorArgs, export::ExportArgs, layers::LayersCommand, page::PageCommand,
+        rel::RelCommand, tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
     },
     output::Format,
 };
@@ -79,6 +79,8 @@ pub enum Command {
     /// Make, list or delete branches: timelines that begin on another at any LSN or time.
     #[command(subcommand)]
     Branch(BranchCommand),
+    /// Write a timeline at any LSN or time as a data directory that a stock PostgreSQL starts from.
+    Export(ExportArgs),
     /// List relations, or show the size of one or of a database, at an LSN.
     #[command(subcommand)]
     Rel(RelCommand),

@@ -1,4 +1,8 @@
-use std::{error::Error, io, path::PathBuf};
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
 
 use palimpsest_api::RemoteError;
 use palimpsest_catalog::ResolveError;
@@ -105,6 +109,14 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// A data directory can't be written.
+    #[error("the export failed; what was written of it is removed")]
+    Unpack {
+        /// Why.
+        source: Box<dyn Error + Send + Sync>,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// Standard output can't be written.
     #[error("can't write to standard output")]
     Output(#[source] io::Error),
@@ -125,6 +137,12 @@ impl CliError {
     pub(crate) fn remote(what: impl Into<String>) -> impl FnOnce(RemoteError) -> Self {
         let what = what.into();
         |source| Self::Remote { what, source }
+    }
+
+    /// A file can't be written.
+    pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        |source| Self::File { path, source }
     }
 
     /// What the process ends with: 1 failed, 64 bad settings, 69 nobody there. (2 is clap's.)
@@ -168,7 +186,7 @@ impl CliError {
             }
             Self::Unresolved { source, .. } => unresolved(source).map(str::to_owned),
             Self::NoRelation { .. } => Some("`pal rel list` shows all relations".to_owned()),
-            Self::Failed { hint, .. } => hint.clone(),
+            Self::Failed { hint, .. } | Self::Unpack { hint, .. } => hint.clone(),
             _ => None,
         }
     }

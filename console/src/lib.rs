@@ -7,7 +7,8 @@
 //! place       the data directory: who runs there, and where its broker is
 //! client      the services as commands see them
 //! output      standard output: text, tables, JSON
-//! moment      an LSN or a time, as a person names it
+//! moment      an LSN or a time, as a person names it; point: which LSN that is
+//! unpack      a tar archive as files
 //! page_view   a page's bytes in words
 //! branch_tree  timelines as a tree
 //! layer_picture  the layers of a timeline as SVG
@@ -27,10 +28,12 @@ pub mod moment;
 mod output;
 mod page_view;
 pub mod place;
+mod point;
 mod progress;
 mod relation;
 pub mod stack;
 mod told;
+mod unpack;
 mod views;
 
 pub use cli::Cli;

@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use palimpsest_api::{
     RemoteError, TimelineRef,
-    broker::{BranchChange, Branched, ClusterView, MAIN, TimelineState, TimelineView},
-    page::LsnAtTime,
+    broker::{BranchChange, Branched, ClusterView, MAIN, TimelineView},
 };
 use palimpsest_types::{Lsn, Reason};
 use serde::Serialize;
@@ -17,8 +16,9 @@ use crate::{
     cli::Common,
     client::{Client, find, full_name},
     error::CliError,
-    moment::{Moment, shown, system_time},
+    moment::{Moment, shown},
     output::{Column, Output},
+    point::point,
 };
 
 /// Commands about branches.
@@ -199,33 +199,6 @@ async fn create(
     }
 }
 
-/// The LSN at which a branch is to begin.
-async fn point(
-    client: &Client,
-    view: &ClusterView,
-    parent: &TimelineView,
-    at: Option<Moment>,
-) -> Result<Lsn, CliError> {
-    let timeline = parent.timeline;
-    match at {
-        Some(Moment::Lsn(lsn)) => Ok(lsn),
-        Some(Moment::Time(time)) => {
-            let pages = client.pages(view).await?;
-            let answer = pages.lsn_at_time(timeline, system_time(time)).await;
-            let what = format!("asking which LSN of {} that time means", full_name(parent));
-            let answer = answer.map_err(CliError::remote(what))?;
-            lsn_of(answer, system_time(time), parent)
-        }
-        // The storage-broker hears of it a little later.
-        None => {
-            let pages = client.pages(view).await?;
-            let readable = pages.readable(timeline).await;
-            let what = format!("asking how far {} is", full_name(parent));
-            Ok(readable.map_err(CliError::remote(what))?.1)
-        }
-    }
-}
-
 /// Makes a branch, again while the storage-broker has not heard of its LSN.
 async fn create_soon(
     client: &mut Client,
@@ -276,33 +249,6 @@ fn parent<'a, 'b>(
             hint: Some("a branch is of the tenant of what it begins on".to_owned()),
         }),
         _ => Ok((parent, name)),
-    }
-}
-
-/// The LSN that a time means, if there is one to begin a branch at.
-fn lsn_of(answer: LsnAtTime, time: SystemTime, parent: &TimelineView) -> Result<Lsn, CliError> {
-    let failed = |what: String, hint: &str| CliError::Failed {
-        what,
-        hint: Some(hint.to_owned()),
-    };
-    let name = full_name(parent);
-    match answer {
-        LsnAtTime::Exact(lsn) => Ok(lsn),
-        LsnAtTime::Newest(_) if time > SystemTime::now() => Err(failed(
-            format!("that time is in the future of {name}"),
-            "leave out --at for the newest",
-        )),
-        // Nothing comes after it.
-        LsnAtTime::Newest(lsn) if parent.status.state == TimelineState::Idle => Ok(lsn),
-        // As recovery_target_time: what ended before that time may still be on its way.
-        LsnAtTime::Newest(_) => Err(failed(
-            format!("no transaction of {name} that has arrived ended after that time"),
-            "leave out --at for the newest; `pal status` shows how far it is",
-        )),
-        LsnAtTime::BeforeOldest => Err(failed(
-            format!("that time is before what is kept of {name}"),
-            "a later one, or an LSN, can be had",
-        )),
     }
 }
 

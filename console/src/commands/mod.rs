@@ -5,6 +5,7 @@ pub mod branch;
 pub mod completions;
 pub mod doctor;
 mod down;
+pub mod export;
 pub mod layers;
 pub mod page;
 pub mod rel;
@@ -35,6 +36,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Tenant(command) => tenant::run(&common, command, output).await,
         Command::Timeline(command) => timeline::run(&common, command, output).await,
         Command::Branch(command) => branch::run(&common, command, output).await,
+        Command::Export(arguments) => export::run(&common, arguments, output).await,
         Command::Rel(command) => rel::run(&common, command, output).await,
         Command::Layers(command) => layers::run(&common, command, output).await,
         Command::Page(command) => page::run(&common, command, output).await,

@@ -14,10 +14,11 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use palimpsest_api::channel::MAX_MESSAGE;
 use palimpsest_proto::page::v1::{
-    GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetLsnAtTimeRequest, GetLsnAtTimeResponse,
-    GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
-    GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest, GetRelationSizeResponse,
-    GetSlruSegmentRequest, GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse,
+    GetBaseBackupRequest, GetBaseBackupResponse, GetDatabaseSizeRequest, GetDatabaseSizeResponse,
+    GetLsnAtTimeRequest, GetLsnAtTimeResponse, GetPagesRequest, GetPagesResponse,
+    GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
+    GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
+    ListRelationsRequest, ListRelationsResponse,
     page_service_server::{PageService, PageServiceServer},
 };
 use palimpsest_runtime::TaskScope;
@@ -119,6 +120,7 @@ fn answer(pages: &[Bytes], request: &GetPagesRequest) -> GetPagesResponse {
 impl PageService for Pages {
     type GetPagesStream = Answers<GetPagesResponse>;
     type ListRelationsStream = Answers<ListRelationsResponse>;
+    type GetBaseBackupStream = Answers<GetBaseBackupResponse>;
 
     async fn get_pages(
         &self,
@@ -150,6 +152,13 @@ impl PageService for Pages {
         &self,
         _: Request<ListRelationsRequest>,
     ) -> Result<Response<Self::ListRelationsStream>, Status> {
+        Err(only_pages())
+    }
+
+    async fn get_base_backup(
+        &self,
+        _: Request<GetBaseBackupRequest>,
+    ) -> Result<Response<Self::GetBaseBackupStream>, Status> {
         Err(only_pages())
     }
 

@@ -17,6 +17,7 @@ mod disk_full;
 mod documented;
 mod durability;
 mod end_to_end;
+mod exports;
 mod fencing;
 mod gist;
 mod kill;

@@ -1,5 +1,6 @@
 //! Pages and sizes at an LSN: the client of page-serve.
 
+mod base_backup;
 mod catalog;
 mod files;
 mod limits;
@@ -8,6 +9,7 @@ mod sizes;
 mod stream;
 mod time;
 
+pub use base_backup::{BaseBackupFacts, BaseBackupRequest, BaseBackupStream};
 pub use catalog::TimelineAt;
 pub use files::{RelationMapFile, SlruSegment, slru_kind};
 pub use limits::{ANSWER_LIMIT, LSN_PATIENCE};

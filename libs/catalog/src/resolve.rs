@@ -6,9 +6,9 @@ use crate::{
     rows::{Catalogs, Row},
     source::CatalogSource,
     v15::{
-        DATABASE_TABLESPACE, DATABASES, GLOBAL_TABLESPACE, RELATION_FILE, RELATION_IS_SHARED,
-        RELATION_KIND, RELATION_SCHEMA, RELATION_TABLESPACE, RELATIONS, SCHEMAS, has_storage,
-        kind_name,
+        DATABASE_TABLESPACE, DATABASES, DEFAULT_TABLESPACE, GLOBAL_TABLESPACE, RELATION_FILE,
+        RELATION_IS_SHARED, RELATION_KIND, RELATION_SCHEMA, RELATION_TABLESPACE, RELATIONS,
+        SCHEMAS, TABLESPACES, has_storage, kind_name,
     },
 };
 
@@ -64,6 +64,26 @@ pub async fn resolve_database<S: CatalogSource>(
 ) -> Result<Oid, ResolveError<S::Error>> {
     let database = find_database(&mut Catalogs::new(source), name).await?;
     Ok(database.oid)
+}
+
+/// The object ids of the tablespaces, without the two that every cluster has, as of the source's LSN: at most this
+/// many.
+///
+/// # Errors
+/// If the catalogs can't be read.
+pub async fn tablespaces<S: CatalogSource>(
+    source: &S,
+    most: usize,
+) -> Result<Vec<Oid>, ResolveError<S::Error>> {
+    let mut catalogs = Catalogs::new(source);
+    let file = catalogs
+        .mapped((GLOBAL_TABLESPACE, 0), TABLESPACES.oid)
+        .await?;
+    let file = file.ok_or_else(|| Damage::Unmapped(TABLESPACES.name.to_owned()))?;
+    let rel = main_fork(GLOBAL_TABLESPACE, 0, file);
+    let wanted = |row: &Row| ![DEFAULT_TABLESPACE, GLOBAL_TABLESPACE].contains(&row.oid());
+    let rows = catalogs.seen(TABLESPACES, rel, wanted, most).await?;
+    Ok(rows.iter().map(Row::oid).collect())
 }
 
 async fn find_database<S: CatalogSource>(

@@ -49,14 +49,26 @@ impl<'a, S: CatalogSource> Catalogs<'a, S> {
         Ok(found.map_err(|what| Damage::RelationMap { spc, db, what })?)
     }
 
-    /// The first row that is seen and `wanted`. Reads the catalog from its beginning: an index would
-    /// be quicker, but what it points to has to be judged just the same.
+    /// The first row that is seen and `wanted`.
     pub(crate) async fn find(
         &mut self,
         catalog: Catalog,
         rel: RelTag,
         wanted: impl Fn(&Row) -> bool,
     ) -> Result<Option<Row>, ResolveError<S::Error>> {
+        Ok(self.seen(catalog, rel, wanted, 1).await?.pop())
+    }
+
+    /// The first rows that are seen and `wanted`, so many at most. Reads the catalog from its beginning: an
+    /// index would be quicker, but what it points to has to be judged just the same.
+    pub(crate) async fn seen(
+        &mut self,
+        catalog: Catalog,
+        rel: RelTag,
+        wanted: impl Fn(&Row) -> bool,
+        most: usize,
+    ) -> Result<Vec<Row>, ResolveError<S::Error>> {
+        let mut seen = Vec::new();
         let blocks = self.source.blocks(rel).await;
         let blocks = blocks.map_err(ResolveError::Source)?;
         let missing = || Damage::NoCatalog {
@@ -81,13 +93,16 @@ impl<'a, S: CatalogSource> Catalogs<'a, S> {
                     }
                     let row = Row(data);
                     if wanted(&row) && self.sees(catalog, &header).await? {
-                        return Ok(Some(row));
+                        seen.push(row);
+                        if seen.len() == most {
+                            return Ok(seen);
+                        }
                     }
                 }
             }
             from = to;
         }
-        Ok(None)
+        Ok(seen)
     }
 
     async fn sees(

@@ -16,6 +16,8 @@ pub(crate) struct Catalog {
     pub(crate) row_len: usize,
 }
 
+/// `pg_tablespace.dat`: where databases are unless somebody says otherwise.
+pub const DEFAULT_TABLESPACE: Oid = 1663;
 /// `pg_tablespace.dat`: where shared relations are.
 pub const GLOBAL_TABLESPACE: Oid = 1664;
 
@@ -34,6 +36,13 @@ pub(crate) const DATABASES: Catalog = Catalog {
 };
 /// `pg_database.h`: `dattablespace`.
 pub(crate) const DATABASE_TABLESPACE: usize = 92;
+
+/// `pg_tablespace.h`.
+pub(crate) const TABLESPACES: Catalog = Catalog {
+    oid: 1213,
+    name: "pg_tablespace",
+    row_len: 72,
+};
 
 /// `pg_namespace.h`.
 pub(crate) const SCHEMAS: Catalog = Catalog {

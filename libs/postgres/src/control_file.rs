@@ -17,7 +17,7 @@
 //! The file is padded with zeros to 8 KiB. The version stands near the front so that every version
 //! of PostgreSQL finds it there.
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use palimpsest_codec::{Cursor, TruncatedError, crc32c};
 use palimpsest_types::{ErrorKind, Lsn, Oid, SystemIdentifier};
 
@@ -101,6 +101,26 @@ pub struct CheckPoint {
     pub oldest_active_xid: u32,
 }
 
+/// What a control file must say so that a server starts from it without recovery, as after a shutdown; all else
+/// is as in the one it is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShutDown {
+    /// The cluster.
+    pub system_identifier: SystemIdentifier,
+    /// Position of the checkpoint record.
+    pub checkpoint: Lsn,
+    /// The record itself.
+    pub record: CheckPoint,
+    /// What a standby needs: minimal 0, replica 1, logical 2.
+    pub wal_level: u32,
+    /// Whether hint bits are WAL-logged without checksums.
+    pub wal_log_hints: bool,
+    /// Connections, worker processes, WAL senders, prepared transactions and locks of a transaction at most.
+    pub limits: [u32; 5],
+    /// Whether commit times are kept.
+    pub track_commit_timestamp: bool,
+}
+
 /// These bytes are not a usable control file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlFileError {
@@ -139,6 +159,16 @@ pub enum ControlFileError {
 const VERSION: u32 = 1300;
 /// Bytes before the checksum.
 const CHECKED: usize = 288;
+/// `PG_CONTROL_FILE_SIZE`.
+const FILE_LEN: usize = 8192;
+/// Where fields stand that are written.
+const STATE: usize = 16;
+const CHECKPOINT: usize = 32;
+const SETTINGS: usize = 172;
+/// `DB_SHUTDOWNED`.
+const SHUT_DOWN: u32 = 1;
+/// `FirstNormalUnloggedLSN`: relations that are not logged begin anew.
+const FIRST_UNLOGGED: u64 = 1000;
 
 impl ControlFile {
     /// Bytes that say something; the rest of the file is zeros.
@@ -167,6 +197,40 @@ impl ControlFile {
             size if size.is_power_of_two() && (1 << 20..=1 << 30).contains(&size) => Ok(control),
             found => Err(ControlFileError::SegmentSize { found }),
         }
+    }
+
+    /// The whole file of a server that was shut down, made from that of the same cluster, which may lack the zeros
+    /// at its end.
+    ///
+    /// # Errors
+    /// If that is not a control file.
+    pub fn shut_down(from: &Bytes, state: &ShutDown) -> Result<Bytes, ControlFileError> {
+        Self::parse(from)?;
+        let kept = |range: std::ops::Range<usize>| from.get(range).unwrap_or_default();
+        let mut file = BytesMut::with_capacity(FILE_LEN);
+        file.put_u64_le(state.system_identifier.get());
+        file.put_slice(kept(8..STATE));
+        file.put_u32_le(SHUT_DOWN);
+        file.put_bytes(0, 4);
+        file.put_i64_le(state.record.time);
+        debug_assert_eq!(file.len(), CHECKPOINT);
+        file.put_u64_le(state.checkpoint.get());
+        file.put_slice(&state.record.to_bytes());
+        file.put_u64_le(FIRST_UNLOGGED);
+        // No recovery, and no backup that it would have to be from.
+        file.put_bytes(0, SETTINGS - file.len());
+        file.put_u32_le(state.wal_level);
+        put_flag(&mut file, state.wal_log_hints, 4);
+        for limit in state.limits {
+            file.put_u32_le(limit);
+        }
+        put_flag(&mut file, state.track_commit_timestamp, 4);
+        let kept_from = file.len();
+        file.put_slice(kept(kept_from..CHECKED));
+        let crc = crc32c(&file);
+        file.put_u32_le(crc);
+        file.put_bytes(0, FILE_LEN - file.len());
+        Ok(file.freeze())
     }
 
     fn fields(mut cursor: Cursor) -> Result<Self, TruncatedError> {
@@ -216,7 +280,38 @@ impl ControlFile {
 }
 
 impl CheckPoint {
-    /// The 88 bytes of the record, trailing padding included. Fields stand in the order of reading.
+    /// Bytes of the record's data.
+    pub const LEN: usize = 88;
+
+    /// The record's data.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(Self::LEN);
+        bytes.put_u64_le(self.redo.get());
+        bytes.put_u32_le(self.timeline);
+        bytes.put_u32_le(self.previous_timeline);
+        put_flag(&mut bytes, self.full_page_writes, 8);
+        bytes.put_u64_le(self.next_xid);
+        for number in [
+            self.next_oid,
+            self.next_multi,
+            self.next_multi_offset,
+            self.oldest_xid,
+            self.oldest_xid_db,
+            self.oldest_multi,
+            self.oldest_multi_db,
+        ] {
+            bytes.put_u32_le(number);
+        }
+        bytes.put_bytes(0, 4);
+        bytes.put_i64_le(self.time);
+        bytes.put_u32_le(self.oldest_commit_ts_xid);
+        bytes.put_u32_le(self.newest_commit_ts_xid);
+        bytes.put_u32_le(self.oldest_active_xid);
+        bytes.put_bytes(0, 4);
+        bytes.freeze()
+    }
+
+    /// All of the record's data, trailing padding included. Fields stand in the order of reading.
     fn fields(cursor: &mut Cursor) -> Result<Self, TruncatedError> {
         let record = Self {
             redo: Lsn::new(cursor.u64("redo position")?),
@@ -267,6 +362,12 @@ fn flag(cursor: &mut Cursor, width: usize, what: &'static str) -> Result<bool, T
     let value = cursor.u8(what)? != 0;
     cursor.skip(width - 1, what)?;
     Ok(value)
+}
+
+/// The same, written.
+fn put_flag(bytes: &mut BytesMut, flag: bool, width: usize) {
+    bytes.put_u8(flag.into());
+    bytes.put_bytes(0, width - 1);
 }
 
 #[cfg(test)]
@@ -379,6 +480,51 @@ mod tests {
             parse(&bytes),
             Err(ControlFileError::SegmentSize { found: 3 })
         );
+    }
+
+    #[test]
+    fn a_server_that_was_shut_down_has_all_that_it_was_given_and_the_rest_of_before() {
+        let from = Bytes::from(sample());
+        let before = ControlFile::parse(&from).unwrap();
+        let record = CheckPoint {
+            redo: Lsn::new(0x500_0028),
+            timeline: 9,
+            previous_timeline: 9,
+            oldest_active_xid: 0,
+            time: 1_800_000_000,
+            ..before.checkpoint_copy.clone()
+        };
+        let state = ShutDown {
+            system_identifier: SystemIdentifier::new(78),
+            checkpoint: Lsn::new(0x500_0028),
+            record: record.clone(),
+            wal_level: 1,
+            wal_log_hints: false,
+            limits: [1, 2, 3, 4, 5],
+            track_commit_timestamp: false,
+        };
+        // What is kept of a base ends with the checksum.
+        for from in [from.slice(..ControlFile::LEN), from.clone()] {
+            let file = ControlFile::shut_down(&from, &state).unwrap();
+            assert_eq!(file.len(), FILE_LEN);
+            assert_eq!((file[16], &file[128..136]), (1, &1000u64.to_le_bytes()[..]));
+            let expected = ControlFile {
+                system_identifier: state.system_identifier,
+                checkpoint: state.checkpoint,
+                checkpoint_copy: record.clone(),
+                wal_level: 1,
+                wal_log_hints: false,
+                max_connections: 1,
+                max_worker_processes: 2,
+                max_wal_senders: 3,
+                max_prepared_transactions: 4,
+                max_locks_per_transaction: 5,
+                track_commit_timestamp: false,
+                ..before.clone()
+            };
+            assert_eq!(ControlFile::parse(&file), Ok(expected));
+        }
+        assert!(ControlFile::shut_down(&from.slice(..200), &state).is_err());
     }
 
     proptest! {

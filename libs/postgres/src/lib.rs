@@ -40,7 +40,7 @@ pub use base_backup::{
 pub use command::{SlotState, SystemIdentity};
 pub use connection::Connection;
 pub use conninfo::{ConnInfo, ConnInfoError, Endpoint, Host, Password, SslMode};
-pub use control_file::{CheckPoint, ControlFile, ControlFileError};
+pub use control_file::{CheckPoint, ControlFile, ControlFileError, ShutDown};
 pub use error::ClientError;
 pub use replication::{PgTimestamp, ReplicationEvent, ReplicationStream, StandbyStatus};
 pub use replication_origins::{ReplicationOrigins, ReplicationOriginsError};

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use palimpsest_codec::{Cursor, TruncatedError, crc32c};
 use palimpsest_types::{ErrorKind, Lsn};
 
@@ -72,9 +72,30 @@ impl ReplicationOrigins {
         Ok(Self(origins))
     }
 
+    /// The file.
+    pub fn to_bytes(&self) -> Bytes {
+        let len = MAGIC_LEN + ENTRY_LEN * self.0.len() + CHECKSUM_LEN;
+        let mut bytes = BytesMut::with_capacity(len);
+        bytes.put_u32_le(MAGIC);
+        for (origin, up_to) in self.iter() {
+            bytes.put_u16_le(origin);
+            bytes.put_bytes(0, PADDING);
+            bytes.put_u64_le(up_to.get());
+        }
+        let crc = crc32c(&bytes);
+        bytes.put_u32_le(crc);
+        bytes.freeze()
+    }
+
     /// Each origin's number, and how far it is replayed there.
     pub fn iter(&self) -> impl Iterator<Item = (u16, Lsn)> + '_ {
         self.0.iter().map(|(origin, up_to)| (*origin, *up_to))
+    }
+}
+
+impl FromIterator<(u16, Lsn)> for ReplicationOrigins {
+    fn from_iter<I: IntoIterator<Item = (u16, Lsn)>>(origins: I) -> Self {
+        Self(origins.into_iter().collect())
     }
 }
 
@@ -120,6 +141,9 @@ mod tests {
         let expected = origins.map(|(origin, up_to)| (origin, Lsn::new(up_to)));
         assert_eq!(found.iter().collect::<Vec<_>>(), expected);
         assert_eq!(parse(&file(&[])), Ok(ReplicationOrigins::default()));
+        assert_eq!(found.to_bytes(), file(&origins));
+        let again: ReplicationOrigins = expected.into_iter().collect();
+        assert_eq!(again, found);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     error::ReadError,
     layers::Layers,
     lineage::{Database, Lineage},
-    listing::{blocks_at, relations_at},
+    listing::{blocks_at, maps_at, relations_at},
     tail::{Pieces, Tail},
     times::ReadTimes,
     versions::{Listing, Versions},
@@ -203,6 +203,19 @@ impl<E: Engine> TimelineReader<E> {
     /// If a layer can't be read.
     pub async fn relations(&self, lsn: Lsn) -> Result<Vec<(RelTag, BlockNumber)>, ReadError> {
         Ok(relations_at(self, lsn).await?.into_iter().collect())
+    }
+
+    /// The relation map files of all databases, each with the tablespace and the database.
+    ///
+    /// # Errors
+    /// If a layer can't be read.
+    pub async fn relation_maps(&self, lsn: Lsn) -> Result<Vec<(Oid, Oid, Bytes)>, ReadError> {
+        let maps = maps_at(self, lsn).await?.into_iter();
+        maps.map(|map| match map {
+            (Key::RelMap { spc, db }, Value::File(content)) => Ok((spc, db, content)),
+            (key, _) => Err(ReadError::WrongValue(key)),
+        })
+        .collect()
     }
 
     /// Blocks of all forks of a database, in all its tablespaces; `None` if it has no fork.

@@ -1,3 +1,4 @@
+use bytes::{BufMut as _, BytesMut};
 use palimpsest_types::{Lsn, SystemIdentifier};
 
 use crate::{
@@ -94,9 +95,9 @@ const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
 const ALL_FLAGS: u16 = 0x000F;
 
 /// Length of the short form.
-const SHORT_LEN: usize = 24;
+pub(crate) const SHORT_LEN: usize = 24;
 /// Length of the long form.
-const LONG_LEN: usize = 40;
+pub(crate) const LONG_LEN: usize = 40;
 
 impl PageHeader {
     /// Longest header there is.
@@ -159,6 +160,30 @@ impl PageHeader {
             overwrites_continuation: info & FIRST_IS_OVERWRITE_CONTRECORD != 0,
             system_identifier,
         })
+    }
+
+    /// Writes the header of the page that begins at `at`; the long form needs the cluster's identifier.
+    pub(crate) fn put(&self, page: &mut BytesMut, at: Lsn, segment_size: SegmentSize) {
+        let is_long = Self::len_at(at, segment_size) == LONG_LEN;
+        let flags = [
+            (self.continuation.is_some(), FIRST_IS_CONTRECORD),
+            (is_long, LONG_HEADER),
+            (self.overwrites_continuation, FIRST_IS_OVERWRITE_CONTRECORD),
+        ];
+        let info = flags.iter().filter(|(set, _)| *set);
+        page.put_u16_le(v15::PAGE_MAGIC);
+        page.put_u16_le(info.fold(0, |info, (_, flag)| info | flag));
+        page.put_u32_le(self.timeline);
+        page.put_u64_le(at.get());
+        page.put_u32_le(self.continuation.unwrap_or_default());
+        page.put_bytes(0, 4);
+        if is_long {
+            let cluster = self.system_identifier.map_or(0, SystemIdentifier::get);
+            page.put_u64_le(cluster);
+            // A power of two up to 1 GiB.
+            page.put_u32_le(u32::try_from(segment_size.bytes()).unwrap_or_default());
+            page.put_u32_le(u32::try_from(WAL_PAGE_SIZE).unwrap_or_default());
+        }
     }
 
     /// Whether the page can follow those before it, the newest of which was of timeline `before`

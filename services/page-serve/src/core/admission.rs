@@ -46,6 +46,8 @@ pub enum Call {
     SlruSegment,
     /// All relations, or what is counted over them.
     Listing,
+    /// All that a timeline is at an LSN.
+    BaseBackup,
 }
 
 /// The part that some requests have of all room.
@@ -81,6 +83,8 @@ const SLOTS: usize = 64;
 /// What a listing counts as, in pages: how long it is shows only when it is made. That is what a hundred
 /// thousand relations take while they are sent; making the list of them takes more, for a moment.
 const LISTING: u32 = 256;
+/// What a base backup counts as, in pages: those that are read ahead, and chunks that wait to be sent.
+const BASE_BACKUP: u32 = 1536;
 /// How long a request waits for room that others take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -174,6 +178,7 @@ impl Call {
             Self::Small => 1,
             Self::SlruSegment => SlruKind::PAGES_PER_SEGMENT,
             Self::Listing => LISTING,
+            Self::BaseBackup => BASE_BACKUP,
         }
     }
 }

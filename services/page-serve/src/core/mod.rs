@@ -2,6 +2,7 @@
 
 mod admission;
 mod answer_memory;
+mod base_backup;
 mod error;
 mod follow;
 mod metrics;
@@ -13,6 +14,7 @@ mod within;
 
 pub use admission::{Admission, Call, Lane, Room};
 pub use answer_memory::{AnswerMemory, InvalidAnswerMemoryError};
+pub use base_backup::{RunningBackup, WantedBackup};
 pub use error::ServeError;
 pub use metrics::{ReadMetrics, Timer};
 pub use timelines::{Limits, Timelines};

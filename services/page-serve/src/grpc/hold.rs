@@ -48,6 +48,8 @@ struct Open {
     rest: Bytes,
     /// When some of it was taken last.
     taken: Instant,
+    /// The client has taken all that there is, and waits for us.
+    is_awaited: bool,
     _room: Arc<Room>,
 }
 
@@ -107,6 +109,7 @@ impl HeldBody {
             body,
             rest: Bytes::new(),
             taken: Instant::now(),
+            is_awaited: false,
             _room: room,
         })));
         let (watched, ended) = oneshot::channel();
@@ -143,7 +146,10 @@ async fn watch(open: Weak<Mutex<Option<Open>>>) {
 
 fn taken(open: &Weak<Mutex<Option<Open>>>) -> Option<Instant> {
     let open = open.upgrade()?;
-    lock(&open).as_ref().map(|open| open.taken)
+    lock(&open).as_ref().map(|open| match open.is_awaited {
+        true => Instant::now(),
+        false => open.taken,
+    })
 }
 
 impl http_body::Body for HeldBody {
@@ -161,7 +167,9 @@ impl http_body::Body for HeldBody {
         };
         open.taken = Instant::now();
         if open.rest.is_empty() {
-            let frame = match Pin::new(&mut open.body).poll_frame(cx) {
+            let frame = Pin::new(&mut open.body).poll_frame(cx);
+            open.is_awaited = frame.is_pending();
+            let frame = match frame {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 ended => return ended,
             };

@@ -1,5 +1,6 @@
 //! The gRPC adaptor: messages in, one core call, messages out.
 
+mod base_backup;
 mod hold;
 mod listing;
 mod page;

@@ -10,12 +10,12 @@ use palimpsest_api::{
 use palimpsest_proto::{
     common::v1 as common,
     page::v1::{
-        GetDatabaseSizeRequest, GetDatabaseSizeResponse, GetLsnAtTimeRequest, GetLsnAtTimeResponse,
-        GetPagesRequest, GetPagesResponse, GetReadableRequest, GetReadableResponse,
-        GetRelationMapRequest, GetRelationMapResponse, GetRelationSizeRequest,
-        GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
-        ListRelationsRequest, ListRelationsResponse, ReadLsn, get_slru_segment_response::SlruPage,
-        page_service_server::PageService,
+        GetBaseBackupRequest, GetBaseBackupResponse, GetDatabaseSizeRequest,
+        GetDatabaseSizeResponse, GetLsnAtTimeRequest, GetLsnAtTimeResponse, GetPagesRequest,
+        GetPagesResponse, GetReadableRequest, GetReadableResponse, GetRelationMapRequest,
+        GetRelationMapResponse, GetRelationSizeRequest, GetRelationSizeResponse,
+        GetSlruSegmentRequest, GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse,
+        ReadLsn, get_slru_segment_response::SlruPage, page_service_server::PageService,
     },
 };
 use palimpsest_read::{ReadError, TimeAt, TimelineReader, lsn_at_time};
@@ -25,8 +25,8 @@ use palimpsest_types::{Fault, Lsn};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
-use super::{hold::holding, listing, stream::AnswerStream};
-use crate::core::{Call, Lane, Room, ServeError, Timelines, Timer, within};
+use super::{base_backup, hold::holding, listing, stream::AnswerStream};
+use crate::core::{Call, Lane, Room, RunningBackup, ServeError, Timelines, Timer, within};
 
 /// Answers `PageService`.
 #[derive(Debug, Clone)]
@@ -154,6 +154,7 @@ impl PageHandler {
 impl PageService for PageHandler {
     type GetPagesStream = AnswerStream;
     type ListRelationsStream = Answers<ListRelationsResponse>;
+    type GetBaseBackupStream = Answers<GetBaseBackupResponse>;
 
     async fn get_pages(
         &self,
@@ -209,6 +210,20 @@ impl PageService for PageHandler {
         let relations = reader.relations(lsn).await.map_err(failed)?;
         let messages: Self::ListRelationsStream =
             Box::pin(listing::messages(lsn, relations).map(Ok));
+        Ok(holding(room, messages))
+    }
+
+    async fn get_base_backup(
+        &self,
+        request: Request<GetBaseBackupRequest>,
+    ) -> Result<Response<Self::GetBaseBackupStream>, Status> {
+        let message = request.into_inner();
+        let wanted = base_backup::wanted(&message);
+        let begun = self.begin(Call::BaseBackup, message.timeline, message.read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
+        let backup = RunningBackup::start(reader, lsn, wanted, &self.scope).await;
+        let backup = backup.map_err(|error| base_backup::failed(&error))?;
+        let messages: Self::GetBaseBackupStream = Box::pin(base_backup::messages(backup));
         Ok(holding(room, messages))
     }
 

@@ -26,6 +26,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 impl PageService for FakePageServe {
     type GetPagesStream = Answers<wire::GetPagesResponse>;
     type ListRelationsStream = Answers<wire::ListRelationsResponse>;
+    type GetBaseBackupStream = Answers<wire::GetBaseBackupResponse>;
 
     async fn get_pages(
         &self,
@@ -82,6 +83,13 @@ impl PageService for FakePageServe {
         &self,
         _: Request<wire::ListRelationsRequest>,
     ) -> Result<Response<Self::ListRelationsStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_base_backup(
+        &self,
+        _: Request<wire::GetBaseBackupRequest>,
+    ) -> Result<Response<Self::GetBaseBackupStream>, Status> {
         Err(Status::unimplemented(""))
     }
 

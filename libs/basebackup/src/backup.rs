@@ -1,0 +1,273 @@
+//! A base backup, planned and then written.
+
+use std::ops::Range;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
+use palimpsest_postgres::{ReplicationOrigins, Tli};
+use palimpsest_read::{TimelineReader, cluster_at};
+use palimpsest_redo::Engine;
+use palimpsest_types::{BlockNumber, Lsn, PAGE_SIZE, RelTag, SlruKind, SystemIdentifier};
+use palimpsest_wal::{SegmentNumber, WAL_PAGE_SIZE};
+use tokio::sync::mpsc;
+
+use crate::{
+    archive::Archive,
+    checksum::set_checksum,
+    contents::{Contents, Entry, MadeOf, copied},
+    error::BackupError,
+    manifest::Manifest,
+    server_files::{AUTO_CONFIGURATION, CLIENT_ACCESS, USER_MAPS, configuration},
+    start::{Identity, Start},
+    tablespaces::tablespaces_at,
+};
+
+/// A data directory that a stock PostgreSQL starts from, as a timeline was at an LSN. The same one at the same LSN
+/// is the same, byte for byte.
+#[derive(Debug)]
+pub struct BaseBackup {
+    contents: Contents,
+}
+
+/// What a base backup is, before it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupFacts {
+    /// What it sees: records that end here or before.
+    pub lsn: Lsn,
+    /// Where its own checkpoint record is, with which its log begins.
+    pub checkpoint: Lsn,
+    /// The cluster that starts from it.
+    pub system_identifier: SystemIdentifier,
+    /// PostgreSQL's timeline of what that writes.
+    pub timeline: Tli,
+    /// Files, without the manifest.
+    pub files: u64,
+    /// Bytes of those files.
+    pub bytes: u64,
+}
+
+/// What is read at once, or written.
+enum Piece {
+    File {
+        path: String,
+        len: u64,
+    },
+    Relation {
+        rel: RelTag,
+        blocks: Range<u32>,
+    },
+    Slru {
+        kind: SlruKind,
+        segment: u32,
+    },
+    Log {
+        segment: SegmentNumber,
+        pages: Range<u64>,
+    },
+    Bytes(Bytes),
+    End,
+}
+
+/// The same, read.
+enum Loaded {
+    File { path: String, len: u64 },
+    Data(Bytes),
+    End,
+}
+
+/// Pages that are read at once.
+const PAGES: u32 = 64;
+/// Pieces that are read while one is written: 8 MiB at most.
+const AHEAD: usize = 16;
+
+impl BaseBackup {
+    /// Finds out what there is at an LSN that can be read.
+    ///
+    /// # Errors
+    /// If something can't be read, or the identity does not fit.
+    pub async fn plan<E: Engine>(
+        reader: &TimelineReader<E>,
+        lsn: Lsn,
+        identity: impl FnOnce(Tli) -> Option<Identity> + Send,
+    ) -> Result<Self, BackupError> {
+        let cluster = cluster_at(reader, lsn).await?;
+        let cluster = cluster.ok_or(BackupError::NoControlFile(lsn))?;
+        let parent = cluster.control.timeline;
+        let identity = identity(parent).ok_or(BackupError::NoTimeline(parent))?;
+        let start = Start::new(&cluster, lsn, identity)?;
+        let mut slru = Vec::new();
+        for kind in SlruKind::ALL {
+            let segments = reader.slru_segments(kind, lsn).await?;
+            slru.extend(
+                segments
+                    .into_iter()
+                    .map(|(segment, pages)| (kind, segment, pages)),
+            );
+        }
+        let relations = copied(&reader.relations(lsn).await?);
+        let mut tablespaces: std::collections::BTreeSet<_> =
+            tablespaces_at(reader, lsn).await?.into_iter().collect();
+        // Of transactions that had not committed there are relations and no rows.
+        tablespaces.extend(relations.iter().map(|copied| copied.rel.spc).filter(is_own));
+        let origins: ReplicationOrigins = cluster
+            .origins
+            .iter()
+            .map(|(id, lsn)| (*id, *lsn))
+            .collect();
+        let whole = vec![
+            ("postgresql.conf", configuration(&cluster.parameters).into()),
+            ("postgresql.auto.conf", AUTO_CONFIGURATION.into()),
+            ("pg_hba.conf", CLIENT_ACCESS.into()),
+            ("pg_ident.conf", USER_MAPS.into()),
+            ("pg_logical/replorigin_checkpoint", origins.to_bytes()),
+        ];
+        let contents = Contents {
+            start,
+            relations,
+            slru,
+            maps: reader.relation_maps(lsn).await?,
+            two_phase: reader.prepared_transactions(lsn).await?,
+            tablespaces,
+            whole,
+        };
+        Ok(Self { contents })
+    }
+
+    /// What it is.
+    pub fn facts(&self) -> BackupFacts {
+        let start = &self.contents.start;
+        let (files, bytes) = self
+            .contents
+            .entries()
+            .fold((0, 0), |(files, bytes), entry| {
+                (files + 1, entry.len.saturating_add(bytes))
+            });
+        BackupFacts {
+            lsn: start.lsn,
+            checkpoint: start.checkpoint,
+            system_identifier: start.identity.system_identifier,
+            timeline: start.identity.timeline,
+            files,
+            bytes,
+        }
+    }
+
+    /// Writes it as a tar archive, chunk by chunk, as fast as they are taken. Dropping the future ends it.
+    ///
+    /// # Errors
+    /// If something can't be read, or nobody takes the chunks any more.
+    pub async fn write<E: Engine>(
+        &self,
+        reader: &TimelineReader<E>,
+        out: mpsc::Sender<Bytes>,
+    ) -> Result<(), BackupError> {
+        let contents = &self.contents;
+        let mut archive = Archive::new(out, contents.start.time);
+        for directory in contents.directories() {
+            archive.directory(&directory).await?;
+        }
+        let mut checksums = Vec::new();
+        let pieces = contents.entries().flat_map(pieces);
+        let load = |piece| -> BoxFuture<'_, _> { self.load(reader, piece).boxed() };
+        let mut loaded = stream::iter(pieces).map(load).buffered(AHEAD);
+        while let Some(piece) = loaded.try_next().await? {
+            match piece {
+                Loaded::File { path, len } => archive.begin(path, len).await?,
+                Loaded::Data(bytes) => archive.data(bytes).await?,
+                Loaded::End => checksums.push(archive.end().await?),
+            }
+        }
+        let manifest = Manifest::new(contents, &checksums);
+        archive
+            .begin("backup_manifest".to_owned(), manifest.len())
+            .await?;
+        for line in manifest.all() {
+            archive.data(line.into()).await?;
+        }
+        archive.end().await?;
+        archive.finish().await
+    }
+
+    async fn load<E: Engine>(
+        &self,
+        reader: &TimelineReader<E>,
+        piece: Piece,
+    ) -> Result<Loaded, BackupError> {
+        let start = &self.contents.start;
+        let bytes = match piece {
+            Piece::File { path, len } => return Ok(Loaded::File { path, len }),
+            Piece::End => return Ok(Loaded::End),
+            Piece::Bytes(bytes) => bytes,
+            Piece::Relation { rel, blocks } => {
+                let numbers: Vec<_> = blocks.map(BlockNumber::new).collect();
+                let pages = reader.pages(rel, &numbers, start.lsn).await?;
+                together(pages.into_iter().zip(numbers), start.has_checksums)
+            }
+            Piece::Slru { kind, segment } => {
+                let pages = reader.slru_segment(kind, segment, start.lsn).await?;
+                let pages = pages.into_iter();
+                together(
+                    pages.map(|(number, page)| (page, BlockNumber::new(number))),
+                    false,
+                )
+            }
+            Piece::Log { segment, pages } => {
+                let pages = start.log_pages(segment, pages);
+                together(
+                    pages.into_iter().map(|page| (page, BlockNumber::ZERO)),
+                    false,
+                )
+            }
+        };
+        Ok(Loaded::Data(bytes))
+    }
+}
+
+/// A tablespace that is a directory of its own.
+fn is_own(spc: &palimpsest_types::Oid) -> bool {
+    use palimpsest_catalog::v15::{DEFAULT_TABLESPACE, GLOBAL_TABLESPACE};
+    ![DEFAULT_TABLESPACE, GLOBAL_TABLESPACE].contains(spc)
+}
+
+/// Pages one after the other, with checksums if they are to have some.
+fn together(
+    pages: impl ExactSizeIterator<Item = (Bytes, BlockNumber)>,
+    has_checksums: bool,
+) -> Bytes {
+    let mut all = BytesMut::with_capacity(pages.len() * PAGE_SIZE);
+    for (page, block) in pages {
+        let at = all.len();
+        all.put_slice(&page);
+        let page = all.get_mut(at..).and_then(|page| page.first_chunk_mut());
+        if let Some(page) = page.filter(|_| has_checksums) {
+            set_checksum(page, block);
+        }
+    }
+    all.freeze()
+}
+
+/// A file as what is read at once.
+fn pieces(Entry { path, len, made_of }: Entry) -> impl Iterator<Item = Piece> + Send {
+    let data: Box<dyn Iterator<Item = Piece> + Send> = match made_of {
+        MadeOf::Bytes(bytes) => Box::new(std::iter::once(Piece::Bytes(bytes))),
+        MadeOf::Slru { kind, segment } => Box::new(std::iter::once(Piece::Slru { kind, segment })),
+        MadeOf::Relation { rel, first, blocks } => {
+            let end = first.saturating_add(blocks);
+            let starts = (first..end).step_by(PAGES as usize);
+            Box::new(starts.map(move |start| Piece::Relation {
+                rel,
+                blocks: start..start.saturating_add(PAGES).min(end),
+            }))
+        }
+        MadeOf::Log(segment) => {
+            let end = len / WAL_PAGE_SIZE;
+            let starts = (0..end).step_by(PAGES as usize);
+            Box::new(starts.map(move |start| Piece::Log {
+                segment,
+                pages: start..start.saturating_add(PAGES.into()).min(end),
+            }))
+        }
+    };
+    let begin = Piece::File { path, len };
+    std::iter::once(begin).chain(data).chain([Piece::End])
+}

@@ -1,0 +1,95 @@
+//! A base backup, made while it is taken.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::join;
+use palimpsest_api::redo::TenantRedo;
+use palimpsest_basebackup::{
+    BackupError, BackupFacts, BaseBackup, Identity, fresh_timeline, zstd_frame,
+};
+use palimpsest_read::TimelineReader;
+use palimpsest_runtime::TaskScope;
+use palimpsest_types::{Lsn, SystemIdentifier};
+use tokio::sync::{mpsc, oneshot};
+
+/// What base backup is wanted, beside where and when.
+#[derive(Debug, Clone, Copy)]
+pub struct WantedBackup {
+    /// Another cluster than the one whose history is read.
+    pub system_identifier: Option<SystemIdentifier>,
+    /// PostgreSQL's timeline of it; a fresh one if it is `None`.
+    pub timeline: Option<u32>,
+    /// As one zstd frame.
+    pub is_packed: bool,
+}
+
+/// A base backup that is being made.
+#[derive(Debug)]
+pub struct RunningBackup {
+    /// What it is.
+    pub facts: BackupFacts,
+    /// The archive. When the last was taken, `outcome` tells whether it is complete.
+    pub chunks: mpsc::Receiver<Bytes>,
+    /// How it ended; nothing if this page-serve is shutting down.
+    pub outcome: oneshot::Receiver<Option<Result<(), BackupError>>>,
+}
+
+/// Chunks that are ready and not sent; each has half a MiB at most.
+const AHEAD: usize = 4;
+
+impl RunningBackup {
+    /// Begins one. It ends soon after its chunks are dropped, or the scope's token is cancelled.
+    ///
+    /// # Errors
+    /// If there can be none at that LSN.
+    pub async fn start(
+        reader: Arc<TimelineReader<TenantRedo>>,
+        lsn: Lsn,
+        wanted: WantedBackup,
+        scope: &TaskScope,
+    ) -> Result<Self, BackupError> {
+        let identity = |parent| {
+            let fresh = || fresh_timeline(parent, rand::random());
+            Some(Identity {
+                system_identifier: wanted.system_identifier,
+                timeline: wanted.timeline.or_else(fresh)?,
+            })
+        };
+        let backup = BaseBackup::plan(&reader, lsn, identity).await?;
+        let facts = backup.facts();
+        let (out, chunks) = mpsc::channel(AHEAD);
+        let (told, outcome) = oneshot::channel();
+        let token = scope.token().clone();
+        scope.spawn("base backup", async move {
+            let making = make(&backup, &reader, wanted.is_packed, out);
+            // Cancel-safe: what was not taken is made again for who asks again.
+            let made = token.run_until_cancelled(making).await;
+            // Who does not take the chunks does not want to know.
+            let _ = told.send(made);
+        });
+        Ok(Self {
+            facts,
+            chunks,
+            outcome,
+        })
+    }
+}
+
+async fn make(
+    backup: &BaseBackup,
+    reader: &TimelineReader<TenantRedo>,
+    is_packed: bool,
+    out: mpsc::Sender<Bytes>,
+) -> Result<(), BackupError> {
+    if !is_packed {
+        return backup.write(reader, out).await;
+    }
+    let (archive, from) = mpsc::channel(1);
+    let both = join(backup.write(reader, archive), zstd_frame(from, out));
+    match both.await {
+        // Then the other says why.
+        (Err(BackupError::Abandoned) | Ok(()), packed) => packed,
+        (written, _) => written,
+    }
+}

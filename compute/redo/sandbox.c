@@ -139,17 +139,18 @@ pal_die_with_parent(void)
 void
 pal_give_way(void)
 {
+    /* Who is nicer already may not become less nice. */
+    int nice = Max(getpriority(PRIO_PROCESS, 0), BACKGROUND_NICE);
     SchedulingAttributes attributes = {
         .size = sizeof(attributes),
         .policy = SCHED_OTHER,
-        .nice = BACKGROUND_NICE,
+        .nice = nice,
         .runtime = BACKGROUND_SLICE,
     };
 
-    if (syscall(SYS_sched_setattr, 0, &attributes, 0) == 0)
-        return;
-    if (setpriority(PRIO_PROCESS, 0, BACKGROUND_NICE) != 0)
-        elog(FATAL, "cannot take a low priority: %m");
+    /* If neither is allowed, the work is done at the usual priority. */
+    if (syscall(SYS_sched_setattr, 0, &attributes, 0) != 0)
+        (void) setpriority(PRIO_PROCESS, 0, nice);
 }
 
 /*

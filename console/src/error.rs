@@ -110,13 +110,8 @@ pub enum CliError {
         source: io::Error,
     },
     /// A data directory can't be written.
-    #[error("the export failed; what was written of it is removed")]
-    Unpack {
-        /// Why.
-        source: Box<dyn Error + Send + Sync>,
-        /// What to do.
-        hint: Option<String>,
-    },
+    #[error("the data directory can't be written")]
+    Unpack(#[source] Box<dyn Error + Send + Sync>),
     /// Standard output can't be written.
     #[error("can't write to standard output")]
     Output(#[source] io::Error),
@@ -186,7 +181,7 @@ impl CliError {
             }
             Self::Unresolved { source, .. } => unresolved(source).map(str::to_owned),
             Self::NoRelation { .. } => Some("`pal rel list` shows all relations".to_owned()),
-            Self::Failed { hint, .. } | Self::Unpack { hint, .. } => hint.clone(),
+            Self::Failed { hint, .. } => hint.clone(),
             _ => None,
         }
     }

@@ -33,7 +33,7 @@ mod progress;
 mod relation;
 pub mod stack;
 mod told;
-mod unpack;
+pub mod unpack;
 mod views;
 
 pub use cli::Cli;

@@ -1,7 +1,9 @@
 //! `pal export`.
 
 use std::{
+    fs::File,
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -20,7 +22,7 @@ use crate::{
     output::Output,
     point::point,
     progress::{Progress, Step},
-    unpack::{UnpackError, Unpacker},
+    unpack::{Mapping, UnpackError, Unpacker},
 };
 
 /// Writes a timeline as a data directory.
@@ -38,6 +40,9 @@ pub struct ExportArgs {
     /// A tar archive in place of a directory, packed by zstd if the name ends in .zst; - is standard output.
     #[arg(long, group = "target", value_name = "FILE")]
     pub tar: Option<PathBuf>,
+    /// Put a tablespace somewhere else: the directory's pg_tblspc has a link to that. May be repeated.
+    #[arg(long, value_name = "OID=DIR", requires = "to")]
+    pub tablespace_mapping: Vec<Mapping>,
     /// The PostgreSQL timeline of what the copy writes; one that nobody else is likely to have without it.
     #[arg(long, value_name = "NUMBER")]
     pub postgres_timeline: Option<u32>,
@@ -81,15 +86,17 @@ pub(crate) async fn run(
         system_identifier: arguments.system_identifier.map(SystemIdentifier::new),
         postgres_timeline: arguments.postgres_timeline,
         is_packed: target.is_packed(),
+        is_sparse: false,
     };
     let name = full_name(timeline);
-    let writer = target.open()?;
+    target.check()?;
     let pages = client.pages(&view).await?;
     let backup = pages.base_backup(request).await;
     let backup = backup.map_err(CliError::remote(format!(
         "asking for a base backup of {name}"
     )))?;
     let facts = *backup.facts();
+    let writer = target.open(arguments.tablespace_mapping)?;
     write(backup, writer, &name).await?;
     let exported = Exported::new(name, facts, target.path());
     if target.is_standard_output() {
@@ -111,7 +118,8 @@ enum Target {
 /// What writes it.
 enum Writer {
     Directory(Unpacker),
-    Archive(PathBuf, Box<dyn io::Write + Send>),
+    /// The file, if it is not standard output.
+    Archive(Option<PathBuf>, Box<dyn io::Write + Send>),
 }
 
 impl Target {
@@ -134,21 +142,42 @@ impl Target {
     }
 
     fn is_standard_output(&self) -> bool {
-        matches!(self, Self::Archive(path) if path.as_os_str() == "-")
+        matches!(self, Self::Archive(path) if is_standard_output(path))
     }
 
-    fn open(&self) -> Result<Writer, CliError> {
+    /// Refuses what is there already before anything is asked for.
+    fn check(&self) -> Result<(), CliError> {
+        let (path, is_there) = match self {
+            Self::Directory(path) => {
+                let entry = path.read_dir().ok().and_then(|mut entries| entries.next());
+                (path, entry.is_some())
+            }
+            Self::Archive(path) => (path, !self.is_standard_output() && path.exists()),
+        };
+        match is_there {
+            false => Ok(()),
+            true => Err(CliError::Failed {
+                what: format!("{} is there already", path.display()),
+                hint: Some("name another, or remove it".to_owned()),
+            }),
+        }
+    }
+
+    fn open(&self, mappings: Vec<Mapping>) -> Result<Writer, CliError> {
         match self {
-            Self::Directory(path) => Ok(Writer::Directory(Unpacker::into(path).map_err(refused)?)),
+            Self::Directory(path) => {
+                let unpacker = Unpacker::into(path, mappings).map_err(refused)?;
+                Ok(Writer::Directory(unpacker))
+            }
+            Self::Archive(_) if self.is_standard_output() => {
+                Ok(Writer::Archive(None, Box::new(io::stdout())))
+            }
             Self::Archive(path) => {
-                let file: Box<dyn io::Write + Send> = match self.is_standard_output() {
-                    true => Box::new(io::stdout()),
-                    false => {
-                        let file = std::fs::File::create_new(path);
-                        Box::new(file.map_err(CliError::file(path))?)
-                    }
-                };
-                Ok(Writer::Archive(path.clone(), file))
+                // It has the passwords of all roles.
+                let mut options = File::options();
+                let file = options.write(true).create_new(true).mode(0o600).open(path);
+                let file = file.map_err(CliError::file(path))?;
+                Ok(Writer::Archive(Some(path.clone()), Box::new(file)))
             }
         }
     }
@@ -160,40 +189,18 @@ async fn write(mut backup: BaseBackupStream, writer: Writer, name: &str) -> Resu
     let (chunks, received) = mpsc::channel(AHEAD);
     let writing = spawn_blocking(move || writer.write_all(received));
     let mut progress = Progress::start();
-    let mut done = ByteCount::ZERO;
-    let outcome = loop {
-        progress.show(&Step {
-            what: format!("writing {name}"),
-            share: Some((done, total)),
-        });
-        // Cancel-safe: either way it is over.
-        let chunk = tokio::select! {
-            chunk = backup.chunk() => chunk,
-            _ = tokio::signal::ctrl_c() => break Err(CliError::Interrupted {
-                what: "what was written is removed".to_owned(),
-            }),
-        };
-        match chunk {
-            Ok(Some(chunk)) => {
-                done = ByteCount::new(done.get().saturating_add(chunk.len() as u64));
-                // If nobody takes it, that one says why.
-                if chunks.send(Part::Chunk(chunk)).await.is_err() {
-                    break Ok(());
-                }
-            }
-            Ok(None) => {
-                let _ = chunks.send(Part::End).await;
-                break Ok(());
-            }
-            Err(source) => {
-                break Err(CliError::Remote {
-                    what: format!("reading the base backup of {name}"),
-                    source,
-                });
-            }
-        }
+    let sending = send(&mut backup, chunks, name, |done| {
+        let share = Some((done, total));
+        let what = format!("writing {name}");
+        progress.show(&Step { what, share });
+    });
+    // Cancel-safe: without its end what is written is removed.
+    let outcome = tokio::select! {
+        outcome = sending => outcome,
+        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted {
+            what: "nothing is left of what was written".to_owned(),
+        }),
     };
-    drop(chunks);
     progress.end();
     let written = writing.await;
     let written = written.unwrap_or_else(|error| {
@@ -203,6 +210,30 @@ async fn write(mut backup: BaseBackupStream, writer: Writer, name: &str) -> Resu
         })
     });
     outcome.and(written)
+}
+
+/// Hands on what comes, up to its end.
+async fn send(
+    backup: &mut BaseBackupStream,
+    chunks: mpsc::Sender<Part>,
+    name: &str,
+    mut told: impl FnMut(ByteCount),
+) -> Result<(), CliError> {
+    let mut done = 0;
+    loop {
+        told(ByteCount::new(done));
+        let chunk = backup.chunk().await;
+        let chunk = chunk.map_err(CliError::remote(format!(
+            "reading the base backup of {name}"
+        )))?;
+        let is_end = chunk.is_none();
+        done += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        let sent = chunks.send(chunk.map_or(Part::End, Part::Chunk)).await;
+        // If nobody takes it, that one says why.
+        if sent.is_err() || is_end {
+            return Ok(());
+        }
+    }
 }
 
 /// What is written next. Without an end it is not complete.
@@ -215,7 +246,7 @@ impl Writer {
     fn write_all(self, parts: mpsc::Receiver<Part>) -> Result<(), CliError> {
         match self {
             Self::Directory(unpacker) => unpack(unpacker, parts),
-            Self::Archive(path, file) => save(&path, file, parts),
+            Self::Archive(path, file) => save(path.as_deref(), file, parts),
         }
     }
 }
@@ -227,21 +258,30 @@ fn unpack(mut unpacker: Unpacker, mut parts: mpsc::Receiver<Part>) -> Result<(),
                 Ok(()) => continue,
                 Err(error) => Some(error),
             },
-            Some(Part::End) => return unpacker.finish().map_err(refused),
+            Some(Part::End) => match unpacker.finish() {
+                Ok(()) => return Ok(()),
+                Err(error) => Some(error),
+            },
             // Who sent them says why.
             None => None,
         };
-        // Whatever is left of it can't be started: the control file comes last.
-        let _ = unpacker.undo();
-        return failure.map_or(Ok(()), |error| Err(refused(error)));
+        let removed = unpacker.undo();
+        return match failure {
+            Some(error) => Err(refused(error)),
+            None => removed.map_err(refused),
+        };
     }
 }
 
 fn save(
-    path: &Path,
+    path: Option<&Path>,
     mut file: Box<dyn io::Write + Send>,
     mut parts: mpsc::Receiver<Part>,
 ) -> Result<(), CliError> {
+    let failed = |error| match path {
+        Some(path) => CliError::file(path)(error),
+        None => CliError::Output(error),
+    };
     loop {
         let failure = match parts.blocking_recv() {
             Some(Part::Chunk(chunk)) => match file.write_all(&chunk) {
@@ -254,28 +294,22 @@ fn save(
             },
             None => None,
         };
-        let _ = std::fs::remove_file(path);
-        return failure.map_or(Ok(()), |error| Err(CliError::file(path)(error)));
+        let removed = path.map_or(Ok(()), std::fs::remove_file);
+        return failure.map_or(removed, Err).map_err(failed);
     }
 }
 
 /// Ends when a file is on disk, if it is one.
-fn sync(path: &Path) -> io::Result<()> {
-    match path.as_os_str() == "-" {
-        true => Ok(()),
-        false => std::fs::File::open(path)?.sync_all(),
-    }
+fn sync(path: Option<&Path>) -> io::Result<()> {
+    path.map_or(Ok(()), |path| File::open(path)?.sync_all())
+}
+
+fn is_standard_output(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
 fn refused(error: UnpackError) -> CliError {
-    let hint = match &error {
-        UnpackError::NotEmpty(_) => Some("name another, or empty it".to_owned()),
-        _ => None,
-    };
-    CliError::Unpack {
-        source: Box::new(error),
-        hint,
-    }
+    CliError::Unpack(Box::new(error))
 }
 
 impl Exported {

@@ -253,6 +253,8 @@ async fn p1_what_was_deleted_is_found_on_a_branch_at_a_time_before() {
     let case = Case::prepare().await.unwrap();
     let sql = |text: &str| block_in_place(|| case.cluster.psql("postgres", text)).unwrap();
     sql("CREATE TABLE precious AS SELECT generate_series(1, 1000) AS n");
+    // A time within the second of the base's checkpoint is before it.
+    sql("SELECT pg_sleep(1.1)");
     let before = sql("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
     sql("SELECT pg_sleep(0.01)");
     sql("TRUNCATE precious");

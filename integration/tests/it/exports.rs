@@ -20,7 +20,7 @@ use palimpsest_integration::{
 };
 use palimpsest_redo_postgres::RunAs;
 use palimpsest_testkit::{Cluster, ClusterOptions, Workload, cluster::SUPERUSER, workload};
-use palimpsest_types::{BlockNumber, Fork, Lsn, RelTag};
+use palimpsest_types::{BlockNumber, Fork, Lsn, RelTag, SystemIdentifier};
 use palimpsest_wal::{SegmentSize, WAL_PAGE_SIZE};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tempfile::TempDir;
@@ -74,9 +74,11 @@ impl Case {
             ..ClusterOptions::default()
         }
         .with("allow_in_place_tablespaces", "on")
+        .with("max_connections", "77")
+        .with("max_worker_processes", "9")
         .with(
             "track_commit_timestamp",
-            if random.random() { "on" } else { "off" },
+            if data_checksums { "on" } else { "off" },
         );
         let mut cluster = Cluster::temporary(options.clone())?;
         block_in_place(|| cluster.start())?;
@@ -154,6 +156,37 @@ impl Case {
                 .await
                 .with_context(|| format!("at {lsn}"))?;
         }
+        self.judge_branch(random_end(random), judge).await
+    }
+
+    /// A branch leaves as the timeline that it begins on; and as another cluster, on a timeline of its own.
+    async fn judge_branch(&self, lsn: Lsn, judge: &mut Judge) -> Result<()> {
+        let mut broker = self.services.broker();
+        let branch = broker
+            .create_branch(self.timeline, "leaves", Some(lsn))
+            .await?;
+        let served = self.services.served(branch.timeline).await?;
+        let directory = tempfile::tempdir()?;
+        let mut archives = Vec::new();
+        for (served, timeline) in [(&self.served, self.timeline), (&served, branch.timeline)] {
+            let path = directory.path().join(timeline.timeline.to_string());
+            receive(served, request(timeline, branch.lsn), &path).await?;
+            archives.push(fs::read(path)?);
+        }
+        judge.check((archives[0] != archives[1]).then(|| format!("{branch:?} leaves otherwise")));
+        let request = BaseBackupRequest {
+            system_identifier: Some(SystemIdentifier::new(4_711)),
+            postgres_timeline: None,
+            ..request(branch.timeline, branch.lsn)
+        };
+        let export = Export::of(&served, request).await?;
+        block_in_place(|| export.verify(self.options.data_checksums, lsn, judge))?;
+        block_in_place(|| export.starts_untouched(judge))?;
+        let told = run(tool("pg_controldata").arg(export.data_dir()))?;
+        let is_own =
+            |line: &str| line.starts_with("Database system identifier:") && line.ends_with(" 4711");
+        judge.check((!told.lines().any(is_own)).then_some(told));
+        broker.delete_branch(branch.timeline).await?;
         Ok(())
     }
 
@@ -185,8 +218,36 @@ impl Case {
         .await?;
         eprintln!("{NAME}: at {lsn}: {tally:?}");
         engine.stop().await;
+        judge.check(self.unlike_sparse(&exported.0, lsn).await?);
         block_in_place(|| export.starts_untouched(judge))?;
         block_in_place(|| self.lives(&export, &reference, lsn, judge))
+    }
+
+    /// The sparse form has the same files but for those that it says it leaves out, with their lengths.
+    async fn unlike_sparse(&self, full: &DataFiles, lsn: Lsn) -> Result<Option<String>> {
+        let directory = tempfile::tempdir()?;
+        let archive = directory.path().join("sparse.tar");
+        let request = BaseBackupRequest {
+            is_sparse: true,
+            ..request(self.timeline, lsn)
+        };
+        let left_out = receive(&self.served, request, &archive).await?;
+        let data = directory.path().join("data");
+        unpack(&archive, &data)?;
+        let sparse = DataFiles::read(&data)?;
+        let sizes = |files: &DataFiles| -> Result<BTreeMap<_, _>> {
+            files
+                .iter()
+                .map(|(rel, file)| Ok((rel, file.blocks()?)))
+                .collect()
+        };
+        let mut both = sizes(&sparse)?;
+        ensure!(!both.is_empty(), "what is not logged is missing");
+        let twice = left_out.iter().any(|(rel, _)| both.contains_key(rel));
+        both.extend(left_out);
+        let differs = twice || both != sizes(full)?;
+        let has_control = data.join("global/pg_control").exists();
+        Ok((differs || !has_control).then(|| format!("the sparse form at {lsn}")))
     }
 
     /// Both are asked for all that they have, and the export is written to.
@@ -251,8 +312,9 @@ impl Told {
             "SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2",
             "SELECT checkpoint_lsn IS NOT NULL, next_multixact_id, next_multi_offset, oldest_xid, oldest_multi_xid
              FROM pg_control_checkpoint()",
-            "SELECT wal_level, max_connections FROM (SELECT current_setting('wal_level') AS wal_level,
-             current_setting('max_connections') AS max_connections) AS settings",
+            "SELECT tid, CASE current_setting('track_commit_timestamp')
+             WHEN 'on' THEN pg_xact_commit_timestamp(h.xmin)::text END
+             FROM pgbench_history h ORDER BY h.ctid LIMIT 100",
         ];
         for question in questions {
             told.insert(question.to_owned(), cluster.psql("postgres", question)?);
@@ -279,41 +341,32 @@ impl Export {
         timeline: palimpsest_api::TimelineRef,
         lsn: Lsn,
     ) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("pal-").tempdir()?;
-        let request = |is_packed| BaseBackupRequest {
-            timeline,
-            at: ReadAt {
-                lsn: Some(lsn),
-                ..ReadAt::default()
-            },
-            system_identifier: None,
-            postgres_timeline: Some(77),
-            is_packed,
-        };
-        let archive = directory.path().join("base.tar");
-        let packed = directory.path().join("base.tar.zst");
-        for (path, is_packed) in [(&archive, false), (&packed, true)] {
-            let mut stream = served.client().base_backup(request(is_packed)).await?;
-            let mut file = File::create(path)?;
-            while let Some(chunk) = stream.chunk().await? {
-                file.write_all(&chunk)?;
-            }
-        }
-        // Also: the same twice.
-        ensure!(
-            zstd::decode_all(File::open(&packed)?)? == fs::read(&archive)?,
-            "packed otherwise"
+        let directory = tempfile::tempdir()?;
+        let request = request(timeline, lsn);
+        let (plain, packed) = (
+            directory.path().join("plain"),
+            directory.path().join("packed"),
         );
+        receive(served, request, &plain).await?;
+        let zstd = BaseBackupRequest {
+            is_packed: true,
+            ..request
+        };
+        receive(served, zstd, &packed).await?;
+        // Also: the same twice.
+        let unpacked = zstd::decode_all(File::open(&packed)?)?;
+        ensure!(unpacked == fs::read(&plain)?, "packed otherwise");
+        Self::of(served, request).await
+    }
+
+    async fn of(served: &ServedTimeline, request: BaseBackupRequest) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("pal-").tempdir()?;
+        let archive = directory.path().join("base.tar");
+        let left_out = receive(served, request, &archive).await?;
+        ensure!(left_out.is_empty(), "{left_out:?} is left out");
         let data = directory.path().join("data");
-        fs::create_dir(&data)?;
-        run(Command::new("tar")
-            .arg("-xpf")
-            .arg(&archive)
-            .arg("-C")
-            .arg(&data))?;
-        for path in [&archive, &packed] {
-            fs::remove_file(path)?;
-        }
+        unpack(&archive, &data)?;
+        fs::remove_file(&archive)?;
         if let Some(RunAs { uid, gid }) = RunAs::unprivileged()? {
             run(Command::new("chown")
                 .arg("-R")
@@ -346,6 +399,7 @@ impl Export {
     /// `pg_ctl start` and nothing else.
     fn starts_untouched(&self, judge: &mut Judge) -> Result<()> {
         let data = self.data_dir();
+        let before = settings(&data)?;
         let log = self.directory.path().join("first.log");
         let sockets = self.directory.path().display();
         let mut start = as_server("pg_ctl")?;
@@ -356,12 +410,18 @@ impl Export {
             .arg(&log)
             .args(["-w", "-o"]);
         let started = complaint(start.arg(format!("-k {sockets} -h ''")).arg("start"))?;
-        let told = fs::read_to_string(&log).unwrap_or_default();
+        let told = fs::read_to_string(&log)?;
         let mut stop = as_server("pg_ctl")?;
         let stopped = complaint(stop.arg("-D").arg(&data).args(["-w", "-m", "fast", "stop"]))?;
         for finding in [started, stopped] {
             judge.check(finding.map(|text| format!("{text}\n{told}")));
         }
+        // Were its settings others, the control file would say so now.
+        let after = settings(&data)?;
+        let finding = || format!("{after:?}, not {before:?}");
+        judge.check((after != before || before.is_empty()).then(finding));
+        let is_known = told.contains("database system was shut down at");
+        judge.check((!is_known).then(|| format!("no shutdown in the log:\n{told}")));
         let recovered = [
             "redo starts",
             "was not properly shut down",
@@ -373,6 +433,44 @@ impl Export {
         judge.check(found.map(|word| format!("{word} in the log:\n{told}")));
         Ok(())
     }
+}
+
+fn request(timeline: palimpsest_api::TimelineRef, lsn: Lsn) -> BaseBackupRequest {
+    BaseBackupRequest {
+        timeline,
+        at: ReadAt {
+            lsn: Some(lsn),
+            ..ReadAt::default()
+        },
+        system_identifier: None,
+        postgres_timeline: Some(77),
+        is_packed: false,
+        is_sparse: false,
+    }
+}
+
+/// Writes an archive; gives what is left out of it.
+async fn receive(
+    served: &ServedTimeline,
+    request: BaseBackupRequest,
+    to: &Path,
+) -> Result<Vec<(RelTag, BlockNumber)>> {
+    let mut stream = served.client().base_backup(request).await?;
+    let mut file = File::create(to)?;
+    while let Some(chunk) = stream.chunk().await? {
+        file.write_all(&chunk)?;
+    }
+    Ok(stream.left_out().to_vec())
+}
+
+fn unpack(archive: &Path, to: &Path) -> Result<()> {
+    fs::create_dir(to)?;
+    run(Command::new("tar")
+        .arg("-xpf")
+        .arg(archive)
+        .arg("-C")
+        .arg(to))
+    .map(drop)
 }
 
 /// An export, as the files that it has.
@@ -508,6 +606,13 @@ fn complaint(command: &mut Command) -> Result<Option<String>> {
         .map(String::from_utf8_lossy)
         .concat();
     Ok((!output.status.success()).then(|| format!("{command:?}: {told}")))
+}
+
+/// What the control file says of settings.
+fn settings(data: &Path) -> Result<Vec<String>> {
+    let told = run(tool("pg_controldata").arg(data))?;
+    let settings = told.lines().filter(|line| line.contains(" setting: "));
+    Ok(settings.map(str::to_owned).collect())
 }
 
 /// Lets the judge in.

@@ -1,12 +1,13 @@
 //! A base backup, planned and then written.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use palimpsest_postgres::{ReplicationOrigins, Tli};
 use palimpsest_read::{TimelineReader, cluster_at};
 use palimpsest_redo::Engine;
+use palimpsest_runtime::finish;
 use palimpsest_types::{BlockNumber, Lsn, PAGE_SIZE, RelTag, SlruKind, SystemIdentifier};
 use palimpsest_wal::{SegmentNumber, WAL_PAGE_SIZE};
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{
     archive::Archive,
     checksum::set_checksum,
-    contents::{Contents, Entry, MadeOf, copied},
+    contents::{Contents, Entry, MadeOf, copied, sparse},
     error::BackupError,
     manifest::Manifest,
     server_files::{AUTO_CONFIGURATION, CLIENT_ACCESS, USER_MAPS, configuration},
@@ -27,6 +28,16 @@ use crate::{
 #[derive(Debug)]
 pub struct BaseBackup {
     contents: Contents,
+}
+
+/// Whether everything is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// All of it.
+    Full,
+    /// Without what relations hold, but for those that are not logged; [`BaseBackup::left_out`] tells of the others.
+    /// For a server that reads pages when it needs them.
+    Sparse,
 }
 
 /// What a base backup is, before it is written.
@@ -76,9 +87,9 @@ enum Loaded {
 }
 
 /// Pages that are read at once.
-const PAGES: u32 = 64;
-/// Pieces that are read while one is written: 8 MiB at most.
-const AHEAD: usize = 16;
+const PAGES: u32 = 32;
+/// Pieces that are read while one is written: no more pages than two requests of a reader may ask for.
+const AHEAD: usize = 4;
 
 impl BaseBackup {
     /// Finds out what there is at an LSN that can be read.
@@ -89,12 +100,13 @@ impl BaseBackup {
         reader: &TimelineReader<E>,
         lsn: Lsn,
         identity: impl FnOnce(Tli) -> Option<Identity> + Send,
+        form: Form,
     ) -> Result<Self, BackupError> {
         let cluster = cluster_at(reader, lsn).await?;
         let cluster = cluster.ok_or(BackupError::NoControlFile(lsn))?;
         let parent = cluster.control.timeline;
         let identity = identity(parent).ok_or(BackupError::NoTimeline(parent))?;
-        let start = Start::new(&cluster, lsn, identity)?;
+        let start = Arc::new(Start::new(&cluster, lsn, identity)?);
         let mut slru = Vec::new();
         for kind in SlruKind::ALL {
             let segments = reader.slru_segments(kind, lsn).await?;
@@ -105,32 +117,50 @@ impl BaseBackup {
             );
         }
         let relations = copied(&reader.relations(lsn).await?);
-        let mut tablespaces: std::collections::BTreeSet<_> =
-            tablespaces_at(reader, lsn).await?.into_iter().collect();
+        let mut tablespaces: BTreeSet<_> = tablespaces_at(reader, lsn).await?.into_iter().collect();
         // Of transactions that had not committed there are relations and no rows.
-        tablespaces.extend(relations.iter().map(|copied| copied.rel.spc).filter(is_own));
+        let maps = reader.relation_maps(lsn).await?;
+        let others = relations.iter().map(|copied| copied.rel.spc);
+        let others = others.chain(maps.iter().map(|(spc, _, _)| *spc));
+        tablespaces.extend(others.filter(is_own));
         let origins: ReplicationOrigins = cluster
             .origins
             .iter()
             .map(|(id, lsn)| (*id, *lsn))
             .collect();
         let whole = vec![
-            ("postgresql.conf", configuration(&cluster.parameters).into()),
+            (
+                "postgresql.conf",
+                configuration(&cluster.parameters, cluster.origins.len()).into(),
+            ),
             ("postgresql.auto.conf", AUTO_CONFIGURATION.into()),
             ("pg_hba.conf", CLIENT_ACCESS.into()),
             ("pg_ident.conf", USER_MAPS.into()),
             ("pg_logical/replorigin_checkpoint", origins.to_bytes()),
         ];
+        let (relations, left_out) = match form {
+            Form::Full => (relations, None),
+            Form::Sparse => {
+                let (kept, left_out) = sparse(relations);
+                (kept, Some(left_out))
+            }
+        };
         let contents = Contents {
             start,
             relations,
+            left_out,
             slru,
-            maps: reader.relation_maps(lsn).await?,
+            maps,
             two_phase: reader.prepared_transactions(lsn).await?,
             tablespaces,
             whole,
         };
         Ok(Self { contents })
+    }
+
+    /// The forks that are left out of a sparse one, with their lengths.
+    pub fn left_out(&self) -> &[(RelTag, BlockNumber)] {
+        self.contents.left_out.as_deref().unwrap_or_default()
     }
 
     /// What it is.
@@ -156,9 +186,9 @@ impl BaseBackup {
     ///
     /// # Errors
     /// If something can't be read, or nobody takes the chunks any more.
-    pub async fn write<E: Engine>(
+    pub async fn write<E: Engine + 'static>(
         &self,
-        reader: &TimelineReader<E>,
+        reader: Arc<TimelineReader<E>>,
         out: mpsc::Sender<Bytes>,
     ) -> Result<(), BackupError> {
         let contents = &self.contents;
@@ -168,7 +198,12 @@ impl BaseBackup {
         }
         let mut checksums = Vec::new();
         let pieces = contents.entries().flat_map(pieces);
-        let load = |piece| -> BoxFuture<'_, _> { self.load(reader, piece).boxed() };
+        // In tasks of their own: others may wait for the same page while the archive waits for who takes it.
+        let load = |piece| {
+            let work = load(Arc::clone(&reader), Arc::clone(&contents.start), piece);
+            let work = finish(work);
+            async move { work.await.unwrap_or(Err(BackupError::Panicked)) }
+        };
         let mut loaded = stream::iter(pieces).map(load).buffered(AHEAD);
         while let Some(piece) = loaded.try_next().await? {
             match piece {
@@ -176,6 +211,9 @@ impl BaseBackup {
                 Loaded::Data(bytes) => archive.data(bytes).await?,
                 Loaded::End => checksums.push(archive.end().await?),
             }
+        }
+        if contents.left_out.is_some() {
+            return archive.finish().await;
         }
         let manifest = Manifest::new(contents, &checksums);
         archive
@@ -187,40 +225,35 @@ impl BaseBackup {
         archive.end().await?;
         archive.finish().await
     }
+}
 
-    async fn load<E: Engine>(
-        &self,
-        reader: &TimelineReader<E>,
-        piece: Piece,
-    ) -> Result<Loaded, BackupError> {
-        let start = &self.contents.start;
-        let bytes = match piece {
-            Piece::File { path, len } => return Ok(Loaded::File { path, len }),
-            Piece::End => return Ok(Loaded::End),
-            Piece::Bytes(bytes) => bytes,
-            Piece::Relation { rel, blocks } => {
-                let numbers: Vec<_> = blocks.map(BlockNumber::new).collect();
-                let pages = reader.pages(rel, &numbers, start.lsn).await?;
-                together(pages.into_iter().zip(numbers), start.has_checksums)
-            }
-            Piece::Slru { kind, segment } => {
-                let pages = reader.slru_segment(kind, segment, start.lsn).await?;
-                let pages = pages.into_iter();
-                together(
-                    pages.map(|(number, page)| (page, BlockNumber::new(number))),
-                    false,
-                )
-            }
-            Piece::Log { segment, pages } => {
-                let pages = start.log_pages(segment, pages);
-                together(
-                    pages.into_iter().map(|page| (page, BlockNumber::ZERO)),
-                    false,
-                )
-            }
-        };
-        Ok(Loaded::Data(bytes))
-    }
+/// Reads a piece.
+async fn load<E: Engine>(
+    reader: Arc<TimelineReader<E>>,
+    start: Arc<Start>,
+    piece: Piece,
+) -> Result<Loaded, BackupError> {
+    let bytes = match piece {
+        Piece::File { path, len } => return Ok(Loaded::File { path, len }),
+        Piece::End => return Ok(Loaded::End),
+        Piece::Bytes(bytes) => bytes,
+        Piece::Relation { rel, blocks } => {
+            let numbers: Vec<_> = blocks.map(BlockNumber::new).collect();
+            let pages = reader.pages(rel, &numbers, start.lsn).await?;
+            together(pages.into_iter().zip(numbers), start.has_checksums)
+        }
+        Piece::Slru { kind, segment } => {
+            let pages = reader.slru_segment(kind, segment, start.lsn).await?;
+            let pages = pages.into_iter();
+            let pages = pages.map(|(number, page)| (page, BlockNumber::new(number)));
+            together(pages, false)
+        }
+        Piece::Log { segment, pages } => {
+            let pages = start.log_pages(segment, pages).into_iter();
+            together(pages.map(|page| (page, BlockNumber::ZERO)), false)
+        }
+    };
+    Ok(Loaded::Data(bytes))
 }
 
 /// A tablespace that is a directory of its own.

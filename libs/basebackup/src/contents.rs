@@ -1,6 +1,6 @@
 //! What is in a data directory, and what each file of it is made of.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use palimpsest_catalog::v15::{DEFAULT_TABLESPACE, GLOBAL_TABLESPACE};
@@ -12,8 +12,10 @@ use crate::start::Start;
 /// A data directory, but for the bytes of its pages.
 #[derive(Debug)]
 pub(crate) struct Contents {
-    pub(crate) start: Start,
+    pub(crate) start: Arc<Start>,
     pub(crate) relations: Vec<Copied>,
+    /// Forks that are left out, if anything is.
+    pub(crate) left_out: Option<Vec<(RelTag, BlockNumber)>>,
     /// Segments of each area, with their number of pages.
     pub(crate) slru: Vec<(SlruKind, u32, u32)>,
     /// Relation maps, by tablespace and database.
@@ -124,6 +126,21 @@ pub(crate) fn copied(relations: &[(RelTag, BlockNumber)]) -> Vec<Copied> {
     copied
 }
 
+/// The same without what can be read when it is needed; and what that is.
+pub(crate) fn sparse(copied: Vec<Copied>) -> (Vec<Copied>, Vec<(RelTag, BlockNumber)>) {
+    let mains = copied
+        .iter()
+        .filter(|copied| copied.rel.fork != copied.from);
+    let unlogged: BTreeSet<_> = mains.map(|copied| copied.rel).collect();
+    let begins_anew = |copied: &Copied| unlogged.contains(&copied.rel.with_fork(Fork::Main));
+    let (kept, left_out): (Vec<_>, Vec<_>) = copied.into_iter().partition(begins_anew);
+    let left_out = left_out.into_iter();
+    (
+        kept,
+        left_out.map(|copied| (copied.rel, copied.blocks)).collect(),
+    )
+}
+
 impl Contents {
     /// All directories, each after the one that it is in.
     pub(crate) fn directories(&self) -> Vec<String> {
@@ -133,10 +150,9 @@ impl Contents {
             below.insert(self.tablespace(*spc));
         }
         let databases = self.maps.iter().map(|(spc, db, _)| (*spc, *db));
-        let relations = self
-            .relations
-            .iter()
-            .map(|copied| (copied.rel.spc, copied.rel.db));
+        let relations = self.relations.iter().map(|copied| copied.rel);
+        let left_out = self.left_out.iter().flatten().map(|(rel, _)| *rel);
+        let relations = relations.chain(left_out).map(|rel| (rel.spc, rel.db));
         let databases: BTreeSet<_> = databases.chain(relations).collect();
         let databases = databases.into_iter().filter(|(_, db)| *db != 0);
         below.extend(databases.map(|(spc, db)| self.database(spc, db)));
@@ -298,5 +314,8 @@ mod tests {
             (2, Fork::VisibilityMap, Fork::VisibilityMap, 1),
         ];
         assert_eq!(copied, expected);
+        let (kept, left_out) = sparse(super::copied(&relations));
+        assert!(kept.iter().all(|copied| copied.rel.rel == 1));
+        assert_eq!((kept.len(), &left_out[..]), (2, &relations[4..]));
     }
 }

@@ -59,6 +59,9 @@ pub enum BackupError {
     /// It can't be packed.
     #[error("the base backup can't be compressed")]
     Zstd(#[source] std::io::Error),
+    /// A defect.
+    #[error("reading a piece of the base backup panicked")]
+    Panicked,
     /// Who wanted it does not any more.
     #[error("nobody takes the base backup any more")]
     Abandoned,
@@ -71,7 +74,7 @@ impl BackupError {
             Self::NoControlFile(_) => (ErrorKind::Conflict, Reason::Unsupported),
             Self::ControlFile(error) => (error.kind(), Reason::Damaged),
             Self::SegmentSize(_) => (ErrorKind::Corrupt, Reason::Damaged),
-            Self::WrongLength { .. } | Self::LongPath(_) | Self::Zstd(_) => {
+            Self::WrongLength { .. } | Self::LongPath(_) | Self::Zstd(_) | Self::Panicked => {
                 (ErrorKind::Internal, Reason::Defect)
             }
             Self::Timeline { .. } | Self::NoTimeline(_) | Self::NoRoom(_) => {

@@ -20,7 +20,7 @@ mod server_files;
 mod start;
 mod tablespaces;
 
-pub use backup::{BackupFacts, BaseBackup};
+pub use backup::{BackupFacts, BaseBackup, Form};
 pub use error::BackupError;
 pub use pack::zstd_frame;
 pub use start::{Identity, fresh_timeline};

@@ -154,9 +154,17 @@ impl TarDecoder {
     /// # Errors
     /// If it is not complete with its end mark.
     pub fn finish(self) -> Result<(), TarError> {
-        let within = match self.state {
+        self.check_end()
+    }
+
+    /// Whether the archive is complete with its end mark.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check_end(&self) -> Result<(), TarError> {
+        let within = match &self.state {
             State::Ended => return Ok(()),
-            State::Failed(error) => return Err(error),
+            State::Failed(error) => return Err(error.clone()),
             State::Header(_) => "a header, before the end mark",
             State::File { .. } => "a file",
             State::Padding(_) => "the padding after a file",

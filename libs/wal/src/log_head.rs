@@ -193,17 +193,36 @@ mod tests {
         timeline: 5,
     };
 
-    /// Reads a log from the start of its first page, as a program does that knows no record of it.
-    fn read(head: &LogHead, from: Lsn, segment_size: SegmentSize) -> Vec<crate::RawRecord> {
-        let mut reader = RecordReader::new(from, segment_size).of(IDENTITY);
-        let mut records = Vec::new();
+    /// Where the first whole record begins at or after the start of a page (`XLogFindNextRecord`).
+    fn first_record(head: &LogHead, from: Lsn, segment_size: SegmentSize) -> Lsn {
         let mut page = from;
-        while page < head.end() {
-            reader.push(page, head.page(page)).unwrap();
+        loop {
+            let bytes = head.page(page);
+            let header = bytes.first_chunk().unwrap();
+            let header = PageHeader::parse(header, page, segment_size).unwrap();
+            let len = PageHeader::len_at(page, segment_size) as u64;
+            let to_come = u64::from(header.continuation.unwrap_or(0)).next_multiple_of(8);
+            if to_come < WAL_PAGE_SIZE - len {
+                return page.checked_add(len + to_come).unwrap();
+            }
+            page = page.checked_add(WAL_PAGE_SIZE).unwrap();
+        }
+    }
+
+    /// Reads a log from the start of a page, as a program does that knows no record of it.
+    fn read(head: &LogHead, from: Lsn, segment_size: SegmentSize) -> Vec<crate::RawRecord> {
+        let first = first_record(head, from, segment_size);
+        let mut reader = RecordReader::new(first, segment_size).of(IDENTITY);
+        let mut records = Vec::new();
+        let mut at = first;
+        while at < head.end() {
+            let page = at.floor_to(WAL_PAGE_SIZE);
+            let skipped = usize::try_from(at.saturating_sub(page)).unwrap();
+            reader.push(at, head.page(page).slice(skipped..)).unwrap();
             while let Ok(Some(record)) = reader.next_record() {
                 records.push(record);
             }
-            page = page.checked_add(WAL_PAGE_SIZE).unwrap();
+            at = page.checked_add(WAL_PAGE_SIZE).unwrap();
         }
         records
     }

@@ -2,13 +2,16 @@
 
 use bytes::Bytes;
 use palimpsest_proto::page::v1 as wire;
-use palimpsest_types::{ByteCount, ErrorKind, Lsn, SystemIdentifier};
+use palimpsest_types::{BlockNumber, ByteCount, ErrorKind, Lsn, RelTag, SystemIdentifier};
 use tonic::Streaming;
-use wire::get_base_backup_response::{Begin, Part};
+use wire::{
+    get_base_backup_response::{Begin, LeftOut, Part},
+    list_relations_response::Relation,
+};
 
 use super::{PageClient, ReadAt, malformed};
 use crate::{
-    convert::{InvalidMessageError, TimelineRef},
+    convert::{InvalidMessageError, TimelineRef, rel_tag},
     status::RemoteError,
 };
 
@@ -25,6 +28,8 @@ pub struct BaseBackupRequest {
     pub postgres_timeline: Option<u32>,
     /// As one zstd frame.
     pub is_packed: bool,
+    /// Without what relations hold.
+    pub is_sparse: bool,
 }
 
 /// What a base backup is.
@@ -48,6 +53,7 @@ pub struct BaseBackupFacts {
 #[derive(Debug)]
 pub struct BaseBackupStream {
     facts: BaseBackupFacts,
+    left_out: Vec<(RelTag, BlockNumber)>,
     messages: Streaming<wire::GetBaseBackupResponse>,
 }
 
@@ -67,7 +73,11 @@ impl PageClient {
             return Err(malformed(InvalidMessageError::missing("begin")));
         };
         let facts = begin.into();
-        Ok(BaseBackupStream { facts, messages })
+        Ok(BaseBackupStream {
+            facts,
+            left_out: Vec::new(),
+            messages,
+        })
     }
 }
 
@@ -77,17 +87,30 @@ impl BaseBackupStream {
         &self.facts
     }
 
+    /// Forks that are left out of a sparse one, as far as they are told of: all when the first chunk has come.
+    pub fn left_out(&self) -> &[(RelTag, BlockNumber)] {
+        &self.left_out
+    }
+
     /// The next bytes of the archive; `None` when it is complete. Cancel-safe.
     ///
     /// # Errors
     /// What page-serve says. Nothing comes after an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, RemoteError> {
-        match self.messages.message().await?.map(|message| message.part) {
-            None => Ok(None),
-            Some(Some(Part::Chunk(chunk))) => Ok(Some(chunk)),
-            Some(Some(Part::Begin(_)) | None) => {
-                let what = "a base backup begins twice";
-                Err(RemoteError::new(ErrorKind::Internal, what.to_owned()))
+        loop {
+            match self.messages.message().await?.map(|message| message.part) {
+                None => return Ok(None),
+                Some(Some(Part::Chunk(chunk))) => return Ok(Some(chunk)),
+                Some(Some(Part::LeftOut(LeftOut { relations }))) => {
+                    for Relation { rel, blocks } in relations {
+                        let rel = rel_tag(rel).map_err(malformed)?;
+                        self.left_out.push((rel, BlockNumber::new(blocks)));
+                    }
+                }
+                Some(Some(Part::Begin(_)) | None) => {
+                    let what = "a base backup begins twice";
+                    return Err(RemoteError::new(ErrorKind::Internal, what.to_owned()));
+                }
             }
         }
     }
@@ -104,6 +127,7 @@ fn wire_of(request: BaseBackupRequest) -> wire::GetBaseBackupRequest {
         system_identifier: request.system_identifier.map_or(0, SystemIdentifier::get),
         postgres_timeline: request.postgres_timeline.unwrap_or_default(),
         compression: compression.into(),
+        sparse: request.is_sparse,
     }
 }
 

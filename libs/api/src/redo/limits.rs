@@ -14,8 +14,7 @@ pub const SILENCE: Duration = BEAT.saturating_mul(3);
 const ATTEMPTS: Duration = SILENCE
     .saturating_add(START_LIMIT)
     .saturating_add(REQUEST_LIMIT.saturating_mul(2));
-/// How long a job may take that nobody waits for: a process does one of five such, however many there are
-/// for which somebody does.
+/// How long a job may take that nobody waits for: the process that does it gives way to all that want its CPU.
 pub const BACKGROUND_LIMIT: Duration = JOB_LIMIT.saturating_mul(5);
 /// How long a job may take, the queue of its worker included: one that is healthy and has much to do must
 /// not lose all its jobs at once.

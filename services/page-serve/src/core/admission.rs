@@ -27,6 +27,8 @@ pub struct Admission {
     streams: Arc<Semaphore>,
     /// Calls together have what one stream has.
     calls: Share,
+    /// So have base backups, which last: others must not wait for their end.
+    backups: Share,
 }
 
 /// One stream's part.
@@ -84,7 +86,7 @@ const SLOTS: usize = 64;
 /// thousand relations take while they are sent; making the list of them takes more, for a moment.
 const LISTING: u32 = 256;
 /// What a base backup counts as, in pages: those that are read ahead, and chunks that wait to be sent.
-const BASE_BACKUP: u32 = 1536;
+const BASE_BACKUP: u32 = 512;
 /// How long a request waits for room that others take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -98,6 +100,7 @@ impl Admission {
             budget,
             streams: Arc::new(Semaphore::new(STREAMS)),
             calls: Share::new(budget, &pages),
+            backups: Share::new(budget, &pages),
             pages,
         }
     }
@@ -121,7 +124,11 @@ impl Admission {
     /// If others take all room for too long.
     pub async fn call(&self, call: Call) -> Result<Room, ServeError> {
         // Cancel-safe: who waits has nothing yet. Its share, too, is taken by others here.
-        let entered = timeout(PATIENCE, self.calls.enter(call.pages())).await;
+        let share = match call {
+            Call::BaseBackup => &self.backups,
+            Call::Small | Call::SlruSegment | Call::Listing => &self.calls,
+        };
+        let entered = timeout(PATIENCE, share.enter(call.pages())).await;
         entered.unwrap_or(Err(ServeError::Overloaded { waited: PATIENCE }))
     }
 

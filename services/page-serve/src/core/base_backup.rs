@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures::future::join;
 use palimpsest_api::redo::TenantRedo;
 use palimpsest_basebackup::{
-    BackupError, BackupFacts, BaseBackup, Identity, fresh_timeline, zstd_frame,
+    BackupError, BackupFacts, BaseBackup, Form, Identity, fresh_timeline, zstd_frame,
 };
 use palimpsest_read::TimelineReader;
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{Lsn, SystemIdentifier};
+use palimpsest_types::{BlockNumber, Lsn, RelTag, SystemIdentifier};
 use tokio::sync::{mpsc, oneshot};
 
 /// What base backup is wanted, beside where and when.
@@ -22,6 +22,8 @@ pub struct WantedBackup {
     pub timeline: Option<u32>,
     /// As one zstd frame.
     pub is_packed: bool,
+    /// All of it, or without what relations hold.
+    pub form: Form,
 }
 
 /// A base backup that is being made.
@@ -29,13 +31,15 @@ pub struct WantedBackup {
 pub struct RunningBackup {
     /// What it is.
     pub facts: BackupFacts,
+    /// Forks that are left out of it.
+    pub left_out: Vec<(RelTag, BlockNumber)>,
     /// The archive. When the last was taken, `outcome` tells whether it is complete.
     pub chunks: mpsc::Receiver<Bytes>,
     /// How it ended; nothing if this page-serve is shutting down.
     pub outcome: oneshot::Receiver<Option<Result<(), BackupError>>>,
 }
 
-/// Chunks that are ready and not sent; each has half a MiB at most.
+/// Chunks that are ready and not sent; each has about half a MiB at most.
 const AHEAD: usize = 4;
 
 impl RunningBackup {
@@ -56,13 +60,14 @@ impl RunningBackup {
                 timeline: wanted.timeline.or_else(fresh)?,
             })
         };
-        let backup = BaseBackup::plan(&reader, lsn, identity).await?;
+        let backup = BaseBackup::plan(&reader, lsn, identity, wanted.form).await?;
         let facts = backup.facts();
+        let left_out = backup.left_out().to_vec();
         let (out, chunks) = mpsc::channel(AHEAD);
         let (told, outcome) = oneshot::channel();
         let token = scope.token().clone();
         scope.spawn("base backup", async move {
-            let making = make(&backup, &reader, wanted.is_packed, out);
+            let making = make(&backup, reader, wanted.is_packed, out);
             // Cancel-safe: what was not taken is made again for who asks again.
             let made = token.run_until_cancelled(making).await;
             // Who does not take the chunks does not want to know.
@@ -70,6 +75,7 @@ impl RunningBackup {
         });
         Ok(Self {
             facts,
+            left_out,
             chunks,
             outcome,
         })
@@ -78,7 +84,7 @@ impl RunningBackup {
 
 async fn make(
     backup: &BaseBackup,
-    reader: &TimelineReader<TenantRedo>,
+    reader: Arc<TimelineReader<TenantRedo>>,
     is_packed: bool,
     out: mpsc::Sender<Bytes>,
 ) -> Result<(), BackupError> {

@@ -2,15 +2,16 @@
 
 use futures::{Stream, StreamExt as _, stream};
 use palimpsest_api::error_status;
-use palimpsest_basebackup::{BackupError, BackupFacts};
+use palimpsest_basebackup::{BackupError, BackupFacts, Form};
 use palimpsest_proto::page::v1::{
     Compression, GetBaseBackupRequest, GetBaseBackupResponse,
-    get_base_backup_response::{Begin, Part},
+    get_base_backup_response::{Begin, LeftOut, Part},
 };
 use palimpsest_types::SystemIdentifier;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::listing;
 use crate::core::{RunningBackup, WantedBackup};
 
 /// What a request asks for.
@@ -20,6 +21,10 @@ pub(super) fn wanted(request: &GetBaseBackupRequest) -> WantedBackup {
         system_identifier: identifier.map(SystemIdentifier::new),
         timeline: Some(request.postgres_timeline).filter(|timeline| *timeline != 0),
         is_packed: request.compression() == Compression::Zstd,
+        form: match request.sparse {
+            true => Form::Sparse,
+            false => Form::Full,
+        },
     }
 }
 
@@ -29,6 +34,7 @@ pub(super) fn messages(
 ) -> impl Stream<Item = Result<GetBaseBackupResponse, Status>> + Send {
     let RunningBackup {
         facts,
+        left_out,
         chunks,
         outcome,
     } = backup;
@@ -41,7 +47,11 @@ pub(super) fn messages(
             "this page-serve is shutting down; ask another",
         ))),
     });
-    begin.chain(chunks).chain(end)
+    let left_out = listing::portions(left_out).map(|relations| {
+        let left_out = LeftOut { relations };
+        Ok(message(Part::LeftOut(left_out)))
+    });
+    begin.chain(stream::iter(left_out)).chain(chunks).chain(end)
 }
 
 /// Why there is none.

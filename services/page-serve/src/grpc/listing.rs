@@ -22,6 +22,17 @@ pub(super) fn messages(
     stream::iter((0..count).map(message))
 }
 
+/// Relations, as many as are in one message at once.
+pub(super) fn portions(
+    relations: Vec<(RelTag, BlockNumber)>,
+) -> impl Iterator<Item = Vec<Relation>> + Send {
+    let mut rest = relations.into_iter();
+    std::iter::from_fn(move || {
+        let portion: Vec<_> = rest.by_ref().take(RELATIONS).map(relation).collect();
+        (!portion.is_empty()).then_some(portion)
+    })
+}
+
 fn relation((rel, blocks): (RelTag, BlockNumber)) -> Relation {
     Relation {
         rel: Some(rel_tag_to_wire(rel)),

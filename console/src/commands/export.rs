@@ -97,7 +97,9 @@ pub(crate) async fn run(
     )))?;
     let facts = *backup.facts();
     let writer = target.open(arguments.tablespace_mapping)?;
-    write(backup, writer, &name).await?;
+    // How much of it is there can't be told of what is packed.
+    let total = (!target.is_packed()).then_some(facts.size);
+    write(backup, writer, &name, total).await?;
     let exported = Exported::new(name, facts, target.path());
     if target.is_standard_output() {
         return Ok(());
@@ -184,13 +186,17 @@ impl Target {
 }
 
 /// Writes all of it, or nothing.
-async fn write(mut backup: BaseBackupStream, writer: Writer, name: &str) -> Result<(), CliError> {
-    let total = backup.facts().size;
+async fn write(
+    mut backup: BaseBackupStream,
+    writer: Writer,
+    name: &str,
+    total: Option<ByteCount>,
+) -> Result<(), CliError> {
     let (chunks, received) = mpsc::channel(AHEAD);
     let writing = spawn_blocking(move || writer.write_all(received));
     let mut progress = Progress::start();
     let sending = send(&mut backup, chunks, name, |done| {
-        let share = Some((done, total));
+        let share = total.map(|total| (done, total));
         let what = format!("writing {name}");
         progress.show(&Step { what, share });
     });

@@ -4,11 +4,15 @@
 //! it): each has a name, all are told to stop by
 //! one token, and the scope waits for them. A task that panics takes its scope down, because what
 //! it was doing is not being done any more.
+//!
+//! [`BackgroundThreads`] are for what must not keep anybody waiting.
 
+mod background;
 mod finish;
 
 use std::future::Future;
 
+pub use background::{BackgroundLimits, BackgroundThreads, give_way};
 pub use finish::finish;
 use tokio::task::JoinHandle;
 pub use tokio_util::sync::CancellationToken;

@@ -1,10 +1,10 @@
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
     broker::{Role, watch_cluster},
 };
-use palimpsest_runtime::TaskScope;
+use palimpsest_runtime::{BackgroundLimits, BackgroundThreads, TaskScope};
 use palimpsest_service_kit::{
     BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, new_member,
 };
@@ -14,7 +14,7 @@ use palimpsest_telemetry::registry;
 use palimpsest_types::ErrorKind;
 
 use crate::{
-    core::{BackgroundThreads, Compactor, Policy},
+    core::{Compactor, Policy},
     grpc::CompactionApi,
     settings::Settings,
 };
@@ -42,6 +42,13 @@ pub enum StartError {
     #[error("the storage-broker's address is wrong")]
     Broker(#[source] RemoteError),
 }
+
+/// For all that belongs to compaction and is not the work itself: reading and decompressing files, and talking to the
+/// object store and to redo-workers.
+const THREADS: BackgroundLimits = BackgroundLimits {
+    tasks: NonZeroUsize::new(2).unwrap(),
+    blocking: NonZeroUsize::new(4).unwrap(),
+};
 
 /// Starts a compactor in `scope`; it ends with the scope's token.
 ///
@@ -81,9 +88,10 @@ pub async fn run_on(
         .map_err(StartError::Broker)?;
     let server = server.with_metrics(metrics);
     // Without timelines it waits for some; there is nothing to be made ready.
-    let api = CompactionApi::new(Arc::clone(&compactor)).into_server();
+    let threads = BackgroundThreads::start("compaction", THREADS).map_err(StartError::Threads)?;
+    let threads = Arc::new(threads);
+    let api = CompactionApi::new(Arc::clone(&compactor), Arc::clone(&threads)).into_server();
     server.start(Services::default().with(api), &Readiness::new(true), scope);
-    let threads = BackgroundThreads::start().map_err(StartError::Threads)?;
     scope.spawn("compaction", async move {
         threads.run(async move { compactor.run().await }).await;
     });

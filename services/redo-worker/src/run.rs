@@ -1,11 +1,11 @@
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
     broker::{BrokerClient, Role},
 };
 use palimpsest_redo_postgres::{DiscoverError, EngineSettings, ProbeError, RunAs, Wall, probe};
-use palimpsest_runtime::TaskScope;
+use palimpsest_runtime::{BackgroundLimits, BackgroundThreads, TaskScope};
 use palimpsest_service_kit::{
     BindError, Failure, GrpcServer, Heartbeat, Readiness, Services, new_member,
 };
@@ -36,6 +36,9 @@ pub enum StartError {
     /// There is nobody to run `postgres` as.
     #[error("can't find the user to run redo processes as")]
     RunAs(#[source] io::Error),
+    /// There can be no threads.
+    #[error("can't start threads for what nobody waits for")]
+    Threads(#[source] io::Error),
     /// Redo does not work here.
     #[error("redo was tried and does not work; `pal doctor` looks for the reason")]
     Probe(#[source] ProbeError),
@@ -46,6 +49,12 @@ pub enum StartError {
     #[error("the storage-broker's address is wrong")]
     Broker(#[source] RemoteError),
 }
+
+/// For all that belongs to redo in the background and is not done by its processes.
+const BACKGROUND: BackgroundLimits = BackgroundLimits {
+    tasks: NonZeroUsize::MIN,
+    blocking: NonZeroUsize::MIN,
+};
 
 /// Starts a redo-worker in `scope`; it ends with the scope's token. Redo is tried once; the first
 /// process that stays is started by the first job.
@@ -65,7 +74,10 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
         processes_per_tenant: settings.processes_per_tenant,
         tenants: settings.max_tenants,
     };
-    let engines = Arc::new(TenantEngines::new(PostgresSource::new(engine), limits));
+    let background = BackgroundThreads::start("background", BACKGROUND);
+    let background = Arc::new(background.map_err(StartError::Threads)?);
+    let source = PostgresSource::new(engine, Arc::clone(&background));
+    let engines = Arc::new(TenantEngines::new(source, limits));
     stop_with(scope, Arc::clone(&engines));
     let server = server.with_metrics(metrics(&engines));
 
@@ -73,7 +85,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     Heartbeat::new(&settings.broker, member)
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
-    let api = RedoApi::new(Arc::clone(&engines), scope.clone()).into_server();
+    let api = RedoApi::new(Arc::clone(&engines), background, scope.clone()).into_server();
     // Redo has been tried, so there is nothing to wait for.
     server.start(Services::default().with(api), &Readiness::new(true), scope);
     tracing::info!(%address, %side, "redo-worker is up");
@@ -148,6 +160,7 @@ impl StartError {
         match self {
             Self::Engine(_) | Self::RunAs(_) | Self::Broker(_) => ErrorKind::Invalid,
             Self::Probe(_) => ErrorKind::NotReady,
+            Self::Threads(_) => ErrorKind::Internal,
             Self::Bind(error) => error.kind(),
         }
     }

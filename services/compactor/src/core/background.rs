@@ -1,26 +1,14 @@
 //! Work that takes a CPU for seconds, out of the way of what somebody waits for.
 
 use std::{
-    io, panic, thread,
+    thread,
     time::{Duration, Instant},
 };
 
-use palimpsest_runtime::TaskScope;
-use tokio::runtime::{Builder, Handle, Runtime};
+use palimpsest_runtime::{TaskScope, give_way};
+use tokio::runtime::Handle;
 
 use super::error::CompactError;
-
-/// Threads for all that belongs to compaction and is not the work itself: reading files, and talking to the object
-/// store and to redo-workers. They give way as that does.
-#[derive(Debug)]
-pub struct BackgroundThreads {
-    runtime: Option<Runtime>,
-}
-
-/// For tasks: they only wait.
-const WORKERS: usize = 2;
-/// For what blocks: files that are read and decompressed.
-const BLOCKING: usize = 8;
 
 /// Work in short steps: some microseconds, or a block that is compressed now and then.
 ///
@@ -33,43 +21,6 @@ pub(super) struct Stretch {
 
 /// How long a stretch may be: less than what a read takes.
 const STRETCH: Duration = Duration::from_micros(100);
-
-impl BackgroundThreads {
-    /// Starts them.
-    ///
-    /// # Errors
-    /// If there can be none.
-    pub fn start() -> io::Result<Self> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(WORKERS)
-            .max_blocking_threads(BLOCKING)
-            .thread_name("compaction")
-            .on_thread_start(give_way)
-            .enable_all()
-            .build()?;
-        let runtime = Some(runtime);
-        Ok(Self { runtime })
-    }
-
-    /// Does all of a work on them. Dropping the future does not end it.
-    pub async fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let Some(runtime) = &self.runtime else { return };
-        if let Err(error) = runtime.spawn(work).await
-            && error.is_panic()
-        {
-            panic::resume_unwind(error.into_panic());
-        }
-    }
-}
-
-impl Drop for BackgroundThreads {
-    fn drop(&mut self) {
-        // Waiting for them is not allowed where tasks are dropped.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
 
 impl Stretch {
     /// Its first step begins.
@@ -118,13 +69,6 @@ pub(super) async fn in_background<T: Send + 'static>(
     ended.ok_or(CompactError::Stopped)
 }
 
-/// Gives way as far as that is allowed.
-fn give_way() {
-    if let Err(error) = palimpsest_priority::give_way() {
-        tracing::debug!(%error, "compaction goes on at usual priority");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{future, time::Duration};
@@ -144,22 +88,6 @@ mod tests {
         let panics = in_background(&scope, async { panic!("on purpose") });
         let panics: Result<(), _> = panics.await;
         assert!(matches!(panics, Err(CompactError::ThreadPanicked)));
-    }
-
-    #[tokio::test]
-    async fn what_belongs_to_the_work_gives_way_too() {
-        let before = getpriority_process(None).unwrap();
-        let threads = BackgroundThreads::start().unwrap();
-        let (told, nice) = tokio::sync::oneshot::channel();
-        let work = async move {
-            let blocking = tokio::task::spawn_blocking(|| getpriority_process(None).unwrap());
-            let own = getpriority_process(None).unwrap();
-            told.send((own, blocking.await.unwrap())).unwrap();
-        };
-        threads.run(work).await;
-        let expected = NICE.max(before);
-        assert_eq!(nice.await, Ok((expected, expected)));
-        assert_eq!(getpriority_process(None).unwrap(), before);
     }
 
     #[tokio::test]

@@ -26,7 +26,6 @@ mod wear;
 mod worker;
 
 pub use activity::{Activity, Done, Work};
-pub use background::BackgroundThreads;
 pub use cut::{Cell, Piece, cut};
 pub use error::CompactError;
 pub use merge::{Making, Merged, merge};

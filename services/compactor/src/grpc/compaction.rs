@@ -18,6 +18,7 @@ use palimpsest_proto::{
         compaction_service_server::{CompactionService, CompactionServiceServer},
     },
 };
+use palimpsest_runtime::BackgroundThreads;
 use palimpsest_types::{ByteCount, Lsn};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
@@ -26,15 +27,18 @@ use crate::core::{CompactError, Compactor, Done, Next, Work, Worn};
 
 /// `CompactionService`.
 #[derive(Debug)]
-pub(crate) struct CompactionApi(Arc<Compactor>);
+pub(crate) struct CompactionApi {
+    compactor: Arc<Compactor>,
+    threads: Arc<BackgroundThreads>,
+}
 
 /// Layers in one message.
 const LAYERS: usize = 1000;
 
 impl CompactionApi {
-    /// Answers for this compactor.
-    pub(crate) fn new(compactor: Arc<Compactor>) -> Self {
-        Self(compactor)
+    /// Answers for this compactor, which works on these threads.
+    pub(crate) fn new(compactor: Arc<Compactor>, threads: Arc<BackgroundThreads>) -> Self {
+        Self { compactor, threads }
     }
 
     /// The service with its limits.
@@ -52,7 +56,7 @@ impl CompactionService for CompactionApi {
         request: Request<ListLayersRequest>,
     ) -> Result<Response<Self::ListLayersStream>, Status> {
         let timeline = named(request.into_inner().timeline)?;
-        let manifest = self.0.manifest(timeline).await.map_err(failed)?;
+        let manifest = self.compactor.manifest(timeline).await.map_err(failed)?;
         let layers = manifest.layers().len();
         // Made as they are sent; what is held is the manifest, which has all of them anyway.
         let messages = (0..layers).step_by(LAYERS).map(move |from| {
@@ -70,9 +74,9 @@ impl CompactionService for CompactionApi {
     ) -> Result<Response<GetPlanResponse>, Status> {
         let request = request.into_inner();
         let timeline = named(request.timeline)?;
-        let manifest = self.0.manifest(timeline).await.map_err(failed)?;
-        let policy = self.0.policy_with(threshold(request.threshold));
-        let next = self.0.next(timeline, &manifest, &policy);
+        let manifest = self.compactor.manifest(timeline).await.map_err(failed)?;
+        let policy = self.compactor.policy_with(threshold(request.threshold));
+        let next = self.compactor.next(timeline, &manifest, &policy);
         let plan = plan_info(next, manifest.claimed_for(SystemTime::now()));
         Ok(Response::new(plan.into()))
     }
@@ -83,11 +87,12 @@ impl CompactionService for CompactionApi {
     ) -> Result<Response<CompactResponse>, Status> {
         let request = request.into_inner();
         let timeline = named(request.timeline)?;
-        let policy = self.0.policy_with(threshold(request.threshold));
+        let policy = self.compactor.policy_with(threshold(request.threshold));
         // Who asks for a timeline that is not there should hear so.
-        self.0.manifest(timeline).await.map_err(failed)?;
-        let done = Arc::clone(&self.0).compact_now(timeline, policy).await;
-        let done = done.map_err(failed)?;
+        self.compactor.manifest(timeline).await.map_err(failed)?;
+        let compactor = Arc::clone(&self.compactor);
+        let work = async move { compactor.compact_now(timeline, policy).await };
+        let done = self.threads.run(work).await.map_err(failed)?;
         Ok(Response::new(CompactResponse {
             compacted: done.is_some(),
             done: done.map(|done| done_info(&done).into()),
@@ -98,7 +103,7 @@ impl CompactionService for CompactionApi {
         &self,
         _: Request<GetActivityRequest>,
     ) -> Result<Response<GetActivityResponse>, Status> {
-        let (now, done) = self.0.activity().told();
+        let (now, done) = self.compactor.activity().told();
         Ok(Response::new(GetActivityResponse {
             now: now.map(|work| work_info(&work).into()),
             done: done.iter().map(|done| done_info(done).into()).collect(),

@@ -104,11 +104,10 @@ struct Slot<P: RedoProcess> {
 }
 
 /// A process does its jobs in the order in which it gets them, each at the process's own priority. So what somebody
-/// waits for has processes of its own.
+/// waits for has processes of its own. Of either kind they are started when they are first needed.
 #[derive(Debug)]
 struct Started<P: RedoProcess> {
-    awaited: Vec<Counted<P>>,
-    /// Started when it is first needed: most tenants need none most of the time.
+    awaited: OnceCell<Vec<Counted<P>>>,
     background: OnceCell<Counted<P>>,
     deaths_before: Arc<AtomicU64>,
     _room: OwnedSemaphorePermit,
@@ -179,21 +178,31 @@ impl<S: ProcessSource> TenantEngines<S> {
         };
         self.source.check(&tenant).map_err(failed)?;
         let slot = self.slot(tenant).map_err(failed)?;
-        let started = slot.started.get_or_try_init(|| self.start(&tenant));
-        // Cancel-safe: of those who wait for the same processes, the next goes on.
-        let started = timeout(START_LIMIT, started).await;
-        let started = started.unwrap_or_else(|_| Err(overdue()));
-        let started = started.map_err(failed)?;
-        let process = match urgency {
-            Urgency::Awaited => started.least_busy(),
-            Urgency::Background => {
-                let start = || self.start_one(&tenant, urgency);
-                let process = started.background.get_or_try_init(start);
-                let process = timeout(START_LIMIT, process).await;
-                process.unwrap_or_else(|_| Err(overdue())).map_err(failed)?
+        let process = self.process(&slot, &tenant, urgency);
+        let process = timeout(START_LIMIT, process).await;
+        let process = process.unwrap_or_else(|_| Err(overdue()));
+        process.map_err(failed)?.apply(request).await
+    }
+
+    /// A process for a job, started if need be. Cancel-safe: of those who wait for the same start, the next goes on.
+    async fn process<'a>(
+        &self,
+        slot: &'a Slot<S::Process>,
+        tenant: &RedoTenant,
+        urgency: Urgency,
+    ) -> Result<&'a Counted<S::Process>, StartFailure> {
+        let started = slot.started.get_or_try_init(|| self.enter()).await?;
+        let start = || self.start_one(tenant, urgency);
+        match urgency {
+            Urgency::Awaited => {
+                // All at once: the first job waits for one start, however many there are.
+                let count = self.limits.processes_per_tenant.get();
+                let starts = || try_join_all((0..count).map(|_| start()));
+                let processes = started.awaited.get_or_try_init(starts).await?;
+                Ok(least_busy(processes))
             }
-        };
-        process.apply(request).await
+            Urgency::Background => started.background.get_or_try_init(start).await,
+        }
     }
 
     /// How many processes died or were killed over jobs.
@@ -254,17 +263,15 @@ impl<S: ProcessSource> TenantEngines<S> {
         Ok(slot)
     }
 
-    async fn start(&self, tenant: &RedoTenant) -> Result<Started<S::Process>, StartFailure> {
+    /// Waits for room for a tenant's processes.
+    async fn enter(&self) -> Result<Started<S::Process>, StartFailure> {
         let room = Arc::clone(&self.room).acquire_owned().await;
         let room = room.map_err(|_| StartFailure {
             kind: ErrorKind::NotReady,
             message: "there is no room for processes".to_owned(),
         })?;
-        // All at once: the first job waits for one start, however many there are.
-        let count = self.limits.processes_per_tenant.get();
-        let starts = (0..count).map(|_| self.start_one(tenant, Urgency::Awaited));
         Ok(Started {
-            awaited: try_join_all(starts).await?,
+            awaited: OnceCell::new(),
             background: OnceCell::new(),
             deaths_before: Arc::clone(&self.deaths),
             _room: room,
@@ -308,16 +315,17 @@ fn least_useful<P: RedoProcess>(slots: &HashMap<RedoTenant, Arc<Slot<P>>>) -> Op
     victim.map(|(tenant, _)| *tenant)
 }
 
-impl<P: RedoProcess> Started<P> {
-    /// Of those for what somebody waits for.
-    fn least_busy(&self) -> &Counted<P> {
-        let jobs = |counted: &&Counted<P>| counted.jobs.load(Ordering::Relaxed);
-        let chosen = self.awaited.iter().min_by_key(jobs);
-        chosen.expect("a tenant has at least one process")
-    }
+/// Of processes that do the same.
+fn least_busy<P>(processes: &[Counted<P>]) -> &Counted<P> {
+    let jobs = |counted: &&Counted<P>| counted.jobs.load(Ordering::Relaxed);
+    let chosen = processes.iter().min_by_key(jobs);
+    chosen.expect("a tenant has at least one process")
+}
 
+impl<P: RedoProcess> Started<P> {
     fn all(&self) -> impl Iterator<Item = &Counted<P>> {
-        self.awaited.iter().chain(self.background.get())
+        let awaited = self.awaited.get().into_iter().flatten();
+        awaited.chain(self.background.get())
     }
 
     fn deaths(&self) -> u64 {

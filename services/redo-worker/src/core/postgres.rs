@@ -1,10 +1,12 @@
 //! Where the processes really come from.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use palimpsest_api::redo::{RedoTenant, Urgency};
 use palimpsest_redo_postgres::{Engine, EngineSettings, StartError};
+use palimpsest_runtime::BackgroundThreads;
 use palimpsest_types::ErrorKind;
+use tokio::runtime::Handle;
 
 use super::engines::{ProcessSource, RedoProcess, StartFailure};
 
@@ -12,6 +14,9 @@ use super::engines::{ProcessSource, RedoProcess, StartFailure};
 #[derive(Debug)]
 pub struct PostgresSource {
     settings: EngineSettings,
+    /// Where messages with the processes are packed and unpacked.
+    awaited: Handle,
+    background: Arc<BackgroundThreads>,
 }
 
 /// The only major version whose redo library there is.
@@ -19,9 +24,14 @@ const PG_VERSION: u32 = 15;
 
 impl PostgresSource {
     /// Processes with these settings; `wal_log_hints` is each tenant's own, and the priority
-    /// that of the jobs.
-    pub fn new(settings: EngineSettings) -> Self {
-        Self { settings }
+    /// that of the jobs. What somebody waits for is talked about with them on the threads this is called on, else
+    /// on those given.
+    pub fn new(settings: EngineSettings, background: Arc<BackgroundThreads>) -> Self {
+        Self {
+            settings,
+            awaited: Handle::current(),
+            background,
+        }
     }
 }
 
@@ -48,7 +58,17 @@ impl ProcessSource for PostgresSource {
             in_background: urgency == Urgency::Background,
             ..self.settings.clone()
         };
-        Engine::start(settings).await.map_err(failure)
+        // Who talks with a process is a task of its own, and stays on the threads that start it, whichever job
+        // was the first to need it.
+        let started = match urgency {
+            Urgency::Awaited => self.awaited.spawn(Engine::start(settings)).await,
+            Urgency::Background => Ok(self.background.run(Engine::start(settings)).await),
+        };
+        let started = started.map_err(|error| StartFailure {
+            kind: ErrorKind::Internal,
+            message: format!("starting a redo process: {error}"),
+        })?;
+        started.map_err(failure)
     }
 }
 

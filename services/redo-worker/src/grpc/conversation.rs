@@ -47,6 +47,19 @@ struct Done {
     result: JobResult,
 }
 
+/// The first message of a stream, unless it ends before there is one.
+pub(super) async fn first(
+    batches: &mut BatchStream,
+    answers: &Answers,
+    token: &CancellationToken,
+) -> Option<wire::ApplyRequest> {
+    tokio::select! {
+        () = answers.closed() => None,
+        () = token.cancelled() => None,
+        message = batches.message() => message.ok().flatten(),
+    }
+}
+
 impl<S: ProcessSource> Conversation<S> {
     pub(super) fn new(engines: Arc<TenantEngines<S>>) -> Self {
         Self {
@@ -62,10 +75,14 @@ impl<S: ProcessSource> Conversation<S> {
     /// what is worked on is answered; the caller has the rest done elsewhere.
     pub(super) async fn run(
         mut self,
+        first: wire::ApplyRequest,
         mut batches: BatchStream,
         answers: Answers,
         token: CancellationToken,
     ) {
+        if let Err(error) = self.accept(first) {
+            return refuse(&answers, &error).await;
+        }
         let mut reading = true;
         let mut beats = interval_at(Instant::now() + BEAT, BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-use std::{future::pending, num::NonZeroUsize, sync::Mutex, time::Duration};
+use std::{future::pending, num::NonZeroUsize, sync::Mutex, thread, time::Duration};
 
 use bytes::Bytes;
 use palimpsest_api::redo::{BEAT, RedoTenant, SILENCE, Urgency};
@@ -7,6 +7,7 @@ use palimpsest_proto::{
     redo::v1::{apply_request::Job, redo_service_client::RedoServiceClient},
 };
 use palimpsest_redo::{Engine, EngineError};
+use palimpsest_runtime::BackgroundLimits;
 use tokio::{
     net::TcpListener,
     time::{Instant, timeout},
@@ -16,9 +17,19 @@ use tokio_stream::wrappers::TcpListenerStream;
 use super::*;
 use crate::core::{Limits, RedoProcess, StartFailure};
 
-/// Starts processes that work for ever, and counts what they are given.
+/// Starts processes that work for ever, and counts what they are given, and where.
 #[derive(Debug, Clone, Default)]
-struct Busy(Arc<Mutex<Vec<Urgency>>>);
+struct Busy(Arc<Mutex<Vec<(Urgency, Place)>>>);
+
+/// Whether a thread gives way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    InFront,
+    InBackground,
+}
+
+/// The name of threads that do.
+const BACKGROUND: &str = "background";
 
 #[derive(Debug, Clone)]
 struct BusyProcess {
@@ -27,10 +38,11 @@ struct BusyProcess {
 }
 
 impl Busy {
-    /// Jobs that processes for this urgency have got.
-    fn given(&self, urgency: Urgency) -> usize {
+    /// Jobs that processes for this urgency have got there.
+    fn given(&self, urgency: Urgency, place: Place) -> usize {
         let given = self.0.lock().unwrap();
-        given.iter().filter(|given| **given == urgency).count()
+        let counts = |given: &&(Urgency, Place)| **given == (urgency, place);
+        given.iter().filter(counts).count()
     }
 }
 
@@ -51,7 +63,11 @@ impl ProcessSource for Busy {
 
 impl Engine for BusyProcess {
     async fn apply(&self, _: palimpsest_redo::ApplyRequest) -> Result<Bytes, EngineError> {
-        self.busy.0.lock().unwrap().push(self.urgency);
+        let place = match thread::current().name() {
+            Some(BACKGROUND) => Place::InBackground,
+            _ => Place::InFront,
+        };
+        self.busy.0.lock().unwrap().push((self.urgency, place));
         pending().await
     }
 }
@@ -94,7 +110,12 @@ async fn client_of(busy: Busy) -> Client {
         tenants: NonZeroUsize::MIN,
     };
     let engines = Arc::new(TenantEngines::new(busy, limits));
-    let service = RedoApi::new(engines, TaskScope::default()).into_server();
+    let limits = BackgroundLimits {
+        tasks: NonZeroUsize::MIN,
+        blocking: NonZeroUsize::MIN,
+    };
+    let background = BackgroundThreads::start(BACKGROUND, limits).unwrap();
+    let service = RedoApi::new(engines, Arc::new(background), TaskScope::default()).into_server();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(service);
@@ -104,7 +125,7 @@ async fn client_of(busy: Busy) -> Client {
 }
 
 #[tokio::test]
-async fn jobs_that_nobody_waits_for_go_to_a_process_for_those() {
+async fn jobs_that_nobody_waits_for_give_way_from_their_message_to_their_process() {
     let busy = Busy::default();
     let mut client = client_of(busy.clone()).await;
     let mut streams = Vec::new();
@@ -119,11 +140,11 @@ async fn jobs_that_nobody_waits_for_go_to_a_process_for_those() {
         };
         jobs.send(batch).await.unwrap();
     }
-    while busy.given(Urgency::Background) < 7 || busy.given(Urgency::Awaited) < 5 {
+    while busy.0.lock().unwrap().len() < 12 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(busy.given(Urgency::Background), 7);
-    assert_eq!(busy.given(Urgency::Awaited), 5);
+    assert_eq!(busy.given(Urgency::Background, Place::InBackground), 7);
+    assert_eq!(busy.given(Urgency::Awaited, Place::InFront), 5);
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ mod tests {
                 expires_unix_ms: None,
                 is_protected: false,
             }),
+            source_cluster: None,
         }
     }
 

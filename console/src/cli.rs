@@ -6,9 +6,19 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     commands::{
-        attach::AttachArgs, branch::BranchCommand, completions::CompletionsArgs,
-        doctor::DoctorArgs, export::ExportArgs, layers::LayersCommand, page::PageCommand,
-        rel::RelCommand, tenant::TenantCommand, timeline::TimelineCommand, up::UpArgs,
+        attach::AttachArgs,
+        branch::BranchCommand,
+        completions::CompletionsArgs,
+        doctor::DoctorArgs,
+        export::ExportArgs,
+        layers::LayersCommand,
+        page::PageCommand,
+        rel::RelCommand,
+        start::StartArgs,
+        stop::{PsqlArgs, StopArgs},
+        tenant::TenantCommand,
+        timeline::TimelineCommand,
+        up::UpArgs,
     },
     output::Format,
 };
@@ -81,6 +91,12 @@ pub enum Command {
     Branch(BranchCommand),
     /// Write a timeline at any LSN or time as a data directory that a stock PostgreSQL starts from.
     Export(ExportArgs),
+    /// Start a stock PostgreSQL on a branch; what it writes becomes the history of the branch.
+    Start(StartArgs),
+    /// End the PostgreSQL of a branch, after all that it wrote has arrived.
+    Stop(StopArgs),
+    /// Open a psql session with the PostgreSQL of a branch.
+    Psql(PsqlArgs),
     /// List relations, or show the size of one or of a database, at an LSN.
     #[command(subcommand)]
     Rel(RelCommand),

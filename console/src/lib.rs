@@ -9,6 +9,7 @@
 //! output      standard output: text, tables, JSON
 //! moment      an LSN or a time, as a person names it; point: which LSN that is
 //! unpack      a tar archive as files
+//! compute/    a PostgreSQL that was started for a branch
 //! page_view   a page's bytes in words
 //! branch_tree  timelines as a tree
 //! layer_picture  the layers of a timeline as SVG
@@ -21,6 +22,7 @@ mod branch_tree;
 pub mod cli;
 mod client;
 pub mod commands;
+mod compute;
 mod error;
 mod hex_dump;
 mod layer_picture;

@@ -285,6 +285,7 @@ mod tests {
             source: String::new(),
             slot: String::new(),
             branch: None,
+            source_cluster: None,
         })
     }
 

@@ -176,6 +176,11 @@ impl Embedded {
         self.broker.clone()
     }
 
+    /// Where the broker is.
+    pub fn broker_address(&self) -> &str {
+        &self.broker_address
+    }
+
     /// The view of the cluster, as it changes.
     pub fn cluster(&self) -> &watch::Receiver<ClusterView> {
         &self.cluster

@@ -238,6 +238,7 @@ mod tests {
             source: String::new(),
             slot: String::new(),
             branch: None,
+            source_cluster: None,
         }
     }
 

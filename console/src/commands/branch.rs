@@ -15,10 +15,12 @@ use crate::{
     branch_tree::tree,
     cli::Common,
     client::{Client, find, full_name},
+    compute::{ComputePlace, Server},
     error::CliError,
     moment::{Moment, shown},
     output::{Column, Output},
     point::point,
+    stack::default_pg_bin,
 };
 
 /// Commands about branches.
@@ -156,7 +158,7 @@ pub(crate) async fn run(
             let when = expires.map_or_else(|| "never".to_owned(), shown);
             output.line(format!("branch {name} expires: {when}"))
         }
-        BranchCommand::Delete { name } => delete(&mut client, &view, &name, output).await,
+        BranchCommand::Delete { name } => delete(&mut client, &view, (common, &name), output).await,
     }
 }
 
@@ -321,12 +323,23 @@ fn unix_ms_after(duration: humantime::Duration) -> u64 {
 async fn delete(
     client: &mut Client,
     view: &ClusterView,
-    name: &str,
+    (common, name): (&Common, &str),
     output: Output,
 ) -> Result<(), CliError> {
     let branch = find(view, name)?;
     let name = full_name(branch);
     let timeline = branch.timeline;
+    // Of one that was started for it here, nothing is left either.
+    let place = ComputePlace::existing(&common.data, timeline)?;
+    if let Some(place) = &place {
+        let server = Server::new(&default_pg_bin(), place)?;
+        if place.record()?.is_some() && server.is_running().await? {
+            return Err(CliError::Failed {
+                what: format!("a PostgreSQL is running on {name}"),
+                hint: Some(format!("`pal stop {name}` ends it")),
+            });
+        }
+    }
     let deleted = client.broker().delete_branch(timeline).await;
     deleted.map_err(|source| client.refused(format!("deleting {name}"), source))?;
     let mut watch = client.watch()?;
@@ -336,6 +349,7 @@ async fn delete(
         what: format!("{name} is still being deleted"),
         hint: Some("it goes on by itself; the storage-broker's log says what hinders it".into()),
     })?;
+    place.map_or(Ok(()), ComputePlace::remove)?;
     output.line(format!("branch {name} is deleted"))
 }
 
@@ -426,6 +440,7 @@ mod tests {
                 expires_unix_ms: None,
                 is_protected: false,
             }),
+            source_cluster: None,
         }
     }
 

@@ -95,7 +95,7 @@ pub(crate) async fn run(
     let backup = backup.map_err(CliError::remote(format!(
         "asking for a base backup of {name}"
     )))?;
-    let facts = *backup.facts();
+    let facts = backup.facts().clone();
     let writer = target.open(arguments.tablespace_mapping)?;
     // How much of it is there can't be told of what is packed.
     let total = (!target.is_packed()).then_some(facts.size);
@@ -108,6 +108,17 @@ pub(crate) async fn run(
         true => output.json(&exported),
         false => exported.tell(output),
     }
+}
+
+/// Writes a base backup into a directory, all of it or nothing.
+pub(super) async fn fetch(
+    backup: BaseBackupStream,
+    directory: &Path,
+    name: &str,
+) -> Result<(), CliError> {
+    let unpacker = Unpacker::into(directory, Vec::new()).map_err(refused)?;
+    let total = Some(backup.facts().size);
+    write(backup, Writer::Directory(unpacker), name, total).await
 }
 
 /// Where it is to be.

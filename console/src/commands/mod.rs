@@ -9,7 +9,9 @@ pub mod export;
 pub mod layers;
 pub mod page;
 pub mod rel;
+pub mod start;
 mod status;
+pub mod stop;
 pub mod tenant;
 pub mod timeline;
 pub mod up;
@@ -37,6 +39,9 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Timeline(command) => timeline::run(&common, command, output).await,
         Command::Branch(command) => branch::run(&common, command, output).await,
         Command::Export(arguments) => export::run(&common, arguments, output).await,
+        Command::Start(arguments) => start::run(&common, arguments, output).await,
+        Command::Stop(arguments) => stop::stop(&common, arguments, output).await,
+        Command::Psql(arguments) => stop::psql(&common, arguments).await,
         Command::Rel(command) => rel::run(&common, command, output).await,
         Command::Layers(command) => layers::run(&common, command, output).await,
         Command::Page(command) => page::run(&common, command, output).await,

@@ -1,4 +1,8 @@
-use std::{fs, ops::RangeInclusive, path::Path};
+use std::{
+    fs,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use palimpsest_types::Lsn;
@@ -17,10 +21,9 @@ pub fn read_wal(
     let mut segment = size.number_of(start);
     let mut end = start;
     loop {
-        let path = pg_wal.join(size.file_name(1, segment));
-        if !path.exists() {
+        let Some(path) = file_of(pg_wal, &size.file_name(1, segment))? else {
             return Ok(end);
-        }
+        };
         let mut bytes =
             bytes::Bytes::from(fs::read(&path).with_context(|| path.display().to_string())?);
         let at = reader.expects();
@@ -39,6 +42,20 @@ pub fn read_wal(
         }
         segment = segment.next();
     }
+}
+
+/// The file of a segment, of whichever PostgreSQL timeline the log is.
+fn file_of(pg_wal: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let (_, segment) = name.split_at(8);
+    let entries = fs::read_dir(pg_wal).with_context(|| pg_wal.display().to_string())?;
+    for entry in entries {
+        let path = entry?.path();
+        let found = path.file_name().and_then(|found| found.to_str());
+        if found.is_some_and(|found| found.len() == name.len() && found.ends_with(segment)) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// The ends of all records in a range, in order. To recover to anything else would apply a record

@@ -450,7 +450,7 @@ fn request(timeline: palimpsest_api::TimelineRef, lsn: Lsn) -> BaseBackupRequest
 }
 
 /// Writes an archive; gives what is left out of it.
-async fn receive(
+pub(crate) async fn receive(
     served: &ServedTimeline,
     request: BaseBackupRequest,
     to: &Path,
@@ -463,7 +463,7 @@ async fn receive(
     Ok(stream.left_out().to_vec())
 }
 
-fn unpack(archive: &Path, to: &Path) -> Result<()> {
+pub(crate) fn unpack(archive: &Path, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     run(Command::new("tar")
         .arg("-xpf")
@@ -570,7 +570,7 @@ fn client(cluster: &Cluster, name: &str) -> Command {
     command
 }
 
-fn tool(name: &str) -> Command {
+pub(crate) fn tool(name: &str) -> Command {
     let mut command = Command::new(palimpsest_testkit::cluster::pg_bin().join(name));
     command.env("LC_ALL", "C");
     command
@@ -588,7 +588,7 @@ fn as_server(name: &str) -> Result<Command> {
 }
 
 /// What a program prints; an error if it fails.
-fn run(command: &mut Command) -> Result<String> {
+pub(crate) fn run(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("executing {command:?}"))?;
@@ -616,7 +616,7 @@ fn settings(data: &Path) -> Result<Vec<String>> {
 }
 
 /// Lets the judge in.
-fn trust(data: &Path) -> Result<()> {
+pub(crate) fn trust(data: &Path) -> Result<()> {
     Ok(fs::write(
         data.join("pg_hba.conf"),
         "local all all trust\n",

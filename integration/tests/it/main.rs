@@ -9,6 +9,7 @@ mod bucket;
 mod c_client;
 mod compaction;
 mod compaction_steps;
+mod computes;
 mod consistency_images;
 mod consistency_served;
 mod control;

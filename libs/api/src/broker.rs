@@ -4,7 +4,7 @@ mod client;
 mod convert;
 mod logical_size;
 
-use palimpsest_types::{ByteCount, Lsn, NodeId, TimelineId, WriterEpoch};
+use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, WriterEpoch};
 
 use crate::convert::TimelineRef;
 
@@ -113,6 +113,19 @@ pub struct Assignment {
     pub slot: String,
     /// What to do with it.
     pub task: AssignedTask,
+    /// Of a branch: whose WAL it is to be.
+    pub writer: Option<BranchWriter>,
+}
+
+/// The cluster that writes a branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BranchWriter {
+    /// Told apart from all others by this.
+    pub system_identifier: SystemIdentifier,
+    /// Its PostgreSQL timeline.
+    pub pg_timeline: u32,
+    /// Where its WAL begins, which is where that of the branch ended.
+    pub begin: Lsn,
 }
 
 /// What the writer of a timeline is to do.
@@ -120,7 +133,8 @@ pub struct Assignment {
 pub enum AssignedTask {
     /// Attach or resume, then read WAL.
     Ingest,
-    /// Remove slot and files; `forget_slot` if the source is gone for good.
+    /// Remove slot and files, of a branch only those on the writer's disk; `forget_slot` if the source is gone
+    /// for good.
     Delete {
         /// Do not insist on dropping the slot.
         forget_slot: bool,
@@ -155,6 +169,8 @@ pub struct TimelineView {
     pub slot: String,
     /// What makes it a branch, if it is one.
     pub branch: Option<BranchView>,
+    /// The cluster that writes it, if it is a branch that one does.
+    pub source_cluster: Option<SystemIdentifier>,
 }
 
 /// A timeline that begins on another.
@@ -192,6 +208,13 @@ pub struct Branched {
     pub begins_on: TimelineRef,
     /// Where it begins.
     pub lsn: Lsn,
+}
+
+impl TimelineView {
+    /// Whether a PostgreSQL writes it. If not, it is a branch that stays as it is.
+    pub fn is_written(&self) -> bool {
+        self.branch.is_none() || !self.source.is_empty()
+    }
 }
 
 impl ClusterView {

@@ -14,13 +14,13 @@ use tokio::sync::mpsc;
 
 use crate::{
     archive::Archive,
+    catalogs::{superuser_at, tablespaces_at},
     checksum::set_checksum,
     contents::{Contents, Entry, MadeOf, copied, sparse},
     error::BackupError,
     manifest::Manifest,
     server_files::{AUTO_CONFIGURATION, CLIENT_ACCESS, USER_MAPS, configuration},
     start::{Identity, Start},
-    tablespaces::tablespaces_at,
 };
 
 /// A data directory that a stock PostgreSQL starts from, as a timeline was at an LSN. The same one at the same LSN
@@ -28,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub struct BaseBackup {
     contents: Contents,
+    superuser: Option<String>,
 }
 
 /// Whether everything is in it.
@@ -55,6 +56,8 @@ pub struct BackupFacts {
     pub files: u64,
     /// Bytes of those files.
     pub bytes: u64,
+    /// A superuser who may log in, if there is one.
+    pub superuser: Option<String>,
 }
 
 /// What is read at once, or written.
@@ -155,7 +158,10 @@ impl BaseBackup {
             tablespaces,
             whole,
         };
-        Ok(Self { contents })
+        Ok(Self {
+            contents,
+            superuser: superuser_at(reader, lsn).await?,
+        })
     }
 
     /// The forks that are left out of a sparse one, with their lengths.
@@ -179,6 +185,7 @@ impl BaseBackup {
             timeline: start.identity.timeline,
             files,
             bytes,
+            superuser: self.superuser.clone(),
         }
     }
 

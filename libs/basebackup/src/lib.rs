@@ -11,6 +11,7 @@
 
 mod archive;
 mod backup;
+mod catalogs;
 mod checksum;
 mod contents;
 mod error;
@@ -18,7 +19,6 @@ mod manifest;
 mod pack;
 mod server_files;
 mod start;
-mod tablespaces;
 
 pub use backup::{BackupFacts, BaseBackup, Form};
 pub use error::BackupError;

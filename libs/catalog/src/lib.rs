@@ -23,5 +23,5 @@ mod visibility;
 
 pub use error::{Damage, ResolveError};
 pub use name::{ParseRelationNameError, QualifiedName, RelationName};
-pub use resolve::{resolve, resolve_database, tablespaces};
+pub use resolve::{resolve, resolve_database, superuser, tablespaces};
 pub use source::CatalogSource;

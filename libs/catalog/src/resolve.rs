@@ -8,7 +8,7 @@ use crate::{
     v15::{
         DATABASE_TABLESPACE, DATABASES, DEFAULT_TABLESPACE, GLOBAL_TABLESPACE, RELATION_FILE,
         RELATION_IS_SHARED, RELATION_KIND, RELATION_SCHEMA, RELATION_TABLESPACE, RELATIONS,
-        SCHEMAS, TABLESPACES, has_storage, kind_name,
+        ROLE_CAN_LOGIN, ROLE_IS_SUPERUSER, ROLES, SCHEMAS, TABLESPACES, has_storage, kind_name,
     },
 };
 
@@ -19,6 +19,9 @@ struct Database {
     /// Where relations are that name no tablespace.
     tablespace: Oid,
 }
+
+/// Superusers that are looked at: there are few.
+const SUPERUSERS: usize = 1000;
 
 /// The files of a relation, by its name, as of the source's LSN.
 ///
@@ -84,6 +87,25 @@ pub async fn tablespaces<S: CatalogSource>(
     let wanted = |row: &Row| ![DEFAULT_TABLESPACE, GLOBAL_TABLESPACE].contains(&row.oid());
     let rows = catalogs.seen(TABLESPACES, rel, wanted, most).await?;
     Ok(rows.iter().map(Row::oid).collect())
+}
+
+/// The name of a superuser who may log in, as of the source's LSN: of the one that was there first, if there are
+/// several.
+///
+/// # Errors
+/// If the catalogs can't be read.
+pub async fn superuser<S: CatalogSource>(
+    source: &S,
+) -> Result<Option<String>, ResolveError<S::Error>> {
+    let mut catalogs = Catalogs::new(source);
+    let file = catalogs.mapped((GLOBAL_TABLESPACE, 0), ROLES.oid).await?;
+    let file = file.ok_or_else(|| Damage::Unmapped(ROLES.name.to_owned()))?;
+    let rel = main_fork(GLOBAL_TABLESPACE, 0, file);
+    let is = |row: &Row, at| row.byte(at) != 0;
+    let wanted = |row: &Row| is(row, ROLE_IS_SUPERUSER) && is(row, ROLE_CAN_LOGIN);
+    let mut rows = catalogs.seen(ROLES, rel, wanted, SUPERUSERS).await?;
+    rows.sort_by_key(Row::oid);
+    Ok(rows.iter().find_map(Row::name).map(str::to_owned))
 }
 
 async fn find_database<S: CatalogSource>(

@@ -171,6 +171,13 @@ impl Row {
         column.get(..len.unwrap_or(NAME_LEN)) == Some(name.as_bytes())
     }
 
+    /// Its name, if that is one that a program can say.
+    pub(crate) fn name(&self) -> Option<&str> {
+        let column = self.0.get(NAME..NAME + NAME_LEN)?;
+        let len = column.iter().position(|byte| *byte == 0);
+        std::str::from_utf8(column.get(..len.unwrap_or(NAME_LEN))?).ok()
+    }
+
     /// The number at an offset within the length that the catalog tells.
     pub(crate) fn number(&self, at: usize) -> Oid {
         u32_at(&self.0, at).unwrap_or_default()

@@ -44,6 +44,17 @@ pub(crate) const TABLESPACES: Catalog = Catalog {
     row_len: 72,
 };
 
+/// `pg_authid.h`.
+pub(crate) const ROLES: Catalog = Catalog {
+    oid: 1260,
+    name: "pg_authid",
+    row_len: 75,
+};
+/// `pg_authid.h`: `rolsuper`.
+pub(crate) const ROLE_IS_SUPERUSER: usize = 68;
+/// `pg_authid.h`: `rolcanlogin`.
+pub(crate) const ROLE_CAN_LOGIN: usize = 72;
+
 /// `pg_namespace.h`.
 pub(crate) const SCHEMAS: Catalog = Catalog {
     oid: 2615,

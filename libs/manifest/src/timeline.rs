@@ -135,6 +135,18 @@ impl TimelineManifest {
             layers: Arc::default(),
         }
     }
+
+    /// From the end of its history on, WAL is of this cluster.
+    pub(crate) fn go_on_with(&mut self, source: SourceCluster) {
+        let begun = PgTimelineBegin {
+            pg_timeline: source.pg_timeline,
+            begin: self.lsn,
+        };
+        if source.pg_timeline != self.source.pg_timeline {
+            self.pg_timeline_history.push(begun);
+        }
+        self.source = source;
+    }
 }
 
 impl CompactorEpoch {

@@ -47,6 +47,22 @@ pub trait Engine: Send + Sync {
     ) -> impl Future<Output = Result<Bytes, EngineError>> + Send;
 }
 
+/// Replays nothing: for who reads sizes and such of a timeline, but no pages.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoEngine;
+
+impl Engine for NoEngine {
+    async fn apply(&self, request: ApplyRequest) -> Result<Bytes, EngineError> {
+        Err(EngineError {
+            rel: request.rel,
+            block: request.block,
+            kind: ErrorKind::Internal,
+            reason: Reason::NoWorker,
+            message: "there is no engine here".to_owned(),
+        })
+    }
+}
+
 impl ApplyRequest {
     /// Bytes it takes to send.
     pub fn size(&self) -> usize {

@@ -12,7 +12,7 @@ mod reconstruct;
 mod slru;
 
 pub use chain::{Chain, InvalidChainError};
-pub use engine::{ApplyRequest, Engine, EngineError, REQUEST_LIMIT, START_LIMIT};
+pub use engine::{ApplyRequest, Engine, EngineError, NoEngine, REQUEST_LIMIT, START_LIMIT};
 pub use plan::{Limits, Step, plan};
 pub use reconstruct::{ReconstructError, reconstruct};
 pub use slru::{InvalidSlruChainError, slru_page};

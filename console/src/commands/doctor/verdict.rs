@@ -501,6 +501,7 @@ mod tests {
                 source: String::new(),
                 slot: String::new(),
                 branch: None,
+                source_cluster: None,
             };
             let view = ClusterView {
                 timelines: vec![timeline],

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tonic::Streaming;
 
 use super::{
-    Assignment, BranchChange, Branched, ClusterView, Member, TimelineStatus,
+    Assignment, BranchChange, BranchWriter, Branched, ClusterView, Member, TimelineStatus,
     convert::status_to_wire,
 };
 use crate::{
@@ -197,6 +197,30 @@ impl BrokerClient {
             expires_unix_ms: change.expires_unix_ms.map(|at| at.unwrap_or(0)),
         };
         within_deadline(self.admin.update_branch(request)).await?;
+        Ok(())
+    }
+
+    /// Says which PostgreSQL writes a branch from now on; if another does, only in the place of that.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn set_branch_source(
+        &mut self,
+        timeline: TimelineRef,
+        (source, slot): (&str, &str),
+        writer: BranchWriter,
+        replaces: Option<SystemIdentifier>,
+    ) -> Result<(), RemoteError> {
+        let request = admin::SetBranchSourceRequest {
+            timeline: Some(timeline.into()),
+            source_conninfo: source.to_owned(),
+            slot_name: slot.to_owned(),
+            system_identifier: writer.system_identifier.get(),
+            pg_timeline: writer.pg_timeline,
+            begin_lsn: writer.begin.get(),
+            replaces_system_identifier: replaces.map_or(0, SystemIdentifier::get),
+        };
+        within_deadline(self.admin.set_branch_source(request)).await?;
         Ok(())
     }
 

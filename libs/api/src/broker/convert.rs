@@ -2,8 +2,8 @@ use palimpsest_proto::broker::v1 as wire;
 use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, WriterEpoch};
 
 use super::{
-    AssignedTask, Assignment, BranchView, ClusterView, DatabaseSize, LogicalSize, Member, Role,
-    TimelineState, TimelineStatus, TimelineView,
+    AssignedTask, Assignment, BranchView, BranchWriter, ClusterView, DatabaseSize, LogicalSize,
+    Member, Role, TimelineState, TimelineStatus, TimelineView,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -190,6 +190,27 @@ pub fn assignment_to_wire(assignment: Assignment) -> wire::Assignment {
         slot_name: assignment.slot,
         deleting,
         forget_slot,
+        branch_writer: assignment.writer.map(Into::into),
+    }
+}
+
+impl From<BranchWriter> for wire::BranchWriter {
+    fn from(writer: BranchWriter) -> Self {
+        Self {
+            system_identifier: writer.system_identifier.get(),
+            pg_timeline: writer.pg_timeline,
+            begin_lsn: writer.begin.get(),
+        }
+    }
+}
+
+impl From<wire::BranchWriter> for BranchWriter {
+    fn from(message: wire::BranchWriter) -> Self {
+        Self {
+            system_identifier: SystemIdentifier::new(message.system_identifier),
+            pg_timeline: message.pg_timeline,
+            begin: Lsn::new(message.begin_lsn),
+        }
     }
 }
 
@@ -208,6 +229,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             source: message.source_conninfo,
             slot: message.slot_name,
             task,
+            writer: message.branch_writer.map(Into::into),
         })
     }
 }
@@ -222,6 +244,7 @@ pub fn view_to_wire(view: ClusterView) -> wire::WatchClusterResponse {
         source: timeline.source,
         slot_name: timeline.slot,
         branch: timeline.branch.map(Into::into),
+        source_system_identifier: timeline.source_cluster.map_or(0, SystemIdentifier::get),
     };
     wire::WatchClusterResponse {
         members: view.members.into_iter().map(wire::Member::from).collect(),
@@ -247,6 +270,9 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
                 source: message.source,
                 slot: message.slot_name,
                 branch: message.branch.map(TryInto::try_into).transpose()?,
+                source_cluster: Some(message.source_system_identifier)
+                    .filter(|cluster| *cluster > 0)
+                    .map(SystemIdentifier::new),
             })
         };
         Ok(Self {

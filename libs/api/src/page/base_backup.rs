@@ -33,7 +33,7 @@ pub struct BaseBackupRequest {
 }
 
 /// What a base backup is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseBackupFacts {
     /// What it sees: records that end here or before.
     pub lsn: Lsn,
@@ -47,6 +47,8 @@ pub struct BaseBackupFacts {
     pub files: u64,
     /// Bytes of those files.
     pub size: ByteCount,
+    /// A superuser who may log in, if there is one.
+    pub superuser: Option<String>,
 }
 
 /// A base backup that is on its way. Dropping it ends it.
@@ -140,6 +142,7 @@ impl From<Begin> for BaseBackupFacts {
             postgres_timeline: begin.postgres_timeline,
             files: begin.file_count,
             size: ByteCount::new(begin.file_bytes),
+            superuser: Some(begin.superuser).filter(|name| !name.is_empty()),
         }
     }
 }

@@ -60,6 +60,7 @@ fn row(catalog: crate::v15::Catalog, oid: Oid, name: &str, columns: &[(usize, u3
     for (at, value) in columns {
         match *at {
             RELATION_KIND | RELATION_IS_SHARED => row[*at] = *value as u8,
+            at if catalog == ROLES => row[at] = *value as u8,
             at => row[at..at + 4].copy_from_slice(&value.to_le_bytes()),
         }
     }
@@ -106,6 +107,26 @@ fn cluster(tables: Vec<(TupleHeader, Vec<u8>)>) -> Fake {
     let pages = vec![page_of(&catalogs), page_of(&tables)];
     fake.relations.insert(main_fork(99, 5, 16500), pages);
     fake
+}
+
+#[test]
+fn the_first_superuser_who_may_log_in_is_found() {
+    let mut fake = cluster(Vec::new());
+    let role = |oid, name, columns: &[(usize, u32)]| (LIVE, row(ROLES, oid, name, columns));
+    let (is_super, may) = ((ROLE_IS_SUPERUSER, 1), (ROLE_CAN_LOGIN, 1));
+    let roles = [
+        role(3, "pg_monitor", &[]),
+        role(20, "later", &[is_super, may]),
+        role(4, "may_not", &[is_super]),
+        role(5, "is_none", &[may]),
+        role(10, "owner", &[is_super, may]),
+    ];
+    let rel = main_fork(GLOBAL_TABLESPACE, 0, 1300);
+    fake.relations.insert(rel, vec![page_of(&roles)]);
+    let found = block_on(superuser(&fake)).unwrap();
+    assert_eq!(found.as_deref(), Some("owner"));
+    fake.relations.insert(rel, vec![page_of(&roles[..1])]);
+    assert_eq!(block_on(superuser(&fake)).unwrap(), None);
 }
 
 fn found(fake: &Fake, schema: &str, table: &str) -> Result<String, String> {

@@ -2,14 +2,14 @@
 
 use std::convert::Infallible;
 
-use palimpsest_types::WriterEpoch;
+use palimpsest_types::{Lsn, WriterEpoch};
 
 use super::{TimelineManifests, back_off};
 use crate::{
     error::{ManifestError, UpdateError},
     publisher::Publisher,
     sequence::{SequenceError, Versioned},
-    timeline::TimelineManifest,
+    timeline::{SourceCluster, TimelineManifest},
     validate::InvalidManifestError,
 };
 
@@ -66,11 +66,44 @@ impl TimelineManifests {
     /// [`ManifestError::Superseded`] if another took over at the same time.
     pub async fn take_over(
         &self,
+        newest: Versioned<TimelineManifest>,
+    ) -> Result<Versioned<TimelineManifest>, ManifestError> {
+        self.take_over_with(newest, |manifest| manifest.source)
+            .await
+    }
+
+    /// The same; and what follows `begin`, where the timeline ends, is WAL of this cluster.
+    ///
+    /// # Errors
+    /// As [`TimelineManifests::take_over`]. [`ManifestError::Contended`] if it does not end there any more.
+    pub async fn take_over_from(
+        &self,
+        newest: Versioned<TimelineManifest>,
+        (source, begin): (SourceCluster, Lsn),
+    ) -> Result<Versioned<TimelineManifest>, ManifestError> {
+        // A manifest of the same epoch that came meanwhile may end elsewhere.
+        let at_its_end = |manifest: &TimelineManifest| match manifest.lsn == begin {
+            true => source,
+            false => manifest.source,
+        };
+        let taken = self.take_over_with(newest, at_its_end).await?;
+        match taken.state.source == source {
+            true => Ok(taken),
+            false => Err(ManifestError::Contended),
+        }
+    }
+
+    async fn take_over_with(
+        &self,
         mut newest: Versioned<TimelineManifest>,
+        source: impl Fn(&TimelineManifest) -> SourceCluster,
     ) -> Result<Versioned<TimelineManifest>, ManifestError> {
         let epoch = newest.state.writer_epoch;
         let next = epoch.next().ok_or_else(no_more_epochs)?;
-        let edit = |manifest: &mut TimelineManifest| raise(manifest, next);
+        let edit = |manifest: &mut TimelineManifest| {
+            manifest.go_on_with(source(manifest));
+            raise(manifest, next)
+        };
         // Of those who try to follow one epoch, one succeeds: the others find it gone.
         match self.update(epoch, &mut newest, edit).await {
             Ok(_) => Ok(newest),

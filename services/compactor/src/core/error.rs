@@ -1,7 +1,7 @@
 use palimpsest_api::TimelineRef;
 use palimpsest_layer::delta_file::WriteDeltaLayerError;
 use palimpsest_manifest::{ClaimError, InvalidManifestError, ManifestError, UpdateError};
-use palimpsest_read::ReadError;
+use palimpsest_read::{ReadError, StoredError};
 use palimpsest_store::StoreError;
 use palimpsest_types::{ByteCount, ErrorKind};
 use tokio::task::JoinError;
@@ -12,6 +12,9 @@ pub enum CompactError {
     /// A layer that is compacted can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The timeline, or what it begins on, can't be read.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
     /// What was read is not what a layer can hold.
     #[error("what was read of the layers can't be written as one")]
     Write(#[from] WriteDeltaLayerError),
@@ -72,6 +75,7 @@ impl CompactError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read(error) => error.kind(),
+            Self::Stored(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Manifest(error) => error.kind(),
             Self::Claim(ClaimError::Taken { .. }) => ErrorKind::Conflict,
@@ -107,6 +111,7 @@ impl CompactError {
     pub(super) fn is_of_the_layers(&self) -> bool {
         match self {
             Self::Read(error) => error.kind() == ErrorKind::Corrupt,
+            Self::Stored(error) => error.kind() == ErrorKind::Corrupt,
             Self::Write(_)
             | Self::Refused(_)
             | Self::Inconsistent

@@ -198,6 +198,7 @@ pub(super) fn view(state: TimelineState) -> ClusterView {
         source: String::new(),
         slot: String::new(),
         branch: None,
+        source_cluster: None,
     };
     ClusterView {
         members: Vec::new(),

@@ -152,8 +152,8 @@ impl<R: Engines> Imaging<'_, R> {
         &self,
         manifest: &TimelineManifest,
     ) -> Result<(Arc<Reader<R>>, Arc<Inventory>), CompactError> {
-        let files = self.shop.files(self.timeline);
-        let reader = self.readers.of(self.timeline, files, manifest).await?;
+        let stored = self.shop.stored(self.timeline, self.readers.pages());
+        let reader = self.readers.of(self.timeline, &stored, manifest).await?;
         let (reader, lsn) = (Arc::new(reader), manifest.lsn);
         let reads = Arc::clone(&reader);
         // Sizes of all forks are read.

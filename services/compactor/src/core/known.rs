@@ -21,7 +21,7 @@ impl Known {
     /// The timelines that stay and are written to, and up to where their layers reach.
     pub(super) fn timelines(&self) -> Vec<(TimelineRef, Lsn)> {
         let view = self.0.borrow();
-        let written = |view: &&TimelineView| view.status.state != TimelineState::Idle;
+        let written = |view: &&TimelineView| view.is_written();
         let staying = view.timelines.iter().filter(|view| !is_going(view));
         let staying = staying.filter(written);
         staying

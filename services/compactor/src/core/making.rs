@@ -5,7 +5,7 @@ use std::sync::Arc;
 use palimpsest_api::TimelineRef;
 use palimpsest_layer::delta_file::{DeltaLayerIndex, DeltaLayerSummary, EntryBlockSpan};
 use palimpsest_manifest::{CompactorEpoch, KeySpan, LayerEntry, LayerKind};
-use palimpsest_read::{BlockCache, LayerFiles, LayerScan};
+use palimpsest_read::{BlockCache, LayerFiles, LayerScan, PageCache, StoredTimelines};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::{Body, ObjectStore, StorePath};
 use palimpsest_types::ByteCount;
@@ -86,6 +86,12 @@ impl Workshop {
     pub(super) fn files(&self, timeline: TimelineRef) -> LayerFiles {
         let blocks = Arc::clone(&self.blocks);
         LayerFiles::new(self.store.clone(), layers_of(timeline), blocks)
+    }
+
+    /// All timelines of the tenant of one, as they are in the object store.
+    pub(super) fn stored(&self, timeline: TimelineRef, pages: Arc<PageCache>) -> StoredTimelines {
+        let caches = (pages, Arc::clone(&self.blocks));
+        StoredTimelines::new(self.store.clone(), timeline.tenant, caches)
     }
 
     /// Begins to make layers of about `target` each of a timeline that is claimed.

@@ -10,7 +10,7 @@ use palimpsest_api::{
     redo::{RedoPool, RedoTenant, TenantRedo},
 };
 use palimpsest_manifest::TimelineManifest;
-use palimpsest_read::{LayerFiles, Layers, PageCache, Tail, TimelineReader};
+use palimpsest_read::{Layers, PageCache, StoredTimelines, TimelineReader};
 use palimpsest_redo::Engine;
 use palimpsest_types::ByteCount;
 
@@ -65,29 +65,33 @@ impl<R: Engines> Readers<R> {
         &self.engines
     }
 
+    /// Pages that were made here.
+    pub(super) fn pages(&self) -> Arc<PageCache> {
+        Arc::clone(&self.pages)
+    }
+
     /// A reader of what a manifest lists, and of nothing after that.
     ///
     /// # Errors
-    /// If a layer can't be read.
+    /// If a layer can't be read, or what a branch begins on is not in the object store yet.
     pub(super) async fn of(
         &self,
         timeline: TimelineRef,
-        files: LayerFiles,
+        stored: &StoredTimelines,
         manifest: &TimelineManifest,
     ) -> Result<Reader<R>, CompactError> {
         let before = lock(&self.layers).clone();
         let before = before.filter(|(of, _)| *of == timeline);
         let before = before.as_ref().map(|(_, layers)| layers.as_ref());
-        let layers = Layers::open(files, manifest, before).await?;
-        let engine = self.engines.of(RedoTenant {
-            tenant: timeline.tenant,
-            pg_version: manifest.source.pg_version,
-            wal_log_hints: manifest.source.wal_log_hints,
-        });
-        let tail = Arc::new(Tail::new(manifest.writer_epoch, manifest.lsn));
-        let pages = Arc::clone(&self.pages);
-        let reader = TimelineReader::new(timeline.timeline, layers, tail, (pages, engine));
-        let reader = reader.with_changes_of(CHANGES);
+        let engine = || {
+            self.engines.of(RedoTenant {
+                tenant: timeline.tenant,
+                pg_version: manifest.source.pg_version,
+                wal_log_hints: manifest.source.wal_log_hints,
+            })
+        };
+        let reader = stored.reader(timeline.timeline, manifest, before, engine);
+        let reader = reader.await?.with_changes_of(CHANGES);
         *lock(&self.layers) = Some((timeline, reader.layers()));
         Ok(reader)
     }

@@ -235,9 +235,9 @@ enum Use {
 
 impl Use {
     fn of(view: &TimelineView) -> Self {
-        match view.branch.is_some() && view.writer.is_none() {
-            true => Self::Branch,
-            false => Self::Written,
+        match view.is_written() {
+            true => Self::Written,
+            false => Self::Branch,
         }
     }
 }

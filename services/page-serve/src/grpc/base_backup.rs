@@ -67,6 +67,7 @@ fn begin(facts: &BackupFacts) -> Begin {
         postgres_timeline: facts.timeline,
         file_count: facts.files,
         file_bytes: facts.bytes,
+        superuser: facts.superuser.clone().unwrap_or_default(),
     }
 }
 

@@ -144,6 +144,7 @@ impl Broker {
             expires_unix_ms,
             is_protected: false,
             deleting: false,
+            source: None,
         };
         let change = Change::Branch {
             tenant: timeline.tenant,

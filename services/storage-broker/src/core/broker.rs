@@ -12,13 +12,14 @@ use palimpsest_api::{
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
-use palimpsest_types::{ErrorKind, NodeId, SystemIdentifier, TenantId, TimelineId};
+use palimpsest_types::{ErrorKind, Lsn, NodeId, SystemIdentifier, TenantId, TimelineId};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
+    branch::BranchSource,
     branching::AT_ONCE,
     catalog::{Catalog, CatalogError, Change},
     catalog_store::{CatalogStore, CatalogStoreError},
@@ -233,13 +234,74 @@ impl Broker {
         Ok(())
     }
 
+    /// Says durably who writes a branch. It is done even if the future is dropped.
+    ///
+    /// # Errors
+    /// If there is no such branch, another writes it, or the catalog can't be changed.
+    pub async fn set_branch_source(
+        &self,
+        timeline: TimelineRef,
+        source: BranchSource,
+        replaces: Option<SystemIdentifier>,
+    ) -> Result<(), ChangeError> {
+        if replaces.is_some() {
+            self.expect_end(timeline, source.begin)?;
+        }
+        let change = Change::SetBranchSource {
+            timeline,
+            source,
+            replaces,
+        };
+        self.change(change).await?;
+        Ok(())
+    }
+
+    /// Who takes another's place begins where that one's WAL ends, by what was last said of it.
+    fn expect_end(&self, branch: TimelineRef, begin: Lsn) -> Result<(), ChangeError> {
+        let view = self.view.borrow();
+        let status = view.timeline(branch).map(|view| &view.status);
+        let end = status.map_or(Lsn::ZERO, |status| status.last_record);
+        match begin < end {
+            false => Ok(()),
+            true => Err(ChangeError::BeforeEnd { begin, end }),
+        }
+    }
+
     /// Makes the intent to delete a branch durable. It is done even if the future is dropped.
     ///
     /// # Errors
-    /// If there is no such branch, others begin on it, or the catalog can't be changed.
+    /// If there is no such branch, others begin on it, it is being written, or the catalog can't be changed.
     pub async fn delete_branch(&self, timeline: TimelineRef) -> Result<(), ChangeError> {
+        if let Some((branch, source_of)) = self.running(timeline) {
+            return Err(ChangeError::Running { branch, source_of });
+        }
         self.change(Change::DropBranch { timeline }).await?;
         Ok(())
+    }
+
+    /// The name of a branch that a PostgreSQL may be running on, and how that is reached.
+    fn running(&self, branch: TimelineRef) -> Option<(String, String)> {
+        let view = self.view.borrow();
+        let view = view.timeline(branch)?;
+        let runs = match view.status.state {
+            // Nobody has said yet.
+            TimelineState::Unknown => !view.source.is_empty(),
+            TimelineState::Disconnected | TimelineState::Stopped => false,
+            TimelineState::Idle | TimelineState::Deleting | TimelineState::Deleted => false,
+            // Else it is what one said who is dead.
+            _ => view.writer.is_some(),
+        };
+        runs.then(|| (view.timeline_name.clone(), view.source.clone()))
+    }
+
+    /// Whether a branch may go because its time is over: nobody writes it, or who does is away.
+    pub(super) fn is_left(&self, branch: TimelineRef) -> bool {
+        let view = self.view.borrow();
+        view.timeline(branch).is_some_and(|view| {
+            let state = view.status.state;
+            matches!(state, TimelineState::Disconnected | TimelineState::Stopped)
+                || view.source.is_empty()
+        })
     }
 
     /// The catalog as it is known here.
@@ -353,8 +415,8 @@ impl State {
     }
 
     fn set_catalog(&mut self, catalog: Catalog) {
-        let timelines = catalog.tenants().iter().map(Tenant::timeline).collect();
-        self.membership.set_timelines(&timelines);
+        let written = catalog.tenants().iter().flat_map(Tenant::written);
+        self.membership.set_timelines(&written.collect());
         self.catalog.send_replace(Arc::new(catalog));
     }
 
@@ -375,16 +437,19 @@ impl State {
     /// Asks for the removal of tenants of which nothing is left. If the writer of the catalog is
     /// busy, the next heartbeat asks again.
     fn forget_deleted(&self) {
-        let is_gone = |tenant: &&Tenant| {
-            let state = self.membership.status(tenant.timeline()).state;
-            matches!(tenant.state, TenantState::Deleting { .. })
-                && state == TimelineState::Deleted
-                && self.membership.writer(tenant.timeline()).is_some()
+        let is_gone = |timeline: &TimelineRef| {
+            let state = self.membership.status(*timeline).state;
+            state == TimelineState::Deleted && self.membership.writer(*timeline).is_some()
         };
-        for tenant in self.catalog.borrow().tenants().iter().filter(is_gone) {
-            let change = Change::Forget {
-                timeline: tenant.timeline(),
-            };
+        let catalog = self.catalog.borrow();
+        let tenants = catalog.tenants().iter();
+        let going = tenants.filter(|tenant| matches!(tenant.state, TenantState::Deleting { .. }));
+        let tenants = going.map(Tenant::timeline).filter(is_gone);
+        let tenants = tenants.map(|timeline| Change::Forget { timeline });
+        let branches = catalog.tenants().iter().flat_map(Tenant::going_writers);
+        let branches = branches.filter(is_gone);
+        let branches = branches.map(|timeline| Change::ForgetBranchSource { timeline });
+        for change in tenants.chain(branches) {
             let command = Command {
                 change,
                 answer: None,

@@ -5,11 +5,11 @@ mod branches;
 mod tests;
 
 use palimpsest_api::TimelineRef;
-use palimpsest_types::{ErrorKind, SystemIdentifier, TenantId};
+use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier, TenantId};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    branch::Branch,
+    branch::{Branch, BranchSource},
     tenant::{Name, NewTenant, Source, Tenant, TenantState},
 };
 
@@ -74,6 +74,20 @@ pub enum Change {
         /// When it goes by itself, if that is to change.
         expires_unix_ms: Option<Option<u64>>,
     },
+    /// A branch is to be written by a PostgreSQL.
+    SetBranchSource {
+        /// The branch.
+        timeline: TimelineRef,
+        /// Who writes it.
+        source: BranchSource,
+        /// Who did, and does no more.
+        replaces: Option<SystemIdentifier>,
+    },
+    /// Nothing is left of who wrote a branch that is to go.
+    ForgetBranchSource {
+        /// The branch.
+        timeline: TimelineRef,
+    },
     /// A branch is to go if its time is over, and nothing keeps it.
     ExpireBranch {
         /// It.
@@ -123,6 +137,24 @@ pub enum CatalogError {
         "timeline {0} exists already and begins elsewhere; choose another name or delete it first"
     )]
     BranchDiffers(Name),
+    /// One PostgreSQL at a time writes a branch.
+    #[error("branch {branch} is written by another PostgreSQL, {source_of}; stop that one first")]
+    Written {
+        /// The branch.
+        branch: Name,
+        /// How that is reached, without its password.
+        source_of: String,
+    },
+    /// What a branch was before it began is its parent's.
+    #[error("branch {branch} begins at {from}; a PostgreSQL that writes it can't begin at {begin}")]
+    BeforeBranch {
+        /// The branch.
+        branch: Name,
+        /// Where it begins.
+        from: Lsn,
+        /// Where the other one's WAL begins.
+        begin: Lsn,
+    },
     /// A branch goes.
     #[error("branch {0} is being deleted; wait until it is gone")]
     BranchGoes(Name),
@@ -182,11 +214,13 @@ impl CatalogError {
             | Self::ClusterTaken { .. } => ErrorKind::AlreadyExists,
             Self::BeingDeleted(_)
             | Self::BranchGoes(_)
+            | Self::Written { .. }
             | Self::Protected(_)
             | Self::HasBranches { .. } => ErrorKind::Conflict,
-            Self::NoBranch(_) | Self::TooDeep { .. } | Self::TooManyBranches { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::NoBranch(_)
+            | Self::BeforeBranch { .. }
+            | Self::TooDeep { .. }
+            | Self::TooManyBranches { .. } => ErrorKind::Invalid,
         }
     }
 }
@@ -241,6 +275,15 @@ impl Catalog {
                 let branch = self.renamed(*timeline, name.as_ref())?;
                 branch.is_protected = is_protected.unwrap_or(branch.is_protected);
                 branch.expires_unix_ms = expires_unix_ms.unwrap_or(branch.expires_unix_ms);
+                Ok(*timeline)
+            }
+            Change::SetBranchSource {
+                timeline,
+                source,
+                replaces,
+            } => self.set_branch_source(*timeline, source, *replaces),
+            Change::ForgetBranchSource { timeline } => {
+                self.forget_branch_source(*timeline);
                 Ok(*timeline)
             }
             Change::ExpireBranch {
@@ -303,12 +346,10 @@ impl Catalog {
         timeline: TimelineRef,
         cluster: SystemIdentifier,
     ) -> Result<TimelineRef, CatalogError> {
-        let holds = |tenant: &&Tenant| tenant.cluster == Some(cluster);
-        if let Some(holder) = self.tenants.iter().find(holds) {
-            if holder.timeline() == timeline {
+        if let Some((holds, holder)) = self.writes(cluster) {
+            if holds == timeline {
                 return Ok(timeline);
             }
-            let holder = holder.name.clone();
             return Err(CatalogError::ClusterTaken { cluster, holder });
         }
         let mut tenants = self.tenants.iter_mut();

@@ -2,7 +2,7 @@
 
 use palimpsest_api::TimelineRef;
 use palimpsest_runtime::CancellationToken;
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Lsn};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -25,6 +25,26 @@ pub enum ChangeError {
     /// It was refused, or the store failed.
     #[error(transparent)]
     Catalog(#[from] CatalogStoreError),
+    /// Somebody works on it.
+    #[error(
+        "a PostgreSQL is running on branch {branch} ({source_of}); `pal stop {branch}` ends it"
+    )]
+    Running {
+        /// The branch.
+        branch: String,
+        /// How that is reached, without its password.
+        source_of: String,
+    },
+    /// What was written there before would not be history any more.
+    #[error(
+        "the branch has come to {end}; a PostgreSQL that goes on with it can't begin at {begin}"
+    )]
+    BeforeEnd {
+        /// Where the other's WAL begins.
+        begin: Lsn,
+        /// Where the branch ends.
+        end: Lsn,
+    },
     /// The broker ends.
     #[error("the storage-broker is shutting down; try again")]
     Stopped,
@@ -40,6 +60,7 @@ impl ChangeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Catalog(error) => error.kind(),
+            Self::Running { .. } | Self::BeforeEnd { .. } => ErrorKind::Conflict,
             Self::Stopped => ErrorKind::NotReady,
         }
     }

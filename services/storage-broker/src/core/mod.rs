@@ -13,7 +13,7 @@ mod picture;
 mod sweeper;
 mod tenant;
 
-pub use branch::Branch;
+pub use branch::{Branch, BranchSource};
 pub use branching::{BranchError, NewBranch};
 pub use broker::{Broker, BrokerError};
 pub use catalog::{Catalog, CatalogError, Change};

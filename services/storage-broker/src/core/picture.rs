@@ -7,7 +7,7 @@ use palimpsest_api::{
         TimelineView,
     },
 };
-use palimpsest_types::NodeId;
+use palimpsest_types::{Lsn, NodeId};
 
 use super::{
     branch::Branch,
@@ -20,7 +20,7 @@ use super::{
 pub(super) fn view(catalog: &Catalog, membership: &Membership) -> ClusterView {
     let timelines = catalog.tenants().iter().flat_map(|tenant| {
         let branches = tenant.branches.iter();
-        let branches = branches.map(|branch| branch_view(tenant, branch));
+        let branches = branches.map(|branch| branch_view(tenant, branch, membership));
         std::iter::once(first_view(tenant, membership)).chain(branches)
     });
     ClusterView {
@@ -41,11 +41,11 @@ fn first_view(tenant: &Tenant, membership: &Membership) -> TimelineView {
         source: tenant.source.redacted(),
         slot: tenant.slot.clone(),
         branch: None,
+        source_cluster: None,
     }
 }
 
-/// Nobody writes to a branch, so it is as it was made.
-fn branch_view(tenant: &Tenant, branch: &Branch) -> TimelineView {
+fn branch_view(tenant: &Tenant, branch: &Branch, membership: &Membership) -> TimelineView {
     let &Branch {
         lsn,
         parent,
@@ -54,29 +54,28 @@ fn branch_view(tenant: &Tenant, branch: &Branch) -> TimelineView {
         is_protected,
         ..
     } = branch;
-    let status = TimelineStatus {
-        state: match branch.deleting {
-            true => TimelineState::Deleting,
-            false => TimelineState::Idle,
-        },
-        received: lsn,
-        flushed: lsn,
-        last_record: lsn,
-        disk_consistent: lsn,
-        remote_consistent: lsn,
-        ..TimelineStatus::default()
+    let timeline = TimelineRef {
+        tenant: tenant.id,
+        timeline: branch.id,
     };
+    let state = match branch.deleting {
+        true => TenantState::Deleting { forget_slot: true },
+        false => TenantState::Attached,
+    };
+    let told = match &branch.source {
+        Some(_) => heard(membership.status(timeline), lsn),
+        None => unwritten(lsn),
+    };
+    let writer = membership.writer(timeline);
+    let source = branch.source.as_ref();
     TimelineView {
-        timeline: TimelineRef {
-            tenant: tenant.id,
-            timeline: branch.id,
-        },
+        timeline,
         tenant_name: tenant.name.to_string(),
         timeline_name: branch.name.to_string(),
-        status,
-        writer: None,
-        source: String::new(),
-        slot: String::new(),
+        status: status(state, told),
+        writer: writer.map(|member| member.address.clone()),
+        source: source.map_or_else(String::new, |source| source.conninfo.redacted()),
+        slot: source.map_or_else(String::new, |source| source.slot.clone()),
         branch: Some(BranchView {
             timeline: parent,
             lsn,
@@ -84,6 +83,31 @@ fn branch_view(tenant: &Tenant, branch: &Branch) -> TimelineView {
             expires_unix_ms,
             is_protected,
         }),
+        source_cluster: source.map(|source| source.cluster),
+    }
+}
+
+/// A branch that nobody writes is as it was made.
+fn unwritten(lsn: Lsn) -> TimelineStatus {
+    TimelineStatus {
+        state: TimelineState::Idle,
+        received: lsn,
+        flushed: lsn,
+        last_record: lsn,
+        disk_consistent: lsn,
+        remote_consistent: lsn,
+        ..TimelineStatus::default()
+    }
+}
+
+/// What its writer said, or what is so until it has.
+fn heard(told: TimelineStatus, lsn: Lsn) -> TimelineStatus {
+    match told.state {
+        TimelineState::Unknown => TimelineStatus {
+            state: TimelineState::Unknown,
+            ..unwritten(lsn)
+        },
+        _ => told,
     }
 }
 
@@ -106,7 +130,17 @@ pub(super) fn assignments(
     membership: &Membership,
     node: NodeId,
 ) -> Vec<Assignment> {
-    let assignment = |tenant: &Tenant| Assignment {
+    let owned = membership.owned_by(node);
+    owned
+        .filter_map(|timeline| match catalog.tenant(timeline) {
+            Some(tenant) => Some(first_assignment(tenant)),
+            None => branch_assignment(catalog, timeline),
+        })
+        .collect()
+}
+
+fn first_assignment(tenant: &Tenant) -> Assignment {
+    Assignment {
         timeline: tenant.timeline(),
         source: tenant.source.expose().to_owned(),
         slot: tenant.slot.clone(),
@@ -114,10 +148,23 @@ pub(super) fn assignments(
             TenantState::Attached => AssignedTask::Ingest,
             TenantState::Deleting { forget_slot } => AssignedTask::Delete { forget_slot },
         },
-    };
-    let owned = membership.owned_by(node);
-    owned
-        .filter_map(|timeline| catalog.tenant(timeline))
-        .map(assignment)
-        .collect()
+        writer: None,
+    }
+}
+
+fn branch_assignment(catalog: &Catalog, timeline: TimelineRef) -> Option<Assignment> {
+    let branch = catalog.tenant_of(timeline.tenant)?;
+    let branch = branch.find_branch(timeline.timeline)?;
+    let source = branch.source.as_ref()?;
+    Some(Assignment {
+        timeline,
+        source: source.conninfo.expose().to_owned(),
+        slot: source.slot.clone(),
+        task: match branch.deleting {
+            // The slot goes with the PostgreSQL that was started for the branch.
+            true => AssignedTask::Delete { forget_slot: true },
+            false => AssignedTask::Ingest,
+        },
+        writer: Some(source.writer()),
+    })
 }

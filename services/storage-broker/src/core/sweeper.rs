@@ -14,6 +14,7 @@ use palimpsest_store::{StoreError, StorePath};
 use tokio::time::sleep;
 
 use super::{
+    branch::Branch,
     branching::unix_ms,
     broker::Broker,
     catalog::{Catalog, Change},
@@ -53,7 +54,10 @@ async fn remove_what_goes(broker: &Broker) {
     let mut changes = broker.catalogs();
     loop {
         let now_unix_ms = unix_ms(SystemTime::now());
-        for timeline in broker.catalog().expired(now_unix_ms) {
+        let expired = broker.catalog().expired(now_unix_ms);
+        // Who works on one does not lose it.
+        let expired = expired.into_iter().filter(|branch| broker.is_left(*branch));
+        for timeline in expired.collect::<Vec<_>>() {
             let change = Change::ExpireBranch {
                 timeline,
                 now_unix_ms,
@@ -92,7 +96,9 @@ fn going(catalog: &Catalog) -> Vec<(TimelineRef, TimelineRef)> {
             tenant: tenant.id,
             timeline,
         };
-        let going = tenant.branches.iter().filter(|branch| branch.deleting);
+        // First its writer removes what it has on its own disk.
+        let goes = |branch: &&Branch| branch.deleting && branch.source.is_none();
+        let going = tenant.branches.iter().filter(goes);
         going.map(move |branch| (timeline(branch.id), timeline(branch.parent)))
     });
     of_tenant.collect()

@@ -109,6 +109,27 @@ impl Tenant {
         }
     }
 
+    /// Its timelines that somebody writes.
+    pub fn written(&self) -> impl Iterator<Item = TimelineRef> {
+        let written = |branch: &&Branch| branch.source.is_some();
+        let branches = self.branches.iter().filter(written);
+        std::iter::once(self.timeline()).chain(branches.map(|branch| self.at(branch)))
+    }
+
+    /// Branches that are to go, of which a writer has something on its disk.
+    pub fn going_writers(&self) -> impl Iterator<Item = TimelineRef> {
+        let goes = |branch: &&Branch| branch.deleting && branch.source.is_some();
+        let branches = self.branches.iter().filter(goes);
+        branches.map(|branch| self.at(branch))
+    }
+
+    fn at(&self, branch: &Branch) -> TimelineRef {
+        TimelineRef {
+            tenant: self.id,
+            timeline: branch.id,
+        }
+    }
+
     /// All its timelines, the first one first.
     pub fn timelines(&self) -> impl Iterator<Item = TimelineRef> {
         let tenant = self.id;

@@ -1,15 +1,16 @@
 use palimpsest_api::{InvalidMessageError, TimelineRef, error_status};
+use palimpsest_postgres::SlotName;
 use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
-    UpdateBranchRequest, UpdateBranchResponse,
+    SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
-use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
 use tonic::{Request, Response, Status};
 
-use crate::core::{Broker, ChangeError, NewBranch, NewTenant, TenantError};
+use crate::core::{BranchSource, Broker, ChangeError, NewBranch, NewTenant, TenantError};
 
 /// `AdminService`.
 #[derive(Debug)]
@@ -99,6 +100,34 @@ impl AdminService for AdminApi {
         Ok(Response::new(UpdateBranchResponse {}))
     }
 
+    async fn set_branch_source(
+        &self,
+        request: Request<SetBranchSourceRequest>,
+    ) -> Result<Response<SetBranchSourceResponse>, Status> {
+        let request = request.into_inner();
+        let timeline = timeline(request.timeline.clone())?;
+        for (field, number) in [
+            ("system_identifier", request.system_identifier),
+            ("pg_timeline", request.pg_timeline.into()),
+            ("begin_lsn", request.begin_lsn),
+        ] {
+            if number == 0 {
+                let error = InvalidMessageError {
+                    field,
+                    problem: "is required".to_owned(),
+                };
+                return Err(error_status(error.fault(), &error));
+            }
+        }
+        let replaces = Some(request.replaces_system_identifier).filter(|cluster| *cluster > 0);
+        let source = branch_source(&request).map_err(|error| invalid(&error))?;
+        let set =
+            self.broker
+                .set_branch_source(timeline, source, replaces.map(SystemIdentifier::new));
+        set.await.map_err(|error| failed(&error))?;
+        Ok(Response::new(SetBranchSourceResponse {}))
+    }
+
     async fn delete_branch(
         &self,
         request: Request<DeleteBranchRequest>,
@@ -108,6 +137,17 @@ impl AdminService for AdminApi {
         deleted.map_err(|error| failed(&error))?;
         Ok(Response::new(DeleteBranchResponse {}))
     }
+}
+
+fn branch_source(request: &SetBranchSourceRequest) -> Result<BranchSource, TenantError> {
+    let slot: SlotName = request.slot_name.parse()?;
+    Ok(BranchSource {
+        conninfo: request.source_conninfo.parse()?,
+        slot: slot.to_string(),
+        cluster: SystemIdentifier::new(request.system_identifier),
+        pg_timeline: request.pg_timeline,
+        begin: Lsn::new(request.begin_lsn),
+    })
 }
 
 /// 0 is never.

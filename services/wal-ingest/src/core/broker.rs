@@ -1,11 +1,13 @@
 //! The storage-broker, as timelines need it.
 
+use std::collections::HashMap;
+
 use palimpsest_api::{
     RemoteError, TimelineRef,
     broker::{BrokerClient, ClusterView, watch_cluster},
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::SystemIdentifier;
+use palimpsest_types::{Lsn, SystemIdentifier};
 use tokio::sync::watch;
 
 /// What the storage-broker last told, and a way to ask it. Only an attach needs an answer.
@@ -35,6 +37,26 @@ impl Broker {
         attached
             .map(|other| (other.timeline, other.tenant_name.clone()))
             .collect()
+    }
+
+    /// How much of timelines others need in the object store, who begin to write branches on them.
+    pub(super) fn begun_on(&self) -> HashMap<TimelineRef, Lsn> {
+        let mut begun_on = HashMap::new();
+        let view = self.view.borrow();
+        for written in view.timelines.iter().filter(|view| view.is_written()) {
+            // What nobody writes between has no writer who could store it.
+            let mut at = Some(written);
+            while let Some(branch) = at.and_then(|view| view.branch) {
+                let parent = TimelineRef {
+                    timeline: branch.timeline,
+                    ..written.timeline
+                };
+                let needed = begun_on.entry(parent).or_default();
+                *needed = branch.lsn.max(*needed);
+                at = view.timeline(parent);
+            }
+        }
+        begun_on
     }
 
     /// Claims a cluster for the tenant of a timeline. If another tenant has it, that one's name.

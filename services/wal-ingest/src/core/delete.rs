@@ -36,6 +36,10 @@ impl Timeline {
     }
 
     async fn try_delete(&self, forget_slot: bool) -> Result<(), IngestError> {
+        if self.assignment.writer.is_some() {
+            // What is stored of a branch the storage-broker removes, in an order of its own.
+            return self.remove_directory().await;
+        }
         match self.drop_slot().await {
             Err(error) if forget_slot => {
                 tracing::warn!(timeline = %self.id(), error = error.in_words(), "leaving the slot behind, as asked");

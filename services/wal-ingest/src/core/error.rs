@@ -6,7 +6,7 @@ use palimpsest_manifest::ManifestError;
 use palimpsest_postgres::{
     ClientError, ConnInfoError, ControlFileError, ReplicationOriginsError, TarError,
 };
-use palimpsest_read::{ReadError, TailError};
+use palimpsest_read::{ReadError, StoredError, TailError};
 use palimpsest_store::StoreError;
 use palimpsest_types::{ErrorKind, Lsn};
 use palimpsest_wal::{InterpretError, WalError};
@@ -49,6 +49,9 @@ pub enum IngestError {
     /// The layers that the manifest lists.
     #[error(transparent)]
     Layers(#[from] ReadError),
+    /// What a timeline has, and what it begins on.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
     /// A local WAL file.
     #[error("WAL file {path} failed")]
     WalFile {
@@ -128,6 +131,16 @@ pub enum Stop {
         /// What it was on.
         expected: u32,
     },
+    /// A branch is to be written on from elsewhere than its end.
+    #[error(
+        "the branch ends at {end}, and the PostgreSQL that is to write it begins at {begin}; start one from the end of the branch"
+    )]
+    NotTheEnd {
+        /// Where the branch ends.
+        end: Lsn,
+        /// Where the other's WAL begins.
+        begin: Lsn,
+    },
     /// The slot is gone, or no longer keeps anything.
     #[error(
         "replication slot {slot:?} was dropped, invalidated or made anew at the source, which may remove the WAL after {from} any time; delete the tenant and attach again"
@@ -196,6 +209,7 @@ impl IngestError {
             Self::Attempt(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Broker(error) if is_final(error.kind) => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
+            Self::Stored(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
             | Self::ControlFile(_)
@@ -205,6 +219,7 @@ impl IngestError {
             | Self::Manifest(_)
             | Self::Attempt(_)
             | Self::Layers(_)
+            | Self::Stored(_)
             | Self::WalFile { .. }
             | Self::LayerFile { .. }
             | Self::WalGap { .. }
@@ -221,6 +236,7 @@ impl IngestError {
                 | Self::Manifest(_)
                 | Self::Attempt(_)
                 | Self::Layers(_)
+                | Self::Stored(_)
                 | Self::Broker(_)
         )
     }

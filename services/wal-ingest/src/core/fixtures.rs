@@ -41,6 +41,7 @@ pub(crate) fn timeline_of(
         source: format!("host=127.0.0.1 port={port} user=nobody dbname=postgres"),
         slot: "palimpsest_test".to_owned(),
         task: AssignedTask::Ingest,
+        writer: None,
     };
     let slot = assignment.slot.parse().unwrap();
     Timeline::new(assignment, slot, Arc::new(shared), scope)

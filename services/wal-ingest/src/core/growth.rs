@@ -32,6 +32,8 @@ pub(super) struct Growth {
 struct State {
     /// When the growing piece got its first change.
     since: Option<Instant>,
+    /// Everything up to here was handed to the flush.
+    frozen: Lsn,
     /// Local layer files have everything up to here.
     on_disk: Lsn,
     flush: mpsc::UnboundedSender<Arc<OpenLayer>>,
@@ -51,6 +53,7 @@ impl Growth {
         let (flush, frozen) = mpsc::unbounded_channel();
         let state = State {
             since: None,
+            frozen: tail.newest(),
             on_disk: tail.newest(),
             flush,
         };
@@ -96,9 +99,18 @@ impl Growth {
     pub(super) fn freeze(&self) {
         let mut state = self.state();
         state.since = None;
+        // What comes meanwhile is not in it.
+        state.frozen = self.tail.newest();
         if let Some(frozen) = self.tail.freeze() {
             // Without a receiver the timeline is ending, and the WAL has it all.
             let _ = state.flush.send(frozen);
+        }
+    }
+
+    /// Does that if anything up to `lsn` was not handed over yet.
+    pub(super) fn freeze_up_to(&self, lsn: Lsn) {
+        if self.state().frozen < lsn {
+            self.freeze();
         }
     }
 

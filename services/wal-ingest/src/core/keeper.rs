@@ -68,7 +68,10 @@ enum Plan {
 /// What is left to do for the slot of a timeline that has stopped.
 pub(super) fn duty_after(error: &IngestError) -> Option<Duty> {
     match error {
-        IngestError::Stop(Stop::Superseded | Stop::SlotDropped { .. }) => None,
+        // A slot of another history is not ours to move.
+        IngestError::Stop(Stop::Superseded | Stop::SlotDropped { .. } | Stop::NotTheEnd { .. }) => {
+            None
+        }
         // In its place there may be another of its name, which keeps WAL as well. And a source that was
         // recovered in place has the slot still.
         IngestError::Stop(

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{TimelineManifest, Versioned};
-use palimpsest_read::{BlockCache, LayerFiles, Layers, ReadError, Versions as _, relations_at};
+use palimpsest_read::{
+    BlockCache, PageCache, ReadError, StoredTimelines, Versions as _, relations_at,
+};
+use palimpsest_redo::NoEngine;
 use palimpsest_types::{ByteCount, Key, Lsn, SlruKind};
 use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SlruSegments, Value, v15::Parameters};
 
@@ -11,35 +15,40 @@ use super::{cluster::note_cluster, error::IngestError, laggard::Beginning, timel
 
 /// Each block is read once when sizes are.
 const SIZES_CACHE: ByteCount = ByteCount::mib(32);
+/// No pages are made here.
+const PAGES: ByteCount = ByteCount::mib(1);
 
 impl Timeline {
     /// An interpreter that knows how things are at the manifest's LSN: how long every relation fork
-    /// and SLRU segment is, and the settings.
+    /// and SLRU segment is, and the settings. A branch has that from the timelines it begins on, too, which
+    /// must be in the object store up to there.
     pub(super) async fn interpreter(
         &self,
         manifest: &TimelineManifest,
     ) -> Result<Interpreter, IngestError> {
         let store = self.shared.store.clone();
         let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
-        let files = LayerFiles::new(store, self.store_path().child("layers"), blocks);
-        let layers = Layers::open(files, manifest, None).await?;
+        let pages = Arc::new(PageCache::new(PAGES));
+        let TimelineRef { tenant, timeline } = self.id();
+        let stored = StoredTimelines::new(store, tenant, (pages, blocks));
+        let reader = stored.reader(timeline, manifest, None, || NoEngine).await?;
         let mut sizes = RelationSizes::default();
-        for (rel, blocks) in relations_at(&layers, manifest.lsn).await? {
+        for (rel, blocks) in relations_at(&reader, manifest.lsn).await? {
             sizes.set(rel, blocks);
         }
         let mut segments = SlruSegments::default();
-        let listing = layers.newest_in(all_slru_segments(), manifest.lsn).await?;
+        let listing = reader.newest_in(all_slru_segments(), manifest.lsn).await?;
         for entry in listing.versions {
             if let (Key::SlruSegment(kind, segment), (_, Value::RelSize(pages))) = entry {
                 segments.set(kind, segment, pages.get());
             }
         }
-        let settings = layers
+        let settings = reader
             .newest(Key::Parameters, Lsn::ZERO..=manifest.lsn)
             .await?;
         let facts = base_facts(manifest, &parameters(settings)?);
         let mut interpreter = Interpreter::new(sizes, facts).with_slru_segments(segments);
-        note_cluster(&mut interpreter, &layers, manifest.lsn).await?;
+        note_cluster(&mut interpreter, &reader, manifest.lsn).await?;
         Ok(interpreter)
     }
 

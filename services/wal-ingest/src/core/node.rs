@@ -200,13 +200,17 @@ impl Node {
 
     fn freeze_due(&self) {
         let pressure = self.shared.budget.pressure();
+        let begun_on = self.shared.broker.begun_on();
         let timelines = self.lock();
         let grown: Vec<_> = timelines
             .running
-            .values()
-            .filter_map(|running| {
+            .iter()
+            .filter_map(|(id, running)| {
                 let growth = running.timeline.growth()?;
                 growth.relieve(pressure);
+                if let Some(needed) = begun_on.get(id) {
+                    growth.freeze_up_to(*needed);
+                }
                 let growing = growth.growing()?;
                 Some((growth, growing))
             })
@@ -339,8 +343,10 @@ impl Node {
 impl Running {
     /// Whether what is assigned is what runs.
     fn does(&self, assignment: &Assignment) -> bool {
-        let source = &self.timeline.assignment.source;
-        self.task == assignment.task && *source == assignment.source
+        let own = &self.timeline.assignment;
+        self.task == assignment.task
+            && own.source == assignment.source
+            && own.writer == assignment.writer
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) enum End {
     Stop(IngestError),
     /// The local files failed: the timeline is to be taken over anew from what is on disk.
     Reopen(IngestError),
+    /// Another cluster goes on where this one's WAL ends.
+    Renewed,
     /// The node leaves.
     Left,
 }

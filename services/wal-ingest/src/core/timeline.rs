@@ -14,7 +14,9 @@ use palimpsest_api::{
     broker::{Assignment, LogicalSize, TimelineState, TimelineStatus},
 };
 use palimpsest_layer::OpenLayer;
-use palimpsest_manifest::{SourceCluster, TimelineManifest, TimelineManifests, Versioned};
+use palimpsest_manifest::{
+    ManifestError, SourceCluster, TimelineManifest, TimelineManifests, Versioned,
+};
 use palimpsest_postgres::SlotName;
 use palimpsest_read::Tail;
 use palimpsest_runtime::{CancellationToken, TaskScope};
@@ -66,6 +68,8 @@ pub(super) struct Timeline {
     /// The slot was dropped on purpose.
     slotless: AtomicBool,
     superseded: AtomicBool,
+    /// All of an earlier cluster's WAL that is here is in the object store.
+    settled: AtomicBool,
 }
 
 /// A timeline that this node has taken over.
@@ -145,6 +149,7 @@ impl Timeline {
             source: StdMutex::default(),
             slotless: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
         }
     }
 
@@ -273,6 +278,11 @@ impl Timeline {
             // Boxed: its state is large, and starts anew with each turn.
             let error = match Box::pin(self.run_once()).await {
                 End::Left => return,
+                End::Renewed => {
+                    self.settled.store(true, Ordering::Relaxed);
+                    self.work.finished().await;
+                    continue;
+                }
                 End::Stop(error) => {
                     self.stop(&error);
                     leaving.run_until_cancelled(self.guard_slot(&error)).await;
@@ -305,7 +315,8 @@ impl Timeline {
             Some(Err(error)) => return End::Stop(error),
             None => return End::Left,
         };
-        let source = resumed.manifest.source;
+        let source = self.source_after(&resumed.manifest);
+        let is_renewed = source != resumed.manifest.source;
         let working = async {
             // Cancel-safe: what was decoded is in the tail, and the rest is decoded by the next start.
             let resumed = match leaving.run_until_cancelled(replay(self, resumed)).await {
@@ -314,12 +325,15 @@ impl Timeline {
                 Some(Err(error)) => return End::Stop(error),
                 None => return End::Left,
             };
-            stream::run(self, resumed).await
+            match is_renewed {
+                true => End::Renewed,
+                false => stream::run(self, resumed).await,
+            }
         };
         let working = async {
             tokio::select! {
                 end = working => end,
-                stop = slotless::follow(self, &source) => End::Stop(stop.into()),
+                stop = slotless::follow(self, &source), if !is_renewed => End::Stop(stop.into()),
             }
         };
         let mut flushing = pin!(flush::run(self, &opened, frozen));
@@ -332,7 +346,7 @@ impl Timeline {
         match &end {
             End::Reopen(_) => return end,
             End::Stop(error) => self.stop(error),
-            End::Left => {}
+            End::Renewed | End::Left => {}
         }
         // What has come until now is history that the object store is to have. Who leaves gives it
         // no more than a limited time, and the slot is not looked after meanwhile.
@@ -427,9 +441,17 @@ impl Timeline {
             };
             let outcome = match newest {
                 Ok(Some(manifest)) => {
-                    self.note_source(manifest.state.source);
-                    self.take_over(manifest).await
+                    let source = self.source_after(&manifest.state);
+                    match source == manifest.state.source {
+                        true => self.note_source(source),
+                        // What is told of the timeline so far is not about the slot there.
+                        false => self.forget_source(),
+                    }
+                    // Boxed: its state is large, and needed once.
+                    Box::pin(self.take_over(manifest)).await
                 }
+                // It is deleted, or is to be.
+                Ok(None) if self.assignment.writer.is_some() => Err(ManifestError::Gone.into()),
                 Ok(None) => {
                     self.update(|status| status.state = TimelineState::Attaching);
                     // Boxed: its state is large, and needed once in the timeline's life.
@@ -458,8 +480,7 @@ impl Timeline {
         &self,
         newest: Versioned<TimelineManifest>,
     ) -> Result<Prepared, IngestError> {
-        let manifests = self.manifests();
-        let taken = manifests.take_over(newest).await?;
+        let taken = self.taken(newest).await?;
         let manifest = taken.state.clone();
         let (epoch, start) = (manifest.writer_epoch, manifest.lsn);
         let interpreter = self.interpreter(&manifest).await?;
@@ -516,6 +537,43 @@ impl Timeline {
             decoder,
         };
         Ok((opened, resumed, frozen))
+    }
+
+    /// The manifest under a new epoch, and of the cluster that goes on where it ends, if that is another.
+    async fn taken(
+        &self,
+        newest: Versioned<TimelineManifest>,
+    ) -> Result<Versioned<TimelineManifest>, IngestError> {
+        let (source, end) = (self.source_after(&newest.state), newest.state.lsn);
+        let begin = self.assignment.writer.map(|writer| writer.begin);
+        match begin.filter(|_| source != newest.state.source) {
+            // First what is here of the earlier one: it may be acknowledged.
+            Some(begin) if begin >= end && !self.settled.load(Ordering::Relaxed) => {
+                Ok(self.manifests().take_over(newest).await?)
+            }
+            Some(begin) if begin == end => {
+                // All that was history of it is in the object store.
+                self.remove_directory().await?;
+                let manifests = self.manifests();
+                let taken = manifests.take_over_from(newest, (source, begin)).await?;
+                tracing::info!(timeline = %self.id(), cluster = %source.system_identifier, at = %end, "another cluster goes on");
+                Ok(taken)
+            }
+            Some(begin) => Err(Stop::NotTheEnd { end, begin }.into()),
+            None => Ok(self.manifests().take_over(newest).await?),
+        }
+    }
+
+    /// The cluster that writes the timeline from the end of what is known of it.
+    fn source_after(&self, manifest: &TimelineManifest) -> SourceCluster {
+        match self.assignment.writer {
+            None => manifest.source,
+            Some(writer) => SourceCluster {
+                system_identifier: writer.system_identifier,
+                pg_timeline: writer.pg_timeline,
+                ..manifest.source
+            },
+        }
     }
 
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use palimpsest_api::TimelineRef;
-use palimpsest_types::{Lsn, TenantId, TimelineId};
+use palimpsest_types::{Lsn, SystemIdentifier, TenantId, TimelineId};
 
 use super::{Catalog, CatalogError};
 use crate::core::{
-    branch::Branch,
+    branch::{Branch, BranchSource},
     tenant::{Name, Tenant, TenantState},
 };
 
@@ -103,6 +103,82 @@ impl Catalog {
             branch.name = name.clone();
         }
         Ok(branch)
+    }
+
+    /// One PostgreSQL writes a branch at a time; another takes its place only by name. No cluster writes two
+    /// timelines.
+    pub(super) fn set_branch_source(
+        &mut self,
+        timeline: TimelineRef,
+        source: &BranchSource,
+        replaces: Option<SystemIdentifier>,
+    ) -> Result<TimelineRef, CatalogError> {
+        let cluster = source.cluster;
+        if let Some(holder) = self.writes(cluster).filter(|(of, _)| *of != timeline) {
+            let holder = holder.1;
+            return Err(CatalogError::ClusterTaken { cluster, holder });
+        }
+        let tenant = self.tenant_of(timeline.tenant);
+        let branches = tenant.map_or(&[][..], |tenant| &tenant.branches);
+        let behind = |other: &&Branch| {
+            other.parent == timeline.timeline && other.lsn > source.begin && !other.deleting
+        };
+        let behind: Vec<_> = branches.iter().filter(behind).collect();
+        let children: Vec<_> = behind.iter().map(|branch| branch.name.clone()).collect();
+        let branch = self.renamed(timeline, None)?;
+        let is_new = branch.source.as_ref() != Some(source);
+        if is_new && !children.is_empty() {
+            let what = format!("what branch {} had behind {}", branch.name, source.begin);
+            return Err(CatalogError::HasBranches { what, children });
+        }
+        if source.begin < branch.lsn {
+            return Err(CatalogError::BeforeBranch {
+                branch: branch.name.clone(),
+                from: branch.lsn,
+                begin: source.begin,
+            });
+        }
+        match &branch.source {
+            Some(other) if other.cluster != cluster && replaces != Some(other.cluster) => {
+                Err(CatalogError::Written {
+                    branch: branch.name.clone(),
+                    source_of: other.conninfo.redacted(),
+                })
+            }
+            _ => {
+                branch.source = Some(source.clone());
+                Ok(timeline)
+            }
+        }
+    }
+
+    /// The timeline that a cluster writes, and its name.
+    pub(super) fn writes(&self, cluster: SystemIdentifier) -> Option<(TimelineRef, Name)> {
+        self.tenants.iter().find_map(|tenant| {
+            if tenant.cluster == Some(cluster) {
+                return Some((tenant.timeline(), tenant.name.clone()));
+            }
+            let writes = |branch: &&Branch| {
+                let source = branch.source.as_ref();
+                source.is_some_and(|source| source.cluster == cluster)
+            };
+            let branch = tenant.branches.iter().find(writes)?;
+            let timeline = TimelineRef {
+                tenant: tenant.id,
+                timeline: branch.id,
+            };
+            Some((timeline, branch.name.clone()))
+        })
+    }
+
+    pub(super) fn forget_branch_source(&mut self, timeline: TimelineRef) {
+        let mut tenants = self.tenants.iter_mut();
+        let tenant = tenants.find(|tenant| tenant.id == timeline.tenant);
+        let mut branches = tenant.into_iter().flat_map(|tenant| &mut tenant.branches);
+        let goes = |branch: &&mut Branch| branch.id == timeline.timeline && branch.deleting;
+        if let Some(branch) = branches.find(goes) {
+            branch.source = None;
+        }
     }
 
     pub(super) fn drop_branch(
@@ -243,6 +319,7 @@ mod tests {
             expires_unix_ms: None,
             is_protected: false,
             deleting: false,
+            source: None,
         };
         let tenant = timeline(1).tenant;
         listing(tenant, new)
@@ -366,6 +443,83 @@ mod tests {
         assert_eq!(kind, ErrorKind::Conflict);
     }
 
+    fn written_by(cluster: u64, begin: u64, replaces: Option<u64>) -> Change {
+        Change::SetBranchSource {
+            timeline: timeline(2),
+            source: BranchSource {
+                conninfo: "host=/s user=u password=hunter2".parse().unwrap(),
+                slot: "palimpsest".to_owned(),
+                cluster: SystemIdentifier::new(cluster),
+                pg_timeline: 9,
+                begin: Lsn::new(begin),
+            },
+            replaces: replaces.map(SystemIdentifier::new),
+        }
+    }
+
+    #[test]
+    fn one_cluster_writes_a_branch_until_another_takes_its_place() {
+        let mut catalog = catalog();
+        catalog.apply(&branch("a", 2, 1, 100)).unwrap();
+        catalog.apply(&branch("b", 3, 1, 100)).unwrap();
+        let (kind, _) = refused(&mut catalog, &written_by(7, 96, None));
+        assert_eq!(kind, ErrorKind::Invalid, "before it begins");
+        catalog.apply(&written_by(7, 100, None)).unwrap();
+        catalog.apply(&written_by(7, 100, None)).unwrap();
+        for replaces in [None, Some(6)] {
+            let (kind, text) = refused(&mut catalog, &written_by(8, 108, replaces));
+            assert_eq!(kind, ErrorKind::Conflict);
+            assert!(
+                text.contains("user=u") && !text.contains("hunter2"),
+                "{text}"
+            );
+        }
+        catalog.apply(&written_by(8, 108, Some(7))).unwrap();
+        let (kind, _) = refused(&mut catalog, &written_by(7, 108, None));
+        assert_eq!(kind, ErrorKind::Conflict, "the first is not let in again");
+
+        let cluster = SystemIdentifier::new(5);
+        let claim = Change::Claim {
+            timeline: timeline(1),
+            cluster,
+        };
+        catalog.apply(&claim).unwrap();
+        let (kind, text) = refused(&mut catalog, &written_by(5, 108, Some(8)));
+        assert_eq!(kind, ErrorKind::AlreadyExists, "{text}");
+        let other = match written_by(8, 108, None) {
+            Change::SetBranchSource {
+                source, replaces, ..
+            } => Change::SetBranchSource {
+                timeline: timeline(3),
+                source,
+                replaces,
+            },
+            change => change,
+        };
+        let (kind, text) = refused(&mut catalog, &other);
+        assert_eq!(kind, ErrorKind::AlreadyExists, "{text}");
+    }
+
+    #[test]
+    fn who_writes_a_branch_is_forgotten_only_when_it_goes() {
+        let mut catalog = catalog();
+        catalog.apply(&branch("a", 2, 1, 100)).unwrap();
+        catalog.apply(&written_by(7, 100, None)).unwrap();
+        let timeline = timeline(2);
+        let source = |catalog: &Catalog| {
+            let tenant = catalog.tenant_of(timeline.tenant).unwrap();
+            tenant.find_branch(id(2)).unwrap().source.clone()
+        };
+        let forget = Change::ForgetBranchSource { timeline };
+        catalog.apply(&forget).unwrap();
+        assert!(source(&catalog).is_some());
+        catalog.apply(&Change::DropBranch { timeline }).unwrap();
+        let (kind, _) = refused(&mut catalog, &written_by(8, 100, Some(7)));
+        assert_eq!(kind, ErrorKind::Conflict, "it goes");
+        catalog.apply(&forget).unwrap();
+        assert_eq!(source(&catalog), None);
+    }
+
     #[test]
     fn a_branch_that_was_given_more_time_stays() {
         let mut catalog = catalog();
@@ -413,6 +567,7 @@ mod tests {
             expires_unix_ms: None,
             is_protected: false,
             deleting: false,
+            source: None,
         };
         let tenant = timeline(1).tenant;
         for number in 0..256 {

@@ -100,6 +100,7 @@ fn deletion() -> Assignment {
         source: "host=nowhere".to_owned(),
         slot: "palimpsest_test".to_owned(),
         task: AssignedTask::Delete { forget_slot: false },
+        writer: None,
     }
 }
 

@@ -1,9 +1,10 @@
-//! Which tablespaces there are: nothing else says so of one that is empty.
+//! What catalogs say of a cluster: which tablespaces there are, as nothing else says so of one that is empty; and
+//! who its superuser is.
 
 use std::ops::Range;
 
 use bytes::Bytes;
-use palimpsest_catalog::{CatalogSource, tablespaces};
+use palimpsest_catalog::{CatalogSource, superuser, tablespaces};
 use palimpsest_read::{ReadError, TimelineReader};
 use palimpsest_redo::Engine;
 use palimpsest_types::{BlockNumber, Lsn, Oid, RelTag, SlruKind};
@@ -30,6 +31,15 @@ pub(crate) async fn tablespaces_at<E: Engine>(
         true => Err(BackupError::TooManyTablespaces(MOST)),
         false => Ok(found),
     }
+}
+
+/// A superuser who may log in at an LSN.
+pub(crate) async fn superuser_at<E: Engine>(
+    reader: &TimelineReader<E>,
+    lsn: Lsn,
+) -> Result<Option<String>, BackupError> {
+    let found = superuser(&At { reader, lsn }).await;
+    found.map_err(BackupError::Catalog)
 }
 
 impl<E: Engine> CatalogSource for At<'_, E> {

@@ -1,0 +1,17 @@
+//! A PostgreSQL that was started for a branch: its directory below the data directory of `pal up`, what is
+//! remembered of it there, and its server.
+//!
+//! ```text
+//! computes/TIMELINE/compute.json  who it is
+//!                   data/         the data directory
+//!                   run/          its socket, for its owner alone
+//!                   log           what it says
+//! ```
+
+mod files;
+mod place;
+mod server;
+
+pub(crate) use files::{Access, access, settings, user_maps};
+pub(crate) use place::{ComputePlace, Record};
+pub(crate) use server::Server;

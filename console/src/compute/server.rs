@@ -1,0 +1,198 @@
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::{
+        fs::{OpenOptionsExt as _, fchown},
+        process::CommandExt as _,
+    },
+    path::{self, Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use palimpsest_postgres::ControlFile;
+use palimpsest_redo_postgres::RunAs;
+use palimpsest_types::Lsn;
+use tokio::task::spawn_blocking;
+
+use super::{ComputePlace, Record, files::quoted};
+use crate::error::CliError;
+
+/// The server in a place, by PostgreSQL's own programs.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    programs: PathBuf,
+    data: PathBuf,
+    sockets: PathBuf,
+    log: PathBuf,
+    user: Option<RunAs>,
+}
+
+/// How long it may take to start or to stop; what it does goes on after that.
+const PATIENCE_SECONDS: u32 = 120;
+/// Lines of its log that a person is shown.
+const LAST_WORDS: usize = 5;
+/// `pg_ctl status`: nothing runs there.
+const NOT_RUNNING: i32 = 3;
+
+impl Server {
+    /// The one in a place, run by who may.
+    pub(crate) fn new(programs: &Path, place: &ComputePlace) -> Result<Self, CliError> {
+        let user = RunAs::unprivileged().map_err(|error| CliError::Failed {
+            what: error.to_string(),
+            hint: None,
+        })?;
+        Ok(Self {
+            // What is started runs elsewhere.
+            programs: path::absolute(programs).map_err(CliError::file(programs))?,
+            data: place.data(),
+            sockets: place.sockets(),
+            log: place.log(),
+            user,
+        })
+    }
+
+    /// As whom it runs, if that is not us.
+    pub(crate) fn user(&self) -> Option<RunAs> {
+        self.user
+    }
+
+    /// How a program reaches it: by the socket, as the superuser.
+    pub(crate) fn conninfo(&self, record: &Record) -> String {
+        format!(
+            "host={} port={} user={} dbname=postgres",
+            quoted(&self.sockets.display().to_string()),
+            record.port,
+            quoted(&record.superuser),
+        )
+    }
+
+    /// Whether it runs.
+    pub(crate) async fn is_running(&self) -> Result<bool, CliError> {
+        if !self.data.join("postmaster.pid").exists() {
+            return Ok(false);
+        }
+        let status = self.pg_ctl(&["status"]).await?;
+        match status.status.code() {
+            Some(0) => Ok(true),
+            Some(NOT_RUNNING) => Ok(false),
+            _ => Err(self.failed("can't tell whether it runs", &status.stderr)),
+        }
+    }
+
+    /// Starts it and waits until it is up, be it for nobody yet.
+    pub(crate) async fn start(&self) -> Result<(), CliError> {
+        let log = self.log.display().to_string();
+        let seconds = PATIENCE_SECONDS.to_string();
+        let started = self
+            .pg_ctl(&["start", "-w", "-t", &seconds, "-l", &log])
+            .await?;
+        match started.status.success() {
+            true => Ok(()),
+            false => Err(self.failed("it does not start", self.last_words().as_bytes())),
+        }
+    }
+
+    /// Ends it in good order: who reads its WAL has got all of it then.
+    pub(crate) async fn stop(&self) -> Result<(), CliError> {
+        let seconds = PATIENCE_SECONDS.to_string();
+        let arguments = ["stop", "-m", "fast", "-w", "-t", &seconds];
+        let stopped = self.pg_ctl(&arguments).await?;
+        match stopped.status.success() {
+            true => Ok(()),
+            false => Err(self.failed("it does not stop", &stopped.stderr)),
+        }
+    }
+
+    /// Has it read who is let in again.
+    pub(crate) async fn reload(&self) -> Result<(), CliError> {
+        let reloaded = self.pg_ctl(&["reload"]).await?;
+        match reloaded.status.success() {
+            true => Ok(()),
+            false => Err(self.failed("can't let anybody in", &reloaded.stderr)),
+        }
+    }
+
+    /// Where its last checkpoint record begins. After a shutdown nothing else follows.
+    pub(crate) fn last_checkpoint(&self) -> Result<Lsn, CliError> {
+        let path = self.data.join("global/pg_control");
+        let bytes = fs::read(&path).map_err(CliError::file(&path))?;
+        let control = ControlFile::parse(&bytes.into()).map_err(|error| CliError::Failed {
+            what: format!("{}: {error}", path.display()),
+            hint: None,
+        })?;
+        Ok(control.checkpoint)
+    }
+
+    /// Writes a file of its own, in the place of the one that there is. The directory is another user's, so
+    /// no link in it is followed.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), CliError> {
+        let path = self.data.join(name);
+        let new = self.data.join(format!("{name}.pal"));
+        let written = || {
+            // Left over.
+            let _ = fs::remove_file(&new);
+            let mut options = File::options();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            if let Some(RunAs { uid, gid }) = self.user {
+                fchown(&file, Some(uid), Some(gid))?;
+            }
+            fs::rename(&new, &path)
+        };
+        written().map_err(CliError::file(&path))
+    }
+
+    /// A person's own session with it. Comes back only with an error.
+    pub(crate) fn psql(&self, record: &Record, arguments: &[String]) -> CliError {
+        let path = self.programs.join("psql");
+        let error = Command::new(&path)
+            .arg(self.conninfo(record))
+            .args(arguments)
+            .exec();
+        CliError::file(&path)(error)
+    }
+
+    async fn pg_ctl(&self, arguments: &[&str]) -> Result<std::process::Output, CliError> {
+        let path = self.programs.join("pg_ctl");
+        let mut command = Command::new(&path);
+        command.arg("-D").arg(&self.data).args(arguments);
+        // The server keeps what it is given for its life: nothing of ours.
+        command.current_dir("/").stdin(Stdio::null());
+        if let Some(RunAs { uid, gid }) = self.user {
+            command.uid(uid).gid(gid).env("HOME", "/");
+        }
+        let ended = spawn_blocking(move || command.output()).await;
+        let ended = ended.unwrap_or_else(|error| Err(io::Error::other(error)));
+        ended.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => CliError::Failed {
+                what: format!("there is no {}", path.display()),
+                hint: Some(
+                    "install PostgreSQL 15, or say where its programs are (--pg-bin)".to_owned(),
+                ),
+            },
+            _ => CliError::file(&path)(source),
+        })
+    }
+
+    /// The end of its log.
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let from = lines.len().saturating_sub(LAST_WORDS);
+        lines.get(from..).unwrap_or_default().join("\n")
+    }
+
+    fn failed(&self, what: &str, said: &[u8]) -> CliError {
+        let said = String::from_utf8_lossy(said);
+        let said = said.trim().replace('\n', "; ");
+        CliError::Failed {
+            what: format!("{what}: {said}"),
+            hint: Some(format!("its log: {}", self.log.display())),
+        }
+    }
+}

@@ -61,6 +61,11 @@ pub enum BranchCommand {
         #[arg(long, group = "when")]
         never: bool,
     },
+    /// Bring a branch back to the newest state of what it begins on; what was written on it goes.
+    Reset {
+        /// BRANCH or TENANT/BRANCH.
+        name: String,
+    },
     /// Remove a branch and everything stored of it alone.
     Delete {
         /// BRANCH or TENANT/BRANCH.
@@ -158,7 +163,14 @@ pub(crate) async fn run(
             let when = expires.map_or_else(|| "never".to_owned(), shown);
             output.line(format!("branch {name} expires: {when}"))
         }
-        BranchCommand::Delete { name } => delete(&mut client, &view, (common, &name), output).await,
+        BranchCommand::Reset { name } => {
+            reset(&mut client, &view, common, find(&view, &name)?, output).await
+        }
+        BranchCommand::Delete { name } => {
+            let branch = find(&view, &name)?;
+            remove(&mut client, common, branch).await?;
+            output.line(format!("branch {} is deleted", full_name(branch)))
+        }
     }
 }
 
@@ -320,13 +332,68 @@ fn unix_ms_after(duration: humantime::Duration) -> u64 {
     u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn delete(
+/// Makes another branch of the same name in the place of one. Whatever fails, one of them is there: the new one has
+/// a name of its own until the old one is gone.
+async fn reset(
     client: &mut Client,
     view: &ClusterView,
-    (common, name): (&Common, &str),
+    common: &Common,
+    branch: &TimelineView,
     output: Output,
 ) -> Result<(), CliError> {
-    let branch = find(view, name)?;
+    let name = full_name(branch);
+    let refused = |what: String, hint: &str| CliError::Failed {
+        what,
+        hint: Some(hint.to_owned()),
+    };
+    let begun = branch.branch.ok_or_else(|| {
+        refused(
+            format!("{name} is no branch"),
+            "it is what its source has made of it",
+        )
+    })?;
+    if begun.is_protected {
+        let hint = "`pal branch protect --off` takes that back";
+        return Err(refused(format!("{name} is protected"), hint));
+    }
+    let begins_on = |other: &&TimelineView| parent_of(other) == Some(branch.timeline);
+    if let Some(child) = view.timelines.iter().find(begins_on) {
+        let what = format!("{} begins on {name}", full_name(child));
+        return Err(refused(what, "delete that first"));
+    }
+    let parent = parent_of(branch).and_then(|parent| view.timeline(parent));
+    let parent = parent.ok_or_else(|| refused(format!("what {name} begins on is gone"), ""))?;
+    let lsn = point(client, view, parent, None).await?;
+    let temporary = format!("reset-{:08x}", rand::random::<u32>());
+    let new = (lsn, begun.expires_unix_ms);
+    let made = create_soon(client, parent.timeline, &temporary, new).await;
+    let what = format!("making {name} anew");
+    let made = made.map_err(|source| client.refused(what.clone(), source))?;
+    if let Err(error) = remove(client, common, branch).await {
+        // The old one stays as it was. If the new one does, too, it is in the list.
+        let _ = client.broker().delete_branch(made.timeline).await;
+        return Err(error);
+    }
+    let change = BranchChange {
+        name: Some(branch.timeline_name.clone()),
+        ..BranchChange::default()
+    };
+    let renamed = client.broker().update_branch(made.timeline, change).await;
+    let what = format!("{what}, which is called {temporary}");
+    renamed.map_err(|source| client.refused(what, source))?;
+    output.line(format!(
+        "branch {name} begins on {} at {} now",
+        full_name(parent),
+        made.lsn
+    ))
+}
+
+/// Removes a branch, and what was started for it here.
+async fn remove(
+    client: &mut Client,
+    common: &Common,
+    branch: &TimelineView,
+) -> Result<(), CliError> {
     let name = full_name(branch);
     let timeline = branch.timeline;
     // Of one that was started for it here, nothing is left either.
@@ -349,8 +416,7 @@ async fn delete(
         what: format!("{name} is still being deleted"),
         hint: Some("it goes on by itself; the storage-broker's log says what hinders it".into()),
     })?;
-    place.map_or(Ok(()), ComputePlace::remove)?;
-    output.line(format!("branch {name} is deleted"))
+    place.map_or(Ok(()), ComputePlace::remove)
 }
 
 impl BranchLine {

@@ -119,6 +119,12 @@ fn tell(
     output.line(format!(
         "  {pal} page diff {TENANT} {name} 0 --lsn {before} --lsn {after}"
     ))?;
+    output.line(format!(
+        "  {pal} branch create mine --from {TENANT} --at {before}"
+    ))?;
+    output.line(format!(
+        "  {pal} start mine    # and write on it: pal psql mine"
+    ))?;
     output.line("")?;
     Ok(output.line("Ctrl-C stops everything; started again, it goes on")?)
 }

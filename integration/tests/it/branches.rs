@@ -369,7 +369,10 @@ async fn within_patience<T>(mut ask: impl AsyncFnMut() -> Result<T, RemoteError>
     }
 }
 
-async fn manifest(store: &ObjectStore, timeline: TimelineRef) -> Result<TimelineManifest> {
+pub(crate) async fn manifest(
+    store: &ObjectStore,
+    timeline: TimelineRef,
+) -> Result<TimelineManifest> {
     let manifests = TimelineManifests::new(store.clone(), timeline.tenant, timeline.timeline);
     let newest = manifests.newest().await?;
     Ok(newest.context("there is no manifest")?.state)

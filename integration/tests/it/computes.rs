@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    num::NonZeroUsize,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Command, Stdio},
@@ -23,21 +24,25 @@ use palimpsest_integration::{
     oracle::boundaries,
     recovered::Recovery,
 };
+use palimpsest_manifest::{LayerEntry, LayerKind, TimelineManifest};
 use palimpsest_runtime::TaskScope;
+use palimpsest_store::ObjectStore;
 use palimpsest_testkit::{Cluster, ClusterOptions, Workload, workload};
-use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
+use palimpsest_types::{ByteCount, ErrorKind, Lsn, SystemIdentifier};
 use palimpsest_wal::SegmentSize;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 use crate::{
+    branches::manifest,
     exports::{receive, run, tool, trust, unpack},
     support::compare_with_recovered,
 };
 
 const NAME: &str = "branch-written";
 const PATIENCE: Duration = Duration::from_secs(60);
+const TWO: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// A source, the services that follow it, and where branches are started.
 struct Case {
@@ -93,6 +98,17 @@ impl Case {
         cluster.pgbench(&["--initialize", "--quiet", "--scale=2", "postgres"])?;
         let files = tempfile::tempdir()?;
         let mut services = Embedded::start(files.path()).await?;
+        // Tiny layers, and images of what has changed in any two.
+        let settings = palimpsest_compactor::Settings {
+            listen: "127.0.0.1:0".to_owned(),
+            broker: services.broker_address().to_owned(),
+            store: services.store().as_path().into(),
+            compaction_threshold: TWO,
+            image_threshold: NonZeroUsize::MIN,
+            target_size: ByteCount::mib(1),
+            ..palimpsest_compactor::Settings::default()
+        };
+        palimpsest_compactor::run(settings, services.scope()).await?;
         let main = services
             .attach("judged", &cluster.conninfo("postgres"))
             .await?;
@@ -268,6 +284,21 @@ impl Case {
         Ok((!are_refused).then(|| format!("another is let in: {taken:?}, {deleted:?}")))
     }
 
+    /// Waits until a compactor has made images of a branch.
+    async fn has_images(&self, branch: TimelineRef) -> Result<()> {
+        let store = ObjectStore::open(&self.services.store()).await?;
+        let begun = Instant::now();
+        loop {
+            let manifest = manifest(&store, branch).await?;
+            if images(&manifest) > 0 {
+                eprintln!("{NAME}: {} images of {branch}", images(&manifest));
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "no image is made of {branch}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// Holds the pages of a branch against a PostgreSQL that recovers what was written on it: from memory, then from
     /// what is stored.
     async fn compare(
@@ -300,6 +331,9 @@ impl Case {
             .services
             .wait_for(compute.branch, |view| view.status.remote_consistent >= end);
         let status = stored.await?.status;
+        if compute.name.ends_with("first") {
+            self.has_images(compute.branch).await?;
+        }
         let is_away = status.state == TimelineState::Disconnected;
         judge.check((!is_away).then(|| format!("{}: {status:?}", compute.name)));
         let scope = TaskScope::default();
@@ -322,6 +356,12 @@ impl Case {
         scope.stop().await;
         Ok(())
     }
+}
+
+/// How many layers of the timeline are images of what it has and what it inherits.
+fn images(manifest: &TimelineManifest) -> usize {
+    let is_image = |layer: &&LayerEntry| matches!(layer.kind, LayerKind::Image(_));
+    manifest.layers().iter().filter(is_image).count()
 }
 
 impl Compute {

@@ -103,7 +103,7 @@ pub enum IngestError {
 pub enum Stop {
     /// The source removed WAL before we had it.
     #[error(
-        "the source no longer has the WAL from {from} on (slot {slot:?} did not keep it); delete the tenant and attach again"
+        "the source no longer has the WAL from {from} on (slot {slot:?} did not keep it); delete the tenant and attach again (or, for a branch, `pal start --discard`)"
     )]
     WalGone {
         /// The slot.
@@ -123,7 +123,7 @@ pub enum Stop {
     },
     /// The source was promoted or recovered to another PostgreSQL timeline.
     #[error(
-        "the source went from PostgreSQL timeline {expected} to {found}, which can't be followed yet; delete the tenant and attach again"
+        "the source went from PostgreSQL timeline {expected} to {found}, which can't be followed yet; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
     )]
     OtherTimeline {
         /// What it is on.
@@ -143,7 +143,7 @@ pub enum Stop {
     },
     /// The slot is gone, or no longer keeps anything.
     #[error(
-        "replication slot {slot:?} was dropped, invalidated or made anew at the source, which may remove the WAL after {from} any time; delete the tenant and attach again"
+        "replication slot {slot:?} was dropped, invalidated or made anew at the source, which may remove the WAL after {from} any time; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
     )]
     SlotLost {
         /// The slot.
@@ -164,7 +164,7 @@ pub enum Stop {
     },
     /// The slot held back more WAL than allowed, and was dropped to save the source's disk.
     #[error(
-        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; delete the tenant and attach again"
+        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
     )]
     SlotDropped {
         /// The slot.

@@ -18,7 +18,7 @@ use palimpsest_manifest::{
     ManifestError, SourceCluster, TimelineManifest, TimelineManifests, Versioned,
 };
 use palimpsest_postgres::SlotName;
-use palimpsest_read::Tail;
+use palimpsest_read::{StoredError, Tail};
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::StorePath;
 use palimpsest_types::{Lsn, WriterEpoch};
@@ -463,10 +463,20 @@ impl Timeline {
             match outcome {
                 Err(error) if error.remedy() != Remedy::GiveUp => {
                     let reason = error.in_words();
-                    tracing::warn!(timeline = %self.id(), reason, "can't resume the timeline; trying again");
+                    // Its writer has been told, and needs some seconds.
+                    let reason = match &error {
+                        IngestError::Stored(StoredError::Behind { .. }) => {
+                            tracing::info!(timeline = %self.id(), reason, "waiting for what the branch begins on");
+                            format!("waiting for what the branch begins on: {reason}")
+                        }
+                        _ => {
+                            tracing::warn!(timeline = %self.id(), reason, "can't resume the timeline; trying again");
+                            format!("can't resume, trying again: {reason}")
+                        }
+                    };
                     self.update(|status| {
                         status.state = TimelineState::Resuming;
-                        status.reason = format!("can't resume, trying again: {reason}");
+                        status.reason = reason;
                     });
                     self.guarding(back_off.wait()).await;
                 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use palimpsest_api::broker::TimelineView;
+use palimpsest_api::TimelineRef;
 use tokio::time::timeout;
 
 use crate::{
@@ -46,42 +46,46 @@ pub(crate) async fn stop(
     arguments: StopArgs,
     output: Output,
 ) -> Result<(), CliError> {
-    let mut client = Client::new(common)?;
-    let view = client.cluster().await?;
-    let branch = find(&view, &arguments.name)?;
-    let name = full_name(branch);
-    let (place, record) = started(common, branch)?;
+    let Started {
+        name,
+        place,
+        record,
+        told,
+    } = started(common, &arguments.name).await?;
     let server = Server::new(&arguments.pg_bin, &place)?;
     if !server.is_running().await? {
         return output.line(format!("the PostgreSQL of {name} does not run"));
     }
     server.stop().await?;
-    if record.is_attached {
-        // The record of the shutdown begins there, and is the last one.
-        let end = server.last_checkpoint()?;
-        let mut watch = client.watch()?;
-        let arrived = watch.until(|view| {
-            let status = &view.timeline(branch.timeline)?.status;
-            (status.last_record > end).then_some(())
-        });
-        // Cancel-safe: it only waits.
-        if timeout(ARRIVAL, arrived).await.ok().flatten().is_none() {
-            return Err(CliError::Failed {
-                what: format!("{name} is stopped, but the end of its WAL has not arrived here"),
-                hint: Some(format!(
-                    "it is kept in {}: start it again when `pal status` is well",
-                    place.data().display()
-                )),
+    let has_arrived = match (record.is_attached, told) {
+        (false, _) => true,
+        (true, Some((client, timeline))) => {
+            // The record of the shutdown begins there, and is the last one.
+            let end = server.last_checkpoint()?;
+            let mut watch = client.watch()?;
+            let arrived = watch.until(|view| {
+                let status = &view.timeline(timeline)?.status;
+                (status.last_record > end).then_some(())
             });
+            // Cancel-safe: it only waits.
+            timeout(ARRIVAL, arrived).await.ok().flatten().is_some()
         }
+        (true, None) => false,
+    };
+    if !has_arrived {
+        return Err(CliError::Failed {
+            what: format!("{name} is stopped, but the end of its WAL may not have arrived"),
+            hint: Some(format!(
+                "it is kept in {}: start it again when `pal status` is well",
+                place.data().display()
+            )),
+        });
     }
     output.line(format!("stopped the PostgreSQL of {name}"))
 }
 
 pub(crate) async fn psql(common: &Common, arguments: PsqlArgs) -> Result<(), CliError> {
-    let mut client = Client::new(common)?;
-    let view = client.cluster().await?;
-    let (place, record) = started(common, find(&view, &arguments.name)?)?;
+    let Started { place, record, .. } = started(common, &arguments.name).await?;
     let server = Server::new(&arguments.pg_bin, &place)?;
     // Not held while a person is in it.
     drop(place);
@@ -89,13 +93,44 @@ pub(crate) async fn psql(common: &Common, arguments: PsqlArgs) -> Result<(), Cli
 }
 
 /// What was started for a branch.
-fn started(common: &Common, branch: &TimelineView) -> Result<(ComputePlace, Record), CliError> {
-    let name = full_name(branch);
-    let none = || CliError::Failed {
+struct Started {
+    name: String,
+    place: ComputePlace,
+    record: Record,
+    /// The services, if they are there, and the branch.
+    told: Option<(Client, TimelineRef)>,
+}
+
+/// By the name that the branch has now; with the services away, by the one that it had when it was started.
+async fn started(common: &Common, name: &str) -> Result<Started, CliError> {
+    let none = |name: &str| CliError::Failed {
         what: format!("no PostgreSQL was started for {name} in this data directory"),
         hint: Some(format!("`pal start {name}` starts one")),
     };
-    let place = ComputePlace::existing(&common.data, branch.timeline)?.ok_or_else(none)?;
-    let record = place.record()?.ok_or_else(none)?;
-    Ok((place, record))
+    let mut client = Client::new(common)?;
+    let view = match client.cluster().await {
+        Ok(view) => view,
+        Err(unreachable @ CliError::Unreachable { .. }) => {
+            let called = ComputePlace::called(&common.data, name)?;
+            let (place, record) = called.ok_or(unreachable)?;
+            return Ok(Started {
+                name: record.name.clone(),
+                place,
+                record,
+                told: None,
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    let branch = find(&view, name)?;
+    let (name, timeline) = (full_name(branch), branch.timeline);
+    let place = ComputePlace::existing(&common.data, timeline)?;
+    let place = place.ok_or_else(|| none(&name))?;
+    let record = place.record()?.ok_or_else(|| none(&name))?;
+    Ok(Started {
+        name,
+        place,
+        record,
+        told: Some((client, timeline)),
+    })
 }

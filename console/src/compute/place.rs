@@ -58,6 +58,10 @@ impl ComputePlace {
         let dir = directory(data, branch);
         let made = DirBuilder::new().recursive(true).mode(0o711).create(&dir);
         made.map_err(CliError::file(&dir))?;
+        Self::take(dir)
+    }
+
+    fn take(dir: PathBuf) -> Result<Self, CliError> {
         let dir = dir.canonicalize().map_err(CliError::file(&dir))?;
         let path = dir.join(LOCK);
         let lock = File::options()
@@ -92,6 +96,38 @@ impl ComputePlace {
         }
     }
 
+    /// The one that was started for a branch of this name, by what is remembered here alone.
+    ///
+    /// # Errors
+    /// If there are several, as of several tenants, or something can't be read.
+    pub(crate) fn called(data: &Path, name: &str) -> Result<Option<(Self, Record)>, CliError> {
+        let computes = data.join("computes");
+        let entries = match fs::read_dir(&computes) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CliError::file(&computes)(error)),
+        };
+        let mut found = None;
+        for entry in entries {
+            let dir = entry.map_err(CliError::file(&computes))?.path();
+            let Some(record) = read_record(&dir)? else {
+                continue;
+            };
+            let own = record.name.split_once('/').map(|(_, branch)| branch);
+            if record.name != name && own != Some(name) {
+                continue;
+            }
+            if found.is_some() {
+                return Err(CliError::Failed {
+                    what: format!("several branches are called {name}"),
+                    hint: Some("say of which tenant: TENANT/BRANCH".to_owned()),
+                });
+            }
+            found = Some((Self::take(dir)?, record));
+        }
+        Ok(found)
+    }
+
     /// A socket's path may not be longer than an address of the system.
     fn check_length(&self) -> Result<(), CliError> {
         let path = self.sockets();
@@ -122,14 +158,7 @@ impl ComputePlace {
 
     /// What is remembered; nothing if no data directory was completed.
     pub(crate) fn record(&self) -> Result<Option<Record>, CliError> {
-        let path = self.dir.join(RECORD);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CliError::file(&path)(error)),
-        };
-        let record = serde_json::from_slice(&text);
-        record.map_err(|error| CliError::file(&path)(error.into()))
+        read_record(&self.dir)
     }
 
     /// Remembers it, once its data directory is complete.
@@ -209,6 +238,17 @@ impl ComputePlace {
     }
 }
 
+fn read_record(dir: &Path) -> Result<Option<Record>, CliError> {
+    let path = dir.join(RECORD);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CliError::file(&path)(error)),
+    };
+    let record = serde_json::from_slice(&text);
+    record.map_err(|error| CliError::file(&path)(error.into()))
+}
+
 fn directory(data: &Path, branch: TimelineRef) -> PathBuf {
     data.join("computes").join(branch.timeline.to_string())
 }
@@ -265,6 +305,13 @@ mod tests {
         fs::create_dir(place.data()).unwrap();
         place.remember(&record).unwrap();
         drop(place);
+        for name in ["a", "shop/a"] {
+            let (_, called) = ComputePlace::called(data.path(), name).unwrap().unwrap();
+            assert_eq!(called, record);
+        }
+        for name in ["b", "other/a", "shop"] {
+            assert!(ComputePlace::called(data.path(), name).unwrap().is_none());
+        }
         let place = ComputePlace::claim(data.path(), BRANCH).unwrap();
         assert_eq!(place.record().unwrap(), Some(record));
         place.clear().unwrap();

@@ -150,8 +150,12 @@ impl Server {
     /// A person's own session with it. Comes back only with an error.
     pub(crate) fn psql(&self, record: &Record, arguments: &[String]) -> CliError {
         let path = self.programs.join("psql");
+        // As what it takes where its arguments don't say otherwise.
         let error = Command::new(&path)
-            .arg(self.conninfo(record))
+            .env("PGHOST", &self.sockets)
+            .env("PGPORT", record.port.to_string())
+            .env("PGUSER", &record.superuser)
+            .env("PGDATABASE", "postgres")
             .args(arguments)
             .exec();
         CliError::file(&path)(error)

@@ -192,7 +192,8 @@ impl Case {
     /// Behind the end of a branch there is nothing, neither to read nor to begin at.
     async fn refuses_the_future(&self, branches: &[Branched]) -> Result<Option<String>> {
         let branch = branches.first().context("no branches")?;
-        let later = Lsn::new(branch.lsn.get() + 8);
+        // Further than the header of a page is long, in which nothing is new.
+        let later = Lsn::new(branch.lsn.get() + 64);
         let mut broker = self.services.broker();
         let made = broker
             .create_branch(branch.timeline, "later", Some(later))

@@ -36,7 +36,7 @@ pub use commit_ts::{CommitTimestamp, XIDS_PER_COMMIT_TS_PAGE};
 pub use control::{CommitTime, ControlData, NextMultiXact, OriginProgress};
 pub use image::{BlockImage, ImageError, restore_image};
 pub use interpret::{BaseFacts, InterpretError, Interpreter, Reason, truncate_visibility_map_page};
-pub use log_head::{LogHead, record_of, record_place};
+pub use log_head::{LogHead, record_end, record_of, record_place};
 pub use multixact::{
     MEMBERS_PER_PAGE, MemberPlace, MultiXactId, MultiXactMember, OFFSETS_PER_PAGE, member_place,
     next_multixact, offset_place,

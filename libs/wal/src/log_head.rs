@@ -72,6 +72,16 @@ pub fn record_place(lsn: Lsn, segment_size: SegmentSize) -> Option<Lsn> {
     Some(lsn.max(page.checked_add(header)?))
 }
 
+/// The first LSN at which the same records have ended as at this one: not in the header of a page, where the next would
+/// begin behind it.
+pub fn record_end(lsn: Lsn, segment_size: SegmentSize) -> Lsn {
+    let lsn = lsn.floor_to(8);
+    match record_place(lsn, segment_size) {
+        Some(place) if place == lsn => lsn,
+        _ => lsn.floor_to(WAL_PAGE_SIZE),
+    }
+}
+
 impl LogHead {
     /// The log with this record at a place where one may begin ([`record_place`]); `None` if there is no room for
     /// it before the end of the address space.

@@ -15,6 +15,7 @@ use palimpsest_manifest::{
     TimelineManifests, UpdateError, Versioned,
 };
 use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, TimelineId};
+use palimpsest_wal::{SegmentSize, WAL_PAGE_SIZE, record_end};
 
 use super::{
     branch::Branch,
@@ -86,6 +87,8 @@ struct Point {
 
 /// After this, what an attempt that ended half way has left may be removed, by clocks that differ.
 const PIN_HOLDS: Duration = Duration::from_secs(60 * 60);
+/// Of a page of WAL; that of the first one of a segment.
+const LONGEST_HEADER: u64 = 40;
 /// No attempt goes on for longer.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Branches that one storage-broker makes side by side.
@@ -106,7 +109,9 @@ impl Broker {
             expires_unix_ms,
         } = new;
         let lsn = lsn.map(|lsn| lsn.floor_to(8));
-        if let Some(branch) = self.branch_like(parent, &name, lsn).await? {
+        // In what may be the header of a page it begins somewhat before, as is found out with the manifest.
+        let is_told = lsn.is_none_or(|lsn| lsn.offset_in(WAL_PAGE_SIZE) >= LONGEST_HEADER);
+        if is_told && let Some(branch) = self.branch_like(parent, &name, lsn).await? {
             return Ok(branched(parent, &branch));
         }
         // They would only be in each other's way at the manifest, and in the writer's.
@@ -193,9 +198,11 @@ impl Broker {
             let arrived = told.unwrap_or(Lsn::ZERO).max(newest.state.lsn);
             let at = match (lsn, told) {
                 (None, None) => return Err(BranchError::NotHeard(timeline)),
-                (None, Some(_)) => arrived.floor_to(8),
+                (None, Some(_)) => arrived,
                 (Some(lsn), _) => lsn,
             };
+            let size = newest.state.source.wal_segment_size.get();
+            let at = record_end(at, SegmentSize::new(size).unwrap_or(SegmentSize::DEFAULT));
             match newest.state.inherited_at(at) {
                 Some(ancestor) => timeline.timeline = ancestor,
                 None if at > arrived => {
@@ -360,6 +367,17 @@ mod tests {
             first
         );
         assert_eq!(branch(&site, first, "c", 152).await.begins_on, site.main);
+    }
+
+    #[tokio::test]
+    async fn in_the_header_of_a_page_it_begins_where_the_page_does() {
+        let site = Site::up_to(20_000).await;
+        let begins = async |name, at| branch(&site, site.main, name, at).await.lsn.get();
+        assert_eq!(begins("a", 8192).await, 8192);
+        for at in [8192, 8200, 8192 + 23] {
+            assert_eq!(begins("a", at).await, 8192, "the same one");
+        }
+        assert_eq!(begins("b", 8192 + 24).await, 8192 + 24);
     }
 
     #[tokio::test]

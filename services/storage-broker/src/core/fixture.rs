@@ -30,6 +30,11 @@ pub(super) const fn lsn(position: u64) -> Lsn {
 
 impl Site {
     pub(super) async fn new() -> Self {
+        Self::up_to(200).await
+    }
+
+    /// With a timeline that can be read up to there.
+    pub(super) async fn up_to(end: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(directory.path()).await.unwrap();
         let scope = TaskScope::default();
@@ -38,7 +43,10 @@ impl Site {
         let new = NewTenant::parse("shop", "host=h user=u", None).unwrap();
         let main = broker.attach(new).await.unwrap();
         let manifests = TimelineManifests::new(store.clone(), main.tenant, main.timeline);
-        manifests.publish(0, first_manifest()).await.unwrap();
+        manifests
+            .publish(0, first_manifest(lsn(end)))
+            .await
+            .unwrap();
         Self {
             broker,
             main,
@@ -76,7 +84,7 @@ impl Site {
     }
 }
 
-fn first_manifest() -> TimelineManifest {
+fn first_manifest(up_to: Lsn) -> TimelineManifest {
     let source = SourceCluster {
         system_identifier: SystemIdentifier::new(1),
         pg_version: 15,
@@ -85,7 +93,7 @@ fn first_manifest() -> TimelineManifest {
         wal_log_hints: false,
     };
     let mut manifest = TimelineManifest::new(source, lsn(100), lsn(120));
-    let (after, up_to) = (lsn(100), lsn(200));
+    let after = lsn(100);
     let kinds = [
         LayerKind::Base(after),
         LayerKind::Delta(LsnSpan { after, up_to }),

@@ -22,7 +22,7 @@ mod branch_tree;
 pub mod cli;
 mod client;
 pub mod commands;
-mod compute;
+pub mod compute;
 mod error;
 mod hex_dump;
 mod layer_picture;

@@ -15,12 +15,11 @@ use crate::{
     branch_tree::tree,
     cli::Common,
     client::{Client, find, full_name},
-    compute::{ComputePlace, Server},
+    compute::{ComputePlace, Programs, Server},
     error::CliError,
     moment::{Moment, shown},
     output::{Column, Output},
     point::point,
-    stack::default_pg_bin,
 };
 
 /// Commands about branches.
@@ -62,15 +61,19 @@ pub enum BranchCommand {
         never: bool,
     },
     /// Bring a branch back to the newest state of what it begins on; what was written on it goes.
-    Reset {
-        /// BRANCH or TENANT/BRANCH.
-        name: String,
-    },
+    Reset(RemoveArgs),
     /// Remove a branch and everything stored of it alone.
-    Delete {
-        /// BRANCH or TENANT/BRANCH.
-        name: String,
-    },
+    Delete(RemoveArgs),
+}
+
+/// Names a branch of which what it has goes, with the PostgreSQL that was started for it.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// BRANCH or TENANT/BRANCH.
+    pub name: String,
+    /// Where PostgreSQL's programs are.
+    #[command(flatten)]
+    pub programs: Programs,
 }
 
 /// Makes a branch.
@@ -163,12 +166,13 @@ pub(crate) async fn run(
             let when = expires.map_or_else(|| "never".to_owned(), shown);
             output.line(format!("branch {name} expires: {when}"))
         }
-        BranchCommand::Reset { name } => {
-            reset(&mut client, &view, common, find(&view, &name)?, output).await
-        }
-        BranchCommand::Delete { name } => {
+        BranchCommand::Reset(RemoveArgs { name, programs }) => {
             let branch = find(&view, &name)?;
-            remove(&mut client, common, branch).await?;
+            reset(&mut client, &view, (common, &programs), branch, output).await
+        }
+        BranchCommand::Delete(RemoveArgs { name, programs }) => {
+            let branch = find(&view, &name)?;
+            remove(&mut client, (common, &programs), branch).await?;
             output.line(format!("branch {} is deleted", full_name(branch)))
         }
     }
@@ -337,7 +341,7 @@ fn unix_ms_after(duration: humantime::Duration) -> u64 {
 async fn reset(
     client: &mut Client,
     view: &ClusterView,
-    common: &Common,
+    place: (&Common, &Programs),
     branch: &TimelineView,
     output: Output,
 ) -> Result<(), CliError> {
@@ -369,7 +373,7 @@ async fn reset(
     let made = create_soon(client, parent.timeline, &temporary, new).await;
     let what = format!("making {name} anew");
     let made = made.map_err(|source| client.refused(what.clone(), source))?;
-    if let Err(error) = remove(client, common, branch).await {
+    if let Err(error) = remove(client, place, branch).await {
         // The old one stays as it was. If the new one does, too, it is in the list.
         let _ = client.broker().delete_branch(made.timeline).await;
         return Err(error);
@@ -391,7 +395,7 @@ async fn reset(
 /// Removes a branch, and what was started for it here.
 async fn remove(
     client: &mut Client,
-    common: &Common,
+    (common, programs): (&Common, &Programs),
     branch: &TimelineView,
 ) -> Result<(), CliError> {
     let name = full_name(branch);
@@ -399,7 +403,7 @@ async fn remove(
     // Of one that was started for it here, nothing is left either.
     let place = ComputePlace::existing(&common.data, timeline)?;
     if let Some(place) = &place {
-        let server = Server::new(&default_pg_bin(), place)?;
+        let server = Server::new(programs, place)?;
         if place.record()?.is_some() && server.is_running().await? {
             return Err(CliError::Failed {
                 what: format!("a PostgreSQL is running on {name}"),

@@ -22,11 +22,10 @@ use super::export::fetch;
 use crate::{
     cli::Common,
     client::{Client, find, full_name},
-    compute::{Access, ComputePlace, Record, Server, access, settings, user_maps},
+    compute::{Access, ComputePlace, Programs, Record, Server, access, settings, user_maps},
     error::CliError,
     output::Output,
     progress::{Progress, Step},
-    stack::default_pg_bin,
 };
 
 /// Starts a PostgreSQL on a branch.
@@ -51,8 +50,8 @@ pub struct StartArgs {
     #[arg(long)]
     pub discard: bool,
     /// Where PostgreSQL's programs are.
-    #[arg(long, env = "PALIMPSEST_PG_BIN", value_name = "DIR", default_value_os_t = default_pg_bin())]
-    pub pg_bin: PathBuf,
+    #[command(flatten)]
+    pub programs: Programs,
 }
 
 /// What was started, for programs.
@@ -84,7 +83,7 @@ pub(crate) async fn run(
     let name = full_name(branch);
     expect_branch(branch)?;
     let place = ComputePlace::claim(&common.data, branch.timeline)?;
-    let server = Server::new(&arguments.pg_bin, &place)?;
+    let server = Server::new(&arguments.programs, &place)?;
     expect_passable(&place, &server)?;
     let before = place.record()?;
     let is_running = before.is_some() && server.is_running().await?;

@@ -1,6 +1,6 @@
 //! `pal stop` and `pal psql`.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 use palimpsest_api::TimelineRef;
@@ -9,10 +9,9 @@ use tokio::time::timeout;
 use crate::{
     cli::Common,
     client::{Client, find, full_name},
-    compute::{ComputePlace, Record, Server},
+    compute::{ComputePlace, Programs, Record, Server},
     error::CliError,
     output::Output,
-    stack::default_pg_bin,
 };
 
 /// Ends a PostgreSQL that `pal start` has started.
@@ -21,8 +20,8 @@ pub struct StopArgs {
     /// BRANCH or TENANT/BRANCH.
     pub name: String,
     /// Where PostgreSQL's programs are.
-    #[arg(long, env = "PALIMPSEST_PG_BIN", value_name = "DIR", default_value_os_t = default_pg_bin())]
-    pub pg_bin: PathBuf,
+    #[command(flatten)]
+    pub programs: Programs,
 }
 
 /// Opens a session with it.
@@ -31,8 +30,8 @@ pub struct PsqlArgs {
     /// BRANCH or TENANT/BRANCH.
     pub name: String,
     /// Where PostgreSQL's programs are.
-    #[arg(long, env = "PALIMPSEST_PG_BIN", value_name = "DIR", default_value_os_t = default_pg_bin())]
-    pub pg_bin: PathBuf,
+    #[command(flatten)]
+    pub programs: Programs,
     /// For psql, as after `--`.
     #[arg(last = true)]
     pub arguments: Vec<String>,
@@ -52,7 +51,7 @@ pub(crate) async fn stop(
         record,
         told,
     } = started(common, &arguments.name).await?;
-    let server = Server::new(&arguments.pg_bin, &place)?;
+    let server = Server::new(&arguments.programs, &place)?;
     if !server.is_running().await? {
         return output.line(format!("the PostgreSQL of {name} does not run"));
     }
@@ -86,7 +85,7 @@ pub(crate) async fn stop(
 
 pub(crate) async fn psql(common: &Common, arguments: PsqlArgs) -> Result<(), CliError> {
     let Started { place, record, .. } = started(common, &arguments.name).await?;
-    let server = Server::new(&arguments.pg_bin, &place)?;
+    let server = Server::new(&arguments.programs, &place)?;
     // Not held while a person is in it.
     drop(place);
     Err(server.psql(&record, &arguments.arguments))

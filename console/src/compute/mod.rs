@@ -14,4 +14,5 @@ mod server;
 
 pub(crate) use files::{Access, access, settings, user_maps};
 pub(crate) use place::{ComputePlace, Record};
+pub use server::Programs;
 pub(crate) use server::Server;

@@ -5,17 +5,26 @@ use std::{
         fs::{OpenOptionsExt as _, fchown},
         process::CommandExt as _,
     },
-    path::{self, Path, PathBuf},
+    path::{self, PathBuf},
     process::{Command, Stdio},
 };
 
+use clap::Args;
 use palimpsest_postgres::ControlFile;
 use palimpsest_redo_postgres::RunAs;
 use palimpsest_types::Lsn;
 use tokio::task::spawn_blocking;
 
 use super::{ComputePlace, Record, files::quoted};
-use crate::error::CliError;
+use crate::{error::CliError, stack::default_pg_bin};
+
+/// Where PostgreSQL's programs are.
+#[derive(Debug, Clone, Args)]
+pub struct Programs {
+    /// Where PostgreSQL's programs are.
+    #[arg(long, env = "PALIMPSEST_PG_BIN", value_name = "DIR", default_value_os_t = default_pg_bin())]
+    pub pg_bin: PathBuf,
+}
 
 /// The server in a place, by PostgreSQL's own programs.
 #[derive(Debug, Clone)]
@@ -36,14 +45,14 @@ const NOT_RUNNING: i32 = 3;
 
 impl Server {
     /// The one in a place, run by who may.
-    pub(crate) fn new(programs: &Path, place: &ComputePlace) -> Result<Self, CliError> {
+    pub(crate) fn new(programs: &Programs, place: &ComputePlace) -> Result<Self, CliError> {
         let user = RunAs::unprivileged().map_err(|error| CliError::Failed {
             what: error.to_string(),
             hint: None,
         })?;
         Ok(Self {
             // What is started runs elsewhere.
-            programs: path::absolute(programs).map_err(CliError::file(programs))?,
+            programs: path::absolute(&programs.pg_bin).map_err(CliError::file(&programs.pg_bin))?,
             data: place.data(),
             sockets: place.sockets(),
             log: place.log(),

@@ -193,6 +193,12 @@ mod tests {
                 assert!(fresh > parent && fresh < FRESH, "{fresh}");
             }
         }
+        // Copies of copies, each with the number that leaves least.
+        let mut parent = 1;
+        for _ in 0..200 {
+            let most = (FRESH - parent - 1).div_ceil(16) - 1;
+            parent = fresh_timeline(parent, most).unwrap();
+        }
         for parent in [FRESH - 1, FRESH, u32::MAX] {
             assert_eq!(fresh_timeline(parent, 0), None);
         }

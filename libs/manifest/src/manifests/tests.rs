@@ -319,6 +319,33 @@ async fn a_superseded_writer_publishes_nothing() {
 }
 
 #[tokio::test]
+async fn p4_another_cluster_goes_on_only_where_the_timeline_ends() {
+    let (_, _, manifests) = timeline().await;
+    let published = manifests.publish(0, first()).await.unwrap();
+    let end = published.state.lsn;
+    let other = SourceCluster {
+        system_identifier: SystemIdentifier::new(4_711),
+        pg_timeline: 9,
+        ..published.state.source
+    };
+    // The writer before publishes more after the look at its manifest: that is where the timeline ends then.
+    let mut grown = published.clone();
+    let update = manifests.update(WriterEpoch::FIRST, &mut grown, growing);
+    assert!(update.await.unwrap());
+    let late = manifests.take_over_from(published, (other, end)).await;
+    assert!(matches!(late, Err(ManifestError::Contended)), "{late:?}");
+    let newest = manifests.newest().await.unwrap().unwrap();
+    assert_eq!(newest.state.source, grown.state.source);
+
+    let end = newest.state.lsn;
+    let taken = manifests.take_over_from(newest, (other, end)).await;
+    let taken = taken.unwrap().state;
+    assert_eq!((taken.source, taken.epoch_start), (other, end));
+    let begun = taken.pg_timeline_history.last().copied().unwrap();
+    assert_eq!((begun.pg_timeline, begun.begin), (9, end));
+}
+
+#[tokio::test]
 async fn an_old_writer_is_fenced_even_after_its_number_was_deleted() {
     let (_, _, manifests) = timeline().await;
     let mut old = manifests.publish(0, first()).await.unwrap();

@@ -66,9 +66,11 @@ impl Conversation {
                 None => std::future::pending().await,
             }
         };
+        // The deadline last: when this side is what was held up, the answer is there already.
         let progress = tokio::select! {
-            written = write => Progress::Wrote(written),
+            biased;
             read = self.process.stdout.read_buf(&mut self.incoming) => Progress::Read(read),
+            written = write => Progress::Wrote(written),
             () = overdue => Progress::DeadlinePassed,
         };
         if self

@@ -4,12 +4,8 @@
 //! does what the block number of a request says: see `compute/redo/tests/hostile.c`.
 
 use std::{
-    fs::File,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::Command,
-    sync::OnceLock,
-    time::{Duration, Instant},
+    fs::File, os::unix::process::CommandExt as _, path::Path, process::Command, sync::OnceLock,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -51,7 +47,8 @@ const LOOP: u32 = 100;
 const CRASH: u32 = 101;
 const TWICE: u32 = 107;
 const LEFT_OVER: Duration = Duration::from_millis(100);
-const DEADLINE: Duration = Duration::from_millis(400);
+/// Only who does nothing may miss it, however busy the machine is.
+const DEADLINE: Duration = Duration::from_secs(2);
 /// The user's own part of the tests, which root runs as somebody else.
 const OWN_TESTS: &str = "walls::whoever_";
 
@@ -186,7 +183,6 @@ fn an_ordinary_user_is_as_safe_as_root() {
 #[tokio::test]
 async fn a_loop_or_a_crash_costs_one_request_once() {
     let engine = Engine::start(hostile("hostile.so")).await.unwrap();
-    let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for number in [GREED, LOOP, GREED, GREED, CRASH, GREED] {
         let engine = engine.clone();
@@ -202,12 +198,8 @@ async fn a_loop_or_a_crash_costs_one_request_once() {
             (number, outcome) => panic!("{number}: {outcome:?}"),
         }
     }
-    assert!(
-        begun.elapsed() < DEADLINE + Duration::from_secs(5),
-        "{begun:?}"
-    );
-    // Neither of the two is tried again behind our back.
-    tokio::time::sleep(2 * DEADLINE).await;
+    // Neither of the two is tried again behind our back: that would come before this one's turn.
+    engine.apply(order(GREED)).await.unwrap();
     assert_eq!(engine.deaths(), 2);
     engine.stop().await;
 }

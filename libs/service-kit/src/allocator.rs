@@ -2,8 +2,10 @@
 
 use tikv_jemallocator::Jemalloc;
 
-/// Gives back to the system what is freed, whichever thread frees it, while there is work to do. Built for
-/// pages of memory of the machine that it is built on: on aarch64, where kernels differ in that, binaries for
+/// Gives back to the system what is freed, whichever thread frees it, within a second (`.cargo/config.toml`). Threads of
+/// its own see to that (`background_threads`): otherwise what was freed by a thread that sleeps now is kept.
+///
+/// Built for pages of memory of the machine that it is built on: on aarch64, where kernels differ in that, binaries for
 /// other machines are built with `JEMALLOC_SYS_WITH_LG_PAGE=16`.
 ///
 /// The allocator of the C library keeps a heap for each thread, and what is freed there is of use to that

@@ -61,10 +61,10 @@ pub(super) enum Interruption {
     Turn,
 }
 
-/// Pages that are made together …
+/// Pages that are made together. One batch after the other, though what makes the next could be looked for while a
+/// redo-worker makes this one: so this takes one CPU at a time, and on a machine of two the other is free for whoever
+/// wakes up to read.
 const PAGES: u32 = 64;
-/// … and so many times that side by side: while the redo-worker makes some, what makes the next is looked for.
-const BATCHES: usize = 2;
 /// Other timelines wait no longer than this and for the image that is made; who asks for a compaction only
 /// for that image.
 const TURN: Duration = Duration::from_secs(30);
@@ -252,7 +252,7 @@ impl<R: Engines> Imaging<'_, R> {
 }
 
 impl Job<'_> {
-    /// Makes the image of a part and puts it into the store. In memory are the new file and some batches of
+    /// Makes the image of a part and puts it into the store. In memory are the new file and a batch of
     /// pages.
     ///
     /// # Errors
@@ -296,8 +296,7 @@ async fn write<E: Engine>(
     let records = RecordSection::begin(writer, span.after..span.up_to, &mut bytes)?;
     let mut section = records.end()?;
     let batches = stream::iter(inventory.batches(part.keys, PAGES));
-    let made = batches.map(|batch| reader.image(batch, lsn));
-    let made = made.buffered(BATCHES);
+    let made = batches.then(|batch| reader.image(batch, lsn));
     pin_mut!(made);
     let mut stretch = Stretch::begin();
     while let Some(versions) = made.try_next().await? {

@@ -65,6 +65,7 @@ struct Started {
     conninfo: String,
     data: PathBuf,
     is_attached: bool,
+    warnings: Vec<String>,
 }
 
 /// Of branches. No other program makes slots in what was started for one.
@@ -123,6 +124,7 @@ pub(crate) async fn run(
     };
     server.write("pg_hba.conf", &access(wanted, &record.superuser))?;
     server.reload().await?;
+    let warnings = server.collation_warnings(&record).await?;
     let started = Started {
         name,
         begin: record.begin,
@@ -132,6 +134,7 @@ pub(crate) async fn run(
         user: record.superuser,
         data: place.data(),
         is_attached: record.is_attached,
+        warnings,
     };
     match output.is_json() {
         true => output.json(&started),
@@ -415,6 +418,9 @@ impl Started {
         ))?;
         if !self.is_attached {
             output.line("what it writes is not part of the branch".to_owned())?;
+        }
+        for warning in &self.warnings {
+            output.line(format!("warning: {warning}"))?;
         }
         output.line(format!("psql:  pal psql {name}"))?;
         output.line(format!("stop:  pal stop {name}"))

@@ -8,6 +8,7 @@
 //!                   log           what it says
 //! ```
 
+mod collations;
 mod files;
 mod place;
 mod server;

@@ -170,15 +170,38 @@ impl Server {
         CliError::file(&path)(error)
     }
 
+    /// What psql answers as the superuser, fields and rows each ended by a zero byte.
+    pub(super) async fn ask(
+        &self,
+        record: &Record,
+        sql: &str,
+    ) -> Result<std::process::Output, CliError> {
+        let mut command = Command::new(self.programs.join("psql"));
+        command
+            .args(["-X", "-A", "-t", "-q", "-z", "-0", "-w", "-c", sql])
+            .env("PGHOST", &self.sockets)
+            .env("PGPORT", record.port.to_string())
+            .env("PGUSER", &record.superuser)
+            // There may be no other.
+            .env("PGDATABASE", "template1")
+            .env("PGCONNECT_TIMEOUT", "10")
+            .stdin(Stdio::null());
+        self.run(command).await
+    }
+
     async fn pg_ctl(&self, arguments: &[&str]) -> Result<std::process::Output, CliError> {
-        let path = self.programs.join("pg_ctl");
-        let mut command = Command::new(&path);
+        let mut command = Command::new(self.programs.join("pg_ctl"));
         command.arg("-D").arg(&self.data).args(arguments);
         // The server keeps what it is given for its life: nothing of ours.
         command.current_dir("/").stdin(Stdio::null());
         if let Some(RunAs { uid, gid }) = self.user {
             command.uid(uid).gid(gid).env("HOME", "/");
         }
+        self.run(command).await
+    }
+
+    async fn run(&self, mut command: Command) -> Result<std::process::Output, CliError> {
+        let path = PathBuf::from(command.get_program());
         let ended = spawn_blocking(move || command.output()).await;
         let ended = ended.unwrap_or_else(|error| Err(io::Error::other(error)));
         ended.map_err(|source| match source.kind() {

@@ -12,6 +12,7 @@ use crate::{
         doctor::DoctorArgs,
         export::ExportArgs,
         layers::LayersCommand,
+        lease::LeaseCommand,
         page::PageCommand,
         rel::RelCommand,
         start::StartArgs,
@@ -89,6 +90,9 @@ pub enum Command {
     /// Make, list or delete branches: timelines that begin on another at any LSN or time.
     #[command(subcommand)]
     Branch(BranchCommand),
+    /// Keep an LSN readable for a while, whatever may be removed otherwise.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Write a timeline at any LSN or time as a data directory that a stock PostgreSQL starts from.
     Export(ExportArgs),
     /// Start a stock PostgreSQL on a branch; what it writes becomes the history of the branch.

@@ -7,6 +7,7 @@ pub mod doctor;
 mod down;
 pub mod export;
 pub mod layers;
+pub mod lease;
 pub mod page;
 pub mod rel;
 pub mod start;
@@ -38,6 +39,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Tenant(command) => tenant::run(&common, command, output).await,
         Command::Timeline(command) => timeline::run(&common, command, output).await,
         Command::Branch(command) => branch::run(&common, command, output).await,
+        Command::Lease(command) => lease::run(&common, command, output).await,
         Command::Export(arguments) => export::run(&common, arguments, output).await,
         Command::Start(arguments) => start::run(&common, arguments, output).await,
         Command::Stop(arguments) => stop::stop(&common, arguments, output).await,

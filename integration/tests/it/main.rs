@@ -23,6 +23,7 @@ mod fencing;
 mod gist;
 mod kill;
 mod laggards;
+mod leases;
 mod lifecycle;
 mod limits;
 mod many;

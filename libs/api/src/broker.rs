@@ -9,6 +9,7 @@ use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, Wri
 use crate::convert::TimelineRef;
 
 pub use client::{BrokerClient, watch_cluster};
+pub(crate) use client::{malformed, within_deadline};
 pub use convert::{
     assignment_to_wire, claim_from_wire, leaving_from_wire, status_from_wire, view_to_wire,
 };

@@ -8,6 +8,7 @@ pub mod channel;
 pub mod compaction;
 mod convert;
 pub mod feed;
+pub mod lease;
 pub mod page;
 pub mod redo;
 mod status;

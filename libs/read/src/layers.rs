@@ -47,6 +47,8 @@ pub struct Layers {
     files: LayerFiles,
     lsn: Lsn,
     oldest: Lsn,
+    /// LSNs that stay readable, rising.
+    pinned: Arc<[Lsn]>,
     base: Arc<BaseLayers>,
     deltas: Listed,
     images: Listed,
@@ -110,7 +112,8 @@ impl Layers {
         Ok(Self {
             files,
             lsn: manifest.lsn,
-            oldest: manifest.oldest_readable.max(manifest.gc_cutoff),
+            oldest: oldest(manifest),
+            pinned: pinned(manifest),
             base,
             deltas,
             images,
@@ -119,7 +122,8 @@ impl Layers {
     }
 
     /// Whether a manifest is worth to be opened in the place of these: one that reaches further, or as far
-    /// with other layers, as compaction replaces them. One that reaches less far is an older one.
+    /// with other layers, as compaction replaces them, or with other LSNs that can be read. One that reaches less
+    /// far is an older one.
     pub fn are_superseded_by(&self, manifest: &TimelineManifest) -> bool {
         match manifest.lsn.cmp(&self.lsn) {
             Ordering::Greater => true,
@@ -128,10 +132,12 @@ impl Layers {
         }
     }
 
-    /// Whether these are the layers of a manifest.
+    /// Whether these are the layers of a manifest, and what can be read is the same.
     fn are_of(&self, manifest: &TimelineManifest) -> bool {
         let bases: Vec<_> = bases(manifest).collect();
-        self.deltas.are(deltas(manifest))
+        self.oldest == oldest(manifest)
+            && self.pinned == pinned(manifest)
+            && self.deltas.are(deltas(manifest))
             && self.images.are(images(manifest))
             && self.base.consists_of(&bases)
     }
@@ -141,9 +147,14 @@ impl Layers {
         self.lsn
     }
 
-    /// The oldest LSN that can be read.
+    /// The oldest LSN from which on all can be read.
     pub fn oldest(&self) -> Lsn {
         self.oldest
+    }
+
+    /// Whether an LSN can be read though the oldest may be above it. Records end at multiples of 8 bytes.
+    pub(crate) fn is_pinned(&self, lsn: Lsn) -> bool {
+        self.pinned.binary_search(&lsn.floor_to(8)).is_ok()
     }
 
     /// Number of files that hold changes.
@@ -247,6 +258,20 @@ impl Seek for SeekNewest {
     fn absent(&mut self, _: WriterEpoch, at: Lsn) {
         self.found = Some((at, Value::Dropped));
     }
+}
+
+/// The oldest LSN that can be read, unless it is pinned.
+fn oldest(manifest: &TimelineManifest) -> Lsn {
+    manifest.oldest_readable.max(manifest.gc_cutoff)
+}
+
+/// What stays readable whatever is removed, rising.
+fn pinned(manifest: &TimelineManifest) -> Arc<[Lsn]> {
+    let pins = manifest.pins().iter();
+    let mut lsns: Vec<_> = pins.map(|pin| pin.lsn.floor_to(8)).collect();
+    lsns.sort_unstable();
+    lsns.dedup();
+    lsns.into()
 }
 
 fn bases(manifest: &TimelineManifest) -> impl Iterator<Item = &LayerEntry> {

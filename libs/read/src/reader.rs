@@ -105,7 +105,7 @@ impl<E: Engine> TimelineReader<E> {
     /// this waits up to `patience`; the newest if it is `None`.
     ///
     /// # Errors
-    /// If it is out of the readable window.
+    /// If it is out of the readable window and not pinned.
     pub async fn settle(
         &self,
         lsn: Option<Lsn>,
@@ -117,7 +117,7 @@ impl<E: Engine> TimelineReader<E> {
             (Some(lsn), since) => since.map_or(lsn, |since| since.min(lsn).max(oldest)),
             (None, since) => since.unwrap_or(oldest).max(oldest),
         };
-        if let Some(lsn) = lsn.filter(|lsn| *lsn < oldest) {
+        if let Some(lsn) = lsn.filter(|lsn| *lsn < oldest && !self.is_pinned(*lsn)) {
             return Err(ReadError::BelowHorizon { lsn, oldest });
         }
         let at = |newest: Lsn| lsn.map_or(newest, |lsn| lsn.min(newest.max(needed)));

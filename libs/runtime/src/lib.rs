@@ -15,7 +15,7 @@ use std::future::Future;
 pub use background::{BackgroundLimits, BackgroundThreads, give_way};
 pub use finish::finish;
 use tokio::task::JoinHandle;
-pub use tokio_util::sync::CancellationToken;
+pub use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 

@@ -74,6 +74,10 @@ id! {
     TimelineId
 }
 id! {
+    /// One lease; whoever takes it chooses it.
+    LeaseId
+}
+id! {
     /// One running service instance; a new one at every start.
     NodeId
 }

@@ -4,6 +4,7 @@ use palimpsest_api::{
     RemoteError,
     broker::{Role, watch_cluster},
     channel::MAX_MESSAGE,
+    lease::LeaseClient,
     redo::RedoPool,
 };
 use palimpsest_proto::page::v1::page_service_server::PageServiceServer;
@@ -78,7 +79,8 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     metrics.register_collector(Sampled::new(move || sampled.samples()));
     let server = server.with_metrics(metrics);
     let readiness = ready_with(&timelines, scope);
-    let pages = PageServiceServer::new(PageHandler::new(timelines, scope.clone()))
+    let leases = LeaseClient::new(&settings.broker).map_err(StartError::Broker)?;
+    let pages = PageServiceServer::new(PageHandler::new(timelines, leases, scope.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let pages = Holding::new(pages, scope.clone());

@@ -288,7 +288,7 @@ async fn next_view(
     ClusterView::try_from(message).map_err(malformed)
 }
 
-async fn within_deadline<T>(
+pub(crate) async fn within_deadline<T>(
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, RemoteError> {
     match tokio::time::timeout(DEADLINE, call).await {
@@ -299,6 +299,6 @@ async fn within_deadline<T>(
     }
 }
 
-fn malformed(error: InvalidMessageError) -> RemoteError {
+pub(crate) fn malformed(error: InvalidMessageError) -> RemoteError {
     RemoteError::new(ErrorKind::Internal, format!("malformed answer: {error}"))
 }

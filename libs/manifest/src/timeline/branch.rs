@@ -5,21 +5,21 @@ use palimpsest_types::{Lsn, TimelineId};
 use super::{Ancestor, TimelineManifest};
 use crate::layer_entry::LsnSpan;
 
-/// A branch can't begin there.
+/// A branch can't begin there, nor can anything be read there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BranchPointError {
     /// Nobody can read there, or not any more.
     #[error("{lsn} is below {oldest}, the oldest LSN that can be read")]
     BelowOldest {
-        /// Where it should begin.
+        /// Where nothing can be read.
         lsn: Lsn,
         /// The oldest LSN that can be read.
         oldest: Lsn,
     },
     /// Changes before it were lost.
-    #[error("the changes of {hole} were lost, so nothing can begin at {lsn}")]
+    #[error("the changes of {hole} were lost, so nothing can be read at {lsn}")]
     InHole {
-        /// Where it should begin.
+        /// Where nothing can be read.
         lsn: Lsn,
         /// What was lost.
         hole: LsnSpan,
@@ -34,6 +34,22 @@ impl TimelineManifest {
         ancestor.map(|ancestor| ancestor.timeline)
     }
 
+    /// Whether an LSN of the timeline's own history can be read, if it has arrived.
+    ///
+    /// # Errors
+    /// If it can't.
+    pub fn check_point(&self, lsn: Lsn) -> Result<(), BranchPointError> {
+        let oldest = self.oldest_readable.max(self.gc_cutoff);
+        if lsn < oldest && !self.is_pinned(lsn) {
+            return Err(BranchPointError::BelowOldest { lsn, oldest });
+        }
+        let lost = |hole: &&LsnSpan| hole.after < lsn && lsn < hole.up_to;
+        match self.holes.iter().find(lost) {
+            None => Ok(()),
+            Some(&hole) => Err(BranchPointError::InHole { lsn, hole }),
+        }
+    }
+
     /// The first manifest of a branch of this timeline, whose id is `timeline`, at an LSN of its own
     /// history. It has no layers: what came before is read here.
     ///
@@ -42,15 +58,7 @@ impl TimelineManifest {
     /// # Errors
     /// If it can't be read at that LSN.
     pub fn branch(&self, timeline: TimelineId, lsn: Lsn) -> Result<Self, BranchPointError> {
-        let oldest = self.oldest_readable.max(self.gc_cutoff);
-        let is_pinned = self.pins().iter().any(|pin| pin.lsn == lsn);
-        if lsn < oldest && !is_pinned {
-            return Err(BranchPointError::BelowOldest { lsn, oldest });
-        }
-        let lost = |hole: &&LsnSpan| hole.after < lsn && lsn < hole.up_to;
-        if let Some(&hole) = self.holes.iter().find(lost) {
-            return Err(BranchPointError::InHole { lsn, hole });
-        }
+        self.check_point(lsn)?;
         let mut pg_timeline_history = self.pg_timeline_history.clone();
         pg_timeline_history.retain(|begun| begun.begin <= lsn);
         Ok(Self {

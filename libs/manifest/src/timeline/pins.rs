@@ -60,22 +60,30 @@ impl TimelineManifest {
         &self.pins
     }
 
-    /// Sets a pin. One with the same id and LSN is renewed, even if the cutoff has passed it: what
-    /// it keeps is still there.
+    /// Whether something keeps an LSN readable, wherever the cutoff is.
+    pub fn is_pinned(&self, lsn: Lsn) -> bool {
+        self.pins.iter().any(|pin| pin.lsn == lsn)
+    }
+
+    /// The pin with this id.
+    pub fn pin(&self, id: u128) -> Option<&Pin> {
+        self.pins.iter().find(|pin| pin.id == id)
+    }
+
+    /// Sets a pin, or renews the one with this id. The cutoff may have passed its LSN if another pin, or this one
+    /// before, has the same: what it keeps is still there.
     ///
     /// # Errors
     /// If the LSN is below the cutoff.
     pub fn add_pin(&mut self, pin: Pin) -> Result<(), PinError> {
         let full = self.pins.len() >= MAX_PINS;
-        let same = self.pins.iter_mut().find(|other| other.id == pin.id);
-        let kept = same.as_ref().is_some_and(|same| same.lsn == pin.lsn);
-        if pin.lsn < self.gc_cutoff && !kept {
+        if pin.lsn < self.gc_cutoff && !self.is_pinned(pin.lsn) {
             return Err(PinError::BelowCutoff {
                 lsn: pin.lsn,
                 cutoff: self.gc_cutoff,
             });
         }
-        match same {
+        match self.pins.iter_mut().find(|other| other.id == pin.id) {
             Some(same) => *same = pin,
             None if full => return Err(PinError::TooMany),
             None => self.pins.push(pin),
@@ -87,6 +95,19 @@ impl TimelineManifest {
     pub fn remove_pin(&mut self, id: u128) -> bool {
         let before = self.pins.len();
         self.pins.retain(|pin| pin.id != id);
+        self.pins.len() < before
+    }
+
+    /// Removes the leases, also of computes, that ended before a time; whether there were any. What is left of a
+    /// branch is more than its pin, so that is removed by itself.
+    pub fn remove_ended_leases(&mut self, before_unix_ms: u64) -> bool {
+        let before = self.pins.len();
+        self.pins.retain(|pin| match pin.kind {
+            PinKind::Branch { .. } => true,
+            PinKind::Lease | PinKind::Compute => {
+                pin.expires_unix_ms.is_none_or(|end| end >= before_unix_ms)
+            }
+        });
         self.pins.len() < before
     }
 }

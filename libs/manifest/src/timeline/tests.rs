@@ -121,9 +121,42 @@ fn what_may_be_gone_can_not_be_pinned() {
     manifest.add_pin(pin(1, 100, 9)).unwrap();
     manifest.add_pin(pin(3, 110, 5)).unwrap();
     assert_eq!(manifest.pins(), [pin(1, 100, 9), pin(3, 110, 5)]);
+    // What one keeps is there for another.
+    manifest.add_pin(pin(4, 100, 7)).unwrap();
+    assert!(manifest.remove_pin(4));
     assert!(manifest.remove_pin(1));
     assert!(!manifest.remove_pin(1));
     assert!(manifest.add_pin(pin(1, 100, 9)).is_err(), "gone is gone");
+}
+
+#[test]
+fn leases_end_and_branches_stay() {
+    let mut manifest = manifest();
+    let timeline = palimpsest_types::TimelineId::from_bytes([1; 16]);
+    let kinds = [
+        (1, PinKind::Lease, Some(5)),
+        (2, PinKind::Compute, Some(9)),
+        (3, PinKind::Lease, None),
+        (4, PinKind::Branch { timeline }, Some(5)),
+    ];
+    for (id, kind, expires_unix_ms) in kinds {
+        let lsn = Lsn::new(100);
+        let pin = Pin {
+            id,
+            kind,
+            lsn,
+            expires_unix_ms,
+        };
+        manifest.add_pin(pin).unwrap();
+    }
+    assert!(!manifest.remove_ended_leases(5), "it ends with its time");
+    assert!(manifest.remove_ended_leases(6));
+    let left = |manifest: &TimelineManifest| -> Vec<_> {
+        manifest.pins().iter().map(|pin| pin.id).collect()
+    };
+    assert_eq!(left(&manifest), [2, 3, 4]);
+    assert!(manifest.remove_ended_leases(u64::MAX));
+    assert_eq!(left(&manifest), [3, 4]);
 }
 
 #[test]

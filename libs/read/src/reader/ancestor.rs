@@ -43,7 +43,7 @@ impl<E: Engine> TimelineReader<E> {
         }
     }
 
-    /// The oldest LSN that can be read.
+    /// The oldest LSN from which on all can be read.
     pub(super) fn oldest(&self) -> Lsn {
         let mut oldest = self.layers().oldest();
         let mut reader = self;
@@ -55,6 +55,17 @@ impl<E: Engine> TimelineReader<E> {
             oldest = oldest.min(reader.layers().oldest());
         }
         oldest
+    }
+
+    /// Whether an LSN stays readable where it is, whatever the oldest is.
+    pub(super) fn is_pinned(&self, lsn: Lsn) -> bool {
+        let mut reader = self;
+        while let Some(ancestor) = &reader.ancestor
+            && lsn < ancestor.lsn
+        {
+            reader = &ancestor.reader;
+        }
+        reader.layers().is_pinned(lsn)
     }
 
     /// The newest LSN that can be read: where the first timeline ends that has not come as far here as

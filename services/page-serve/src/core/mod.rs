@@ -14,7 +14,7 @@ mod within;
 
 pub use admission::{Admission, Call, Lane, Room};
 pub use answer_memory::{AnswerMemory, InvalidAnswerMemoryError};
-pub use base_backup::{RunningBackup, WantedBackup};
+pub use base_backup::{NoBackupError, RunningBackup, WantedBackup};
 pub use error::ServeError;
 pub use metrics::{ReadMetrics, Timer};
 pub use timelines::{Limits, Timelines};

@@ -2,7 +2,7 @@
 
 use futures::{Stream, StreamExt as _, stream};
 use palimpsest_api::error_status;
-use palimpsest_basebackup::{BackupError, BackupFacts, Form};
+use palimpsest_basebackup::{BackupFacts, Form};
 use palimpsest_proto::page::v1::{
     Compression, GetBaseBackupRequest, GetBaseBackupResponse,
     get_base_backup_response::{Begin, LeftOut, Part},
@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::listing;
-use crate::core::{RunningBackup, WantedBackup};
+use crate::core::{NoBackupError, RunningBackup, WantedBackup};
 
 /// What a request asks for.
 pub(super) fn wanted(request: &GetBaseBackupRequest) -> WantedBackup {
@@ -55,7 +55,7 @@ pub(super) fn messages(
 }
 
 /// Why there is none.
-pub(super) fn failed(error: &BackupError) -> Status {
+pub(super) fn failed(error: &NoBackupError) -> Status {
     error_status(error.fault(), error)
 }
 

@@ -3,6 +3,7 @@ use std::{mem, pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt as _};
 use palimpsest_api::{
     TimelineRef, error_detail, error_status,
+    lease::{HeldLease, LeaseClient},
     page::{ANSWER_LIMIT, LsnAtTime, PagesRequest, ReadAt, slru_kind},
     redo::TenantRedo,
     rel_tag,
@@ -32,6 +33,7 @@ use crate::core::{Call, Lane, Room, RunningBackup, ServeError, Timelines, Timer,
 #[derive(Debug, Clone)]
 pub(crate) struct PageHandler {
     timelines: Arc<Timelines>,
+    leases: LeaseClient,
     scope: TaskScope,
 }
 
@@ -49,8 +51,12 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl PageHandler {
     /// Reads no more requests once the scope's token is cancelled; those under way are answered.
-    pub(crate) fn new(timelines: Arc<Timelines>, scope: TaskScope) -> Self {
-        Self { timelines, scope }
+    pub(crate) fn new(timelines: Arc<Timelines>, leases: LeaseClient, scope: TaskScope) -> Self {
+        Self {
+            timelines,
+            leases,
+            scope,
+        }
     }
 
     /// Errors of a request are in its answer, so that the stream lives on.
@@ -219,9 +225,12 @@ impl PageService for PageHandler {
     ) -> Result<Response<Self::GetBaseBackupStream>, Status> {
         let message = request.into_inner();
         let wanted = base_backup::wanted(&message);
+        let timeline = TimelineRef::try_from(message.timeline.clone()).map_err(invalid)?;
         let begun = self.begin(Call::BaseBackup, message.timeline, message.read_lsn);
         let Reading { reader, lsn, room } = begun.await?;
-        let backup = RunningBackup::start(reader, lsn, wanted, &self.scope).await;
+        // It may take long, and what it reads at must stay.
+        let lease = HeldLease::take(&self.leases, timeline, lsn, &self.scope);
+        let backup = RunningBackup::start(reader, lsn, wanted, lease, &self.scope).await;
         let backup = backup.map_err(|error| base_backup::failed(&error))?;
         let messages: Self::GetBaseBackupStream = Box::pin(base_backup::messages(backup));
         Ok(holding(room, messages))

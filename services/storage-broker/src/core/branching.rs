@@ -77,12 +77,20 @@ pub enum BranchError {
     Catalog(#[from] CatalogStoreError),
 }
 
-/// Where a branch begins: on which timeline, whose newest manifest this is.
-struct Point {
-    timeline: TimelineRef,
-    lsn: Lsn,
-    manifests: TimelineManifests,
-    newest: Versioned<TimelineManifest>,
+/// Where an LSN is: on which timeline, whose newest manifest this is.
+pub(super) struct Point {
+    pub(super) timeline: TimelineRef,
+    pub(super) lsn: Lsn,
+    pub(super) manifests: TimelineManifests,
+    pub(super) newest: Versioned<TimelineManifest>,
+}
+
+/// Whether an LSN must be there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    Required,
+    /// It may come later.
+    Expected,
 }
 
 /// After this, what an attempt that ended half way has left may be removed, by clocks that differ.
@@ -121,7 +129,7 @@ impl Broker {
             lsn,
             manifests,
             mut newest,
-        } = self.point(parent, lsn).await?;
+        } = self.point(parent, lsn, Arrival::Required).await?;
         let timeline = TimelineRef {
             tenant: parent.tenant,
             timeline: TimelineId::from_bytes(rand::random()),
@@ -138,7 +146,7 @@ impl Broker {
             UpdateError::Manifest(error) => BranchError::Manifest(error),
         })?;
         let first = newest.state.branch(on.timeline, lsn)?;
-        let own = TimelineManifests::new(self.store().clone(), timeline.tenant, timeline.timeline);
+        let own = self.manifests(timeline);
         own.publish(0, first).await?;
         let branch = Branch {
             id: timeline.timeline,
@@ -186,12 +194,16 @@ impl Broker {
         }
     }
 
-    /// On which timeline an LSN of another's history is, and that it is there.
-    async fn point(&self, parent: TimelineRef, lsn: Option<Lsn>) -> Result<Point, BranchError> {
+    /// On which timeline an LSN of another's history is, and that it can be read.
+    pub(super) async fn point(
+        &self,
+        parent: TimelineRef,
+        lsn: Option<Lsn>,
+        arrival: Arrival,
+    ) -> Result<Point, BranchError> {
         let mut timeline = parent;
         loop {
-            let manifests =
-                TimelineManifests::new(self.store().clone(), timeline.tenant, timeline.timeline);
+            let manifests = self.manifests(timeline);
             let newest = manifests.newest().await?;
             let newest = newest.ok_or(BranchError::NotAttached(timeline))?;
             let told = told(&self.watch().borrow(), timeline);
@@ -201,11 +213,10 @@ impl Broker {
                 (None, Some(_)) => arrived,
                 (Some(lsn), _) => lsn,
             };
-            let size = newest.state.source.wal_segment_size.get();
-            let at = record_end(at, SegmentSize::new(size).unwrap_or(SegmentSize::DEFAULT));
+            let at = end_of(&newest.state, at);
             match newest.state.inherited_at(at) {
                 Some(ancestor) => timeline.timeline = ancestor,
-                None if at > arrived => {
+                None if at > arrived && arrival == Arrival::Required => {
                     return Err(BranchError::NotArrived {
                         lsn: at,
                         newest: arrived,
@@ -213,7 +224,7 @@ impl Broker {
                 }
                 None => {
                     // Before anything is made.
-                    newest.state.branch(timeline.timeline, at)?;
+                    newest.state.check_point(at)?;
                     return Ok(Point {
                         timeline,
                         lsn: at,
@@ -230,6 +241,12 @@ impl Broker {
 fn told(view: &ClusterView, timeline: TimelineRef) -> Option<Lsn> {
     let status = &view.timeline(timeline)?.status;
     (status.state != TimelineState::Unknown).then_some(status.last_record)
+}
+
+/// The first LSN at which the same records have ended as at this one.
+pub(super) fn end_of(manifest: &TimelineManifest, lsn: Lsn) -> Lsn {
+    let size = manifest.source.wal_segment_size.get();
+    record_end(lsn, SegmentSize::new(size).unwrap_or(SegmentSize::DEFAULT))
 }
 
 fn branched(on: TimelineRef, branch: &Branch) -> Branched {

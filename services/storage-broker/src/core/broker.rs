@@ -9,6 +9,7 @@ use palimpsest_api::{
     TimelineRef,
     broker::{Assignment, ClusterView, Member, Role, TimelineState, TimelineStatus},
 };
+use palimpsest_manifest::TimelineManifests;
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::{Counter, Registry, Sample, Sampled};
@@ -322,6 +323,11 @@ impl Broker {
     /// Who makes a branch waits for a permit.
     pub(super) fn branching(&self) -> &Semaphore {
         &self.branching
+    }
+
+    /// The manifests of a timeline.
+    pub(super) fn manifests(&self, timeline: TimelineRef) -> TimelineManifests {
+        TimelineManifests::new(self.store.clone(), timeline.tenant, timeline.timeline)
     }
 
     /// Where manifests are.

@@ -8,6 +8,7 @@ mod catalog_store;
 mod catalog_writer;
 #[cfg(test)]
 mod fixture;
+mod leasing;
 mod membership;
 mod picture;
 mod sweeper;
@@ -19,5 +20,6 @@ pub use broker::{Broker, BrokerError};
 pub use catalog::{Catalog, CatalogError, Change};
 pub use catalog_store::{CatalogStore, CatalogStoreError};
 pub use catalog_writer::ChangeError;
+pub use leasing::{LeaseError, NewLease};
 pub use membership::{Membership, Timing, TooManyMembersError};
 pub use tenant::{Name, NewTenant, Source, Tenant, TenantError, TenantState};

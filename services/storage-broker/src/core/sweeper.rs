@@ -1,4 +1,4 @@
-//! Removing what is left of branches: those that are to go, and attempts that ended half way.
+//! Removing what is left of branches: those that are to go, and attempts that ended half way; and leases that are over.
 
 use std::{
     convert::Infallible,
@@ -6,9 +6,7 @@ use std::{
 };
 
 use palimpsest_api::TimelineRef;
-use palimpsest_manifest::{
-    ManifestError, PinKind, Publisher, TimelineManifest, TimelineManifests, UpdateError,
-};
+use palimpsest_manifest::{ManifestError, PinKind, Publisher, TimelineManifest, UpdateError};
 use palimpsest_runtime::CancellationToken;
 use palimpsest_store::{StoreError, StorePath};
 use tokio::time::sleep;
@@ -20,6 +18,7 @@ use super::{
     catalog::{Catalog, Change},
     catalog_store::CatalogStoreError,
     catalog_writer::ChangeError,
+    leasing::remove_ended,
 };
 
 /// How often branches that are to go are looked for, unless one is told of.
@@ -31,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Something could not be removed; it is tried again.
 #[derive(Debug, thiserror::Error)]
-enum SweepError {
+pub(super) enum SweepError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -112,7 +111,7 @@ async fn remove(
     parent: TimelineRef,
 ) -> Result<(), SweepError> {
     // Nothing that is listed begins on it, but attempts may have, which only its pins tell of.
-    if let Some(newest) = manifests(broker, branch).newest().await? {
+    if let Some(newest) = broker.manifests(branch).newest().await? {
         let halves = pinned(branch, &newest.state, u64::MAX);
         let catalog = broker.newest_catalog().await?;
         for half in halves.into_iter().filter(|half| !catalog.has(*half)) {
@@ -149,7 +148,7 @@ async fn unpin(
     branch: TimelineRef,
     parent: TimelineRef,
 ) -> Result<(), ManifestError> {
-    let manifests = manifests(broker, parent);
+    let manifests = broker.manifests(parent);
     let Some(mut newest) = manifests.newest().await? else {
         return Ok(());
     };
@@ -165,7 +164,7 @@ async fn unpin(
     }
 }
 
-/// Looks through all timelines for pins of branches that never came to be.
+/// Looks through all timelines for leases that are over and pins of branches that never came to be.
 async fn pass(broker: &Broker) {
     let known = broker.catalog();
     for timeline in known.tenants().iter().flat_map(super::Tenant::timelines) {
@@ -176,10 +175,12 @@ async fn pass(broker: &Broker) {
     }
 }
 
-async fn sweep_pins(broker: &Broker, timeline: TimelineRef) -> Result<(), SweepError> {
-    let Some(newest) = manifests(broker, timeline).newest().await? else {
+pub(super) async fn sweep_pins(broker: &Broker, timeline: TimelineRef) -> Result<(), SweepError> {
+    let manifests = broker.manifests(timeline);
+    let Some(mut newest) = manifests.newest().await? else {
         return Ok(());
     };
+    remove_ended(&manifests, &mut newest).await?;
     let expired = pinned(timeline, &newest.state, unix_ms(SystemTime::now()));
     if expired.is_empty() {
         return Ok(());
@@ -215,14 +216,10 @@ fn pinned(timeline: TimelineRef, manifest: &TimelineManifest, by_unix_ms: u64) -
     branches.collect()
 }
 
-fn manifests(broker: &Broker, timeline: TimelineRef) -> TimelineManifests {
-    TimelineManifests::new(broker.store().clone(), timeline.tenant, timeline.timeline)
-}
-
 /// Not an error of anybody's request.
 fn complain(timeline: TimelineRef, error: &SweepError) {
     let error = error as &dyn std::error::Error;
-    tracing::warn!(%timeline, error, "can't remove what is left of a branch; trying again");
+    tracing::warn!(%timeline, error, "can't remove what nobody needs any more; trying again");
 }
 
 #[cfg(test)]
@@ -245,13 +242,13 @@ mod tests {
             lsn: lsn(160),
             expires_unix_ms: Some(expires_unix_ms),
         };
-        let manifests = manifests(&site.broker, site.main);
+        let manifests = site.broker.manifests(site.main);
         let mut newest = manifests.newest().await.unwrap().unwrap();
         let set = |manifest: &mut TimelineManifest| manifest.add_pin(pin).map(|()| true);
         let set = manifests.update(Publisher::Broker, &mut newest, set).await;
         assert!(set.unwrap());
         let first = newest.state.branch(site.main.timeline, lsn(160)).unwrap();
-        let own = super::manifests(&site.broker, branch);
+        let own = site.broker.manifests(branch);
         own.publish(0, first).await.unwrap();
         branch
     }
@@ -276,7 +273,7 @@ mod tests {
     async fn a_branch_that_is_listed_outlives_the_end_of_its_pin() {
         let site = Site::new().await;
         let made = site.branch(site.main, "a", Some(152)).await.unwrap();
-        let manifests = manifests(&site.broker, site.main);
+        let manifests = site.broker.manifests(site.main);
         let mut newest = manifests.newest().await.unwrap().unwrap();
         let age = |manifest: &mut TimelineManifest| {
             let pin = manifest.pins()[0];
@@ -338,7 +335,7 @@ mod tests {
             timeline: palimpsest_types::TimelineId::from_bytes([8; 16]),
             ..site.main
         };
-        let manifests = manifests(&site.broker, made);
+        let manifests = site.broker.manifests(made);
         let mut newest = manifests.newest().await.unwrap().unwrap();
         let pin = Pin {
             id: u128::from_be_bytes([8; 16]),
@@ -352,7 +349,7 @@ mod tests {
         let set = manifests.update(Publisher::Broker, &mut newest, set).await;
         assert!(set.unwrap());
         let first = newest.state.branch(made.timeline, lsn(152)).unwrap();
-        let own = super::manifests(&site.broker, half);
+        let own = site.broker.manifests(half);
         own.publish(0, first).await.unwrap();
         site.broker.delete_branch(made).await.unwrap();
         let mut view = site.broker.watch();

@@ -1,16 +1,22 @@
-use palimpsest_api::{InvalidMessageError, TimelineRef, error_status};
+use std::time::Duration;
+
+use palimpsest_api::{InvalidMessageError, TimelineRef, error_status, lease::lease_id};
 use palimpsest_postgres::SlotName;
 use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
-    SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
+    DropLeaseRequest, DropLeaseResponse, LeaseLsnRequest, LeaseLsnResponse, ListLeasesRequest,
+    ListLeasesResponse, SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest,
+    UpdateBranchResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
 use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
 use tonic::{Request, Response, Status};
 
-use crate::core::{BranchSource, Broker, ChangeError, NewBranch, NewTenant, TenantError};
+use crate::core::{
+    BranchSource, Broker, ChangeError, LeaseError, NewBranch, NewLease, NewTenant, TenantError,
+};
 
 /// `AdminService`.
 #[derive(Debug)]
@@ -112,11 +118,10 @@ impl AdminService for AdminApi {
             ("begin_lsn", request.begin_lsn),
         ] {
             if number == 0 {
-                let error = InvalidMessageError {
+                return Err(malformed(&InvalidMessageError {
                     field,
                     problem: "is required".to_owned(),
-                };
-                return Err(error_status(error.fault(), &error));
+                }));
             }
         }
         let replaces = Some(request.replaces_system_identifier).filter(|cluster| *cluster > 0);
@@ -137,6 +142,59 @@ impl AdminService for AdminApi {
         deleted.map_err(|error| failed(&error))?;
         Ok(Response::new(DeleteBranchResponse {}))
     }
+
+    async fn lease_lsn(
+        &self,
+        request: Request<LeaseLsnRequest>,
+    ) -> Result<Response<LeaseLsnResponse>, Status> {
+        let LeaseLsnRequest {
+            timeline: of,
+            lease_id: id,
+            lsn,
+            length_ms,
+        } = request.into_inner();
+        let new = NewLease {
+            timeline: timeline(of)?,
+            id: lease_id(&id).map_err(|error| malformed(&error))?,
+            lsn: (lsn > 0).then(|| Lsn::new(lsn)),
+            length: (length_ms > 0).then(|| Duration::from_millis(length_ms)),
+        };
+        let lease = self
+            .broker
+            .lease(new)
+            .await
+            .map_err(|error| unleased(&error))?;
+        Ok(Response::new(LeaseLsnResponse {
+            lease: Some(lease.into()),
+        }))
+    }
+
+    async fn drop_lease(
+        &self,
+        request: Request<DropLeaseRequest>,
+    ) -> Result<Response<DropLeaseResponse>, Status> {
+        let DropLeaseRequest {
+            timeline: of,
+            lease_id: id,
+        } = request.into_inner();
+        let id = lease_id(&id).map_err(|error| malformed(&error))?;
+        let dropped = self.broker.drop_lease(timeline(of)?, id).await;
+        let existed = dropped.map_err(|error| unleased(&error))?;
+        Ok(Response::new(DropLeaseResponse { existed }))
+    }
+
+    async fn list_leases(
+        &self,
+        request: Request<ListLeasesRequest>,
+    ) -> Result<Response<ListLeasesResponse>, Status> {
+        let leases = self
+            .broker
+            .leases(timeline(request.into_inner().timeline)?)
+            .await;
+        let leases = leases.map_err(|error| unleased(&error))?;
+        let leases = leases.into_iter().map(Into::into).collect();
+        Ok(Response::new(ListLeasesResponse { leases }))
+    }
 }
 
 fn branch_source(request: &SetBranchSourceRequest) -> Result<BranchSource, TenantError> {
@@ -156,8 +214,15 @@ fn some_time(unix_ms: u64) -> Option<u64> {
 }
 
 fn timeline(message: Option<common::TimelineRef>) -> Result<TimelineRef, Status> {
-    let timeline = TimelineRef::try_from(message);
-    timeline.map_err(|error: InvalidMessageError| error_status(error.fault(), &error))
+    TimelineRef::try_from(message).map_err(|error| malformed(&error))
+}
+
+fn malformed(error: &InvalidMessageError) -> Status {
+    error_status(error.fault(), error)
+}
+
+fn unleased(error: &LeaseError) -> Status {
+    error_status(error.fault(), error)
 }
 
 fn invalid(error: &TenantError) -> Status {

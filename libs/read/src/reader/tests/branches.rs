@@ -1,5 +1,6 @@
 //! Branches: what came before them is read from their ancestors.
 
+use palimpsest_manifest::{Pin, PinKind};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -268,6 +269,49 @@ async fn a_branch_outlives_what_its_parent_lets_go_of() {
     tree.timelines[first].fixture.manifest.gc_cutoff = Lsn::new(120);
     assert_eq!(tree.reader(first).await.readable().0, Lsn::new(120));
     assert_eq!(tree.reader(second).await.readable().0, Lsn::new(115));
+}
+
+#[tokio::test]
+async fn what_is_pinned_is_read_below_the_cutoff_also_of_a_branch() {
+    let mut tree = Tree::new().await;
+    for _ in 0..4 {
+        tree.change(0, 1, 1);
+    }
+    tree.flush(0).await;
+    let branch = tree.branch(0, 136).await;
+    let before = tree.reader(0).await.layers();
+    let manifest = &mut tree.timelines[0].fixture.manifest;
+    assert!(!before.are_superseded_by(manifest));
+    for (id, lsn) in [(1, 136), (2, 120)] {
+        let pin = Pin {
+            id,
+            kind: PinKind::Lease,
+            lsn: Lsn::new(lsn),
+            expires_unix_ms: None,
+        };
+        manifest.add_pin(pin).unwrap();
+    }
+    assert!(before.are_superseded_by(manifest), "more can be read");
+    manifest.gc_cutoff = Lsn::new(140);
+    for timeline in [0, branch] {
+        let reader = tree.reader(timeline).await;
+        let settle = async |lsn| {
+            let settled = reader.settle(Some(Lsn::new(lsn)), None, Duration::ZERO);
+            settled.await.is_ok()
+        };
+        for (lsn, is_pinned) in [
+            (112, false),
+            (119, false),
+            (120, true),
+            (127, true),
+            (128, false),
+        ] {
+            assert_eq!(settle(lsn).await, is_pinned, "{timeline}: {lsn}");
+        }
+        assert!(settle(136).await);
+        let expected = tree.expected(timeline, 1, Lsn::new(120));
+        assert_eq!(first_byte(&reader, 1, 120).await, expected);
+    }
 }
 
 fn steps() -> impl Strategy<Value = Step> {

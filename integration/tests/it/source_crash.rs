@@ -3,8 +3,8 @@
 //! A server that dies in the midst of writing a long record has sent the record's first part, if
 //! that part is flushed. After its recovery it goes on behind that part, with a page that says so
 //! (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`) and a record that names the one that never was. Here the
-//! source writes records of many segments, whose ends are flushed whatever stands there, and dies
-//! when a part of such a record has been sent.
+//! source writes records of many segments, whose ends are flushed whatever stands there. Who writes one is halted
+//! half way, and the source dies when the part that was flushed is here.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Buf as _;
 use palimpsest_api::{
     TimelineRef,
@@ -30,6 +30,7 @@ use palimpsest_testkit::{Cluster, ClusterOptions};
 use palimpsest_types::Lsn;
 use palimpsest_wal::SegmentSize;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{task::block_in_place, time::sleep};
 
 use crate::support::compare_with_recovered;
@@ -43,7 +44,7 @@ const MOST_CRASHES: usize = 40;
 /// `XLOG_OVERWRITE_CONTRECORD`, of the resource manager 0.
 const OVERWRITE: (u8, u8) = (0, 0xD0);
 
-/// How long to look for a part of a record on its way; then the source dies as it is.
+/// How long to look for a record that is being written; then the source dies as it is.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the source ends.
@@ -176,9 +177,10 @@ const WORK: &str = "DO $$ BEGIN LOOP
         COMMIT;
     END LOOP; END $$";
 
-/// Room for a record is taken at once and filled in order. So much of the room is not sent when a
-/// part of the longest record is, and enough of it is not even written.
-const PART_SENT: RangeInclusive<u64> = 18 << 20..=30 << 20;
+/// Room for a record is taken at once and filled in order. Of the longest one a part is flushed when so much of all
+/// that room was given to is not: more than other records leave, which are flushed with their segments, and less than it
+/// takes itself.
+const NOT_FLUSHED: RangeInclusive<i64> = 6 << 20..=30 << 20;
 
 /// A source, and the way to it.
 struct Source<'a> {
@@ -193,6 +195,7 @@ impl Source<'_> {
     async fn crash(&mut self, death: Death, unsent: bool, random: &mut StdRng) -> Result<Crash> {
         let cable = self.cable;
         let mut session = self.cluster.session("postgres")?;
+        let writer = block_in_place(|| session.run("SELECT pg_backend_pid()"))?;
         if unsent {
             cable.unplug();
         }
@@ -201,7 +204,7 @@ impl Source<'_> {
         if unsent {
             sleep(Duration::from_millis(random.random_range(200..600))).await;
         } else {
-            block_in_place(|| self.wait_for_part())?;
+            self.halt_in_a_record(writer.parse()?).await?;
         }
         block_in_place(|| match death {
             Death::Kill9 => self.cluster.kill9(),
@@ -226,18 +229,30 @@ impl Source<'_> {
         })
     }
 
-    /// Waits until a part of a long record has been sent, if such a moment is seen.
-    fn wait_for_part(&self) -> Result<()> {
-        const ASK: &str = "SELECT min(pg_current_wal_insert_lsn() - sent_lsn)::bigint \
-            FROM pg_stat_replication WHERE state IN ('catchup', 'streaming')";
+    /// Halts who writes within a long record, if such a moment is seen, and waits until what was flushed of it
+    /// is here. Otherwise the rest would be written while we look.
+    async fn halt_in_a_record(&self, writer: i32) -> Result<()> {
+        const ASK: &str =
+            "SELECT (pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn())::bigint";
+        let writer = Pid::from_raw(writer).context("process 0 writes")?;
         let mut session = self.cluster.session("postgres")?;
+        let mut within = || -> Result<bool> {
+            let not_flushed = block_in_place(|| session.run(ASK))?;
+            Ok(NOT_FLUSHED.contains(&not_flushed.parse()?))
+        };
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
-            // Nothing is said while nobody streams.
-            let not_sent = session.run(ASK)?.parse().unwrap_or(0);
-            if PART_SENT.contains(&not_sent) {
+            if !within()? {
+                continue;
+            }
+            kill_process(writer, Signal::STOP)?;
+            if within()? {
+                let flushed = block_in_place(|| self.cluster.flush_lsn())?;
+                let here = |view: &TimelineView| view.status.flushed >= flushed;
+                self.services.wait_for(self.timeline, here).await?;
                 return Ok(());
             }
+            kill_process(writer, Signal::CONT)?;
         }
         Ok(())
     }

@@ -110,9 +110,11 @@ struct BranchLine {
     state: &'static str,
     /// Whether what it shares is in the object store.
     durable: bool,
+    /// How the PostgreSQL that writes it is reached.
+    written_by: Option<String>,
 }
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     Column::Left("BRANCH"),
     Column::Left("BEGINS ON"),
     Column::Left("AT"),
@@ -120,6 +122,7 @@ const COLUMNS: [Column; 7] = [
     Column::Left("STATE"),
     Column::Left("DURABLE"),
     Column::Left("EXPIRES"),
+    Column::Left("WRITTEN BY"),
 ];
 
 /// How long a deletion, or durability, is waited for. Both go on without us.
@@ -439,6 +442,7 @@ impl BranchLine {
             is_protected: point.is_protected,
             state: branch.status.state.name(),
             durable: is_durable(view, branch),
+            written_by: Some(branch.source.clone()).filter(|source| !source.is_empty()),
         })
     }
 
@@ -455,6 +459,7 @@ impl BranchLine {
                 (true, _) => "protected".to_owned(),
                 (false, expires) => expires.unwrap_or_else(|| "-".to_owned()),
             },
+            self.written_by.unwrap_or_else(|| "-".to_owned()),
         ]
     }
 }

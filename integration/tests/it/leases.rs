@@ -55,7 +55,7 @@ async fn p5_what_a_lease_keeps_is_there_until_it_ends() {
     let mut judge = Judge::new(NAME, "P5");
     let mut random = StdRng::seed_from_u64(seed);
     let case = Case::prepare().await.unwrap();
-    case.judge(size.pick(3, 20), &mut random, &mut judge)
+    case.judge(size.pick((3, false), (20, true)), &mut random, &mut judge)
         .await
         .unwrap();
     judge.close();
@@ -88,7 +88,13 @@ impl Case {
         })
     }
 
-    async fn judge(mut self, kept: usize, random: &mut StdRng, judge: &mut Judge) -> Result<()> {
+    /// With patience a minute is waited for what page-serve does once in a minute.
+    async fn judge(
+        mut self,
+        (kept, is_patient): (usize, bool),
+        random: &mut StdRng,
+        judge: &mut Judge,
+    ) -> Result<()> {
         let mut leases = Vec::new();
         let mut passed = Vec::new();
         for round in 0..kept {
@@ -147,11 +153,12 @@ impl Case {
             return Ok(());
         };
         judge.check(self.is_held_for_a_backup(&served, first).await?);
+        if is_patient {
+            judge.check(self.ends_when_it_is_lost(&served, last).await?);
+        }
         for lease in [first, last] {
-            ensure!(
-                self.leases.drop_lease(self.main, lease.id).await?,
-                "{lease:?}"
-            );
+            let existed = self.leases.drop_lease(self.main, lease.id).await?;
+            ensure!(existed || (is_patient && lease == last), "{lease:?}");
         }
         let begun = Instant::now();
         let refused = async |lease: &Lease| {
@@ -244,36 +251,82 @@ impl Case {
         Ok(newest.state.gc_cutoff)
     }
 
-    /// A base backup at what one lease keeps has a lease of its own until it is complete.
+    /// A base backup at what one lease keeps has a lease of its own, until it is complete or its asker goes away.
     async fn is_held_for_a_backup(
         &self,
         served: &ServedTimeline,
         lease: &Lease,
     ) -> Result<Option<String>> {
-        let request = BaseBackupRequest {
+        let mut backup = served.client().base_backup(self.backup_at(lease)).await?;
+        let during = self.leases_at(lease).await?.len();
+        while backup.chunk().await?.is_some() {}
+        drop(backup);
+        let after = self.left_after(lease).await?;
+        let mut given_up = served.client().base_backup(self.backup_at(lease)).await?;
+        let begun = given_up.chunk().await?.is_some();
+        drop(given_up);
+        let after_giving_up = self.left_after(lease).await?;
+        let seen = (during, after, begun, after_giving_up);
+        let wrong = seen != (2, 1, true, 1);
+        Ok(wrong.then(|| {
+            format!("{during} leases during a base backup, {after} after it, {after_giving_up} after one that nobody wanted ({begun})")
+        }))
+    }
+
+    /// A base backup at an LSN that nothing keeps any more ends with an error.
+    async fn ends_when_it_is_lost(
+        &self,
+        served: &ServedTimeline,
+        lease: &Lease,
+    ) -> Result<Option<String>> {
+        let mut backup = served.client().base_backup(self.backup_at(lease)).await?;
+        ensure!(backup.chunk().await?.is_some(), "it is empty");
+        for held in self.leases_at(lease).await? {
+            self.leases.drop_lease(self.main, held.id).await?;
+        }
+        let ended = loop {
+            match backup.chunk().await {
+                // Slowly, until page-serve wants to extend its own; who takes nothing at all is cut off.
+                Ok(Some(_)) => sleep(Duration::from_secs(2)).await,
+                ended => break ended,
+            }
+        };
+        Ok(match ended {
+            Err(error) if error.to_string().contains("could not be kept") => None,
+            Err(error) => Some(format!(
+                "a base backup that lost its LSN ended with {error}"
+            )),
+            Ok(_) => Some("a base backup that lost its LSN is complete".to_owned()),
+        })
+    }
+
+    fn backup_at(&self, lease: &Lease) -> BaseBackupRequest {
+        BaseBackupRequest {
             timeline: self.main,
             at: at(lease.lsn),
             system_identifier: None,
             postgres_timeline: None,
             is_packed: false,
             is_sparse: false,
-        };
-        let held = async || -> Result<usize> {
-            let leases = self.leases.list(self.main).await?;
-            let of_it = leases.iter().filter(|other| other.lsn == lease.lsn);
-            Ok(of_it.count())
-        };
-        let mut backup = served.client().base_backup(request).await?;
-        let during = held().await?;
-        while backup.chunk().await?.is_some() {}
-        drop(backup);
+        }
+    }
+
+    async fn leases_at(&self, lease: &Lease) -> Result<Vec<Lease>> {
+        let mut leases = self.leases.list(self.main).await?;
+        leases.retain(|other| other.lsn == lease.lsn);
+        Ok(leases)
+    }
+
+    /// How many there are at an LSN when only one was left, or nobody waits for that any longer.
+    async fn left_after(&self, lease: &Lease) -> Result<usize> {
         let begun = Instant::now();
-        while held().await? > 1 && begun.elapsed() < PATIENCE {
+        loop {
+            let held = self.leases_at(lease).await?.len();
+            if held <= 1 || begun.elapsed() > PATIENCE {
+                return Ok(held);
+            }
             sleep(Duration::from_millis(50)).await;
         }
-        let after = held().await?;
-        let wrong = (during, after) != (2, 1);
-        Ok(wrong.then(|| format!("{during} leases during a base backup, {after} after it")))
     }
 }
 

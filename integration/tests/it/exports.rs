@@ -44,7 +44,7 @@ struct Case {
 }
 
 /// A data directory as it left.
-struct Export {
+pub(crate) struct Export {
     directory: TempDir,
 }
 
@@ -359,7 +359,7 @@ impl Export {
         Self::of(served, request).await
     }
 
-    async fn of(served: &ServedTimeline, request: BaseBackupRequest) -> Result<Self> {
+    pub(crate) async fn of(served: &ServedTimeline, request: BaseBackupRequest) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("pal-").tempdir()?;
         let archive = directory.path().join("base.tar");
         let left_out = receive(served, request, &archive).await?;
@@ -377,12 +377,12 @@ impl Export {
         Ok(Self { directory })
     }
 
-    fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
     /// PostgreSQL's own programs find nothing wrong, before anything has touched it.
-    fn verify(&self, data_checksums: bool, lsn: Lsn, judge: &mut Judge) -> Result<()> {
+    pub(crate) fn verify(&self, data_checksums: bool, lsn: Lsn, judge: &mut Judge) -> Result<()> {
         let data = self.data_dir();
         let mut verify = tool("pg_verifybackup");
         judge.check(complaint(verify.arg(&data))?.map(|text| format!("at {lsn}: {text}")));
@@ -435,7 +435,7 @@ impl Export {
     }
 }
 
-fn request(timeline: palimpsest_api::TimelineRef, lsn: Lsn) -> BaseBackupRequest {
+pub(crate) fn request(timeline: palimpsest_api::TimelineRef, lsn: Lsn) -> BaseBackupRequest {
     BaseBackupRequest {
         timeline,
         at: ReadAt {
@@ -547,7 +547,7 @@ fn write(cluster: &Cluster, seed: u32) -> Result<()> {
     sql("CREATE TABLE the_end ()")
 }
 
-fn amcheck(cluster: &Cluster) -> Result<Option<String>> {
+pub(crate) fn amcheck(cluster: &Cluster) -> Result<Option<String>> {
     let mut command = client(cluster, "pg_amcheck");
     command.args([
         "--all",

@@ -20,7 +20,7 @@ use crate::{
     error::BackupError,
     manifest::Manifest,
     server_files::{AUTO_CONFIGURATION, CLIENT_ACCESS, USER_MAPS, configuration},
-    start::{Identity, Start},
+    start::{History, Identity, Start},
 };
 
 /// A data directory that a stock PostgreSQL starts from, as a timeline was at an LSN. The same one at the same LSN
@@ -109,7 +109,11 @@ impl BaseBackup {
         let cluster = cluster.ok_or(BackupError::NoControlFile(lsn))?;
         let parent = cluster.control.timeline;
         let identity = identity(parent).ok_or(BackupError::NoTimeline(parent))?;
-        let start = Arc::new(Start::new(&cluster, lsn, identity)?);
+        let history = History {
+            left: reader.left_pg_timelines(lsn),
+            cluster: reader.cluster_at(lsn),
+        };
+        let start = Arc::new(Start::new(&cluster, lsn, identity, history)?);
         let mut slru = Vec::new();
         for kind in SlruKind::ALL {
             let segments = reader.slru_segments(kind, lsn).await?;

@@ -1,6 +1,6 @@
 //! What a server begins with: a control file as after a shutdown, and the checkpoint record that it points to.
 
-use std::ops::Range;
+use std::{fmt::Write as _, ops::Range};
 
 use bytes::Bytes;
 use palimpsest_postgres::{CheckPoint, ControlFile, ShutDown, Tli};
@@ -32,6 +32,7 @@ pub(crate) struct Start {
     pub(crate) checkpoint: Lsn,
     pub(crate) identity: LogIdentity,
     pub(crate) parent: Tli,
+    history: History,
     pub(crate) control_file: Bytes,
     pub(crate) log: LogHead,
     pub(crate) segment_size: SegmentSize,
@@ -41,6 +42,15 @@ pub(crate) struct Start {
     pub(crate) catalog_version: u32,
     /// When the newest checkpoint before was made, in seconds of Unix time.
     pub(crate) time: i64,
+}
+
+/// What came before.
+#[derive(Debug)]
+pub(crate) struct History {
+    /// PostgreSQL timelines before the parent, each with where it was left.
+    pub(crate) left: Vec<(Tli, Lsn)>,
+    /// Who wrote the end of it.
+    pub(crate) cluster: SystemIdentifier,
 }
 
 /// `XLOG_CHECKPOINT_SHUTDOWN`.
@@ -61,7 +71,12 @@ pub fn fresh_timeline(parent: Tli, random: u32) -> Option<Tli> {
 
 impl Start {
     /// The start of a cluster as it was at an LSN.
-    pub(crate) fn new(cluster: &Cluster, lsn: Lsn, wanted: Identity) -> Result<Self, BackupError> {
+    pub(crate) fn new(
+        cluster: &Cluster,
+        lsn: Lsn,
+        wanted: Identity,
+        history: History,
+    ) -> Result<Self, BackupError> {
         let base = ControlFile::parse(&cluster.control_file)?;
         let parent = cluster.control.timeline;
         if wanted.timeline <= parent {
@@ -76,7 +91,7 @@ impl Start {
         let place = record_place(lsn, segment_size).ok_or(BackupError::NoRoom(lsn))?;
         let system_identifier = wanted.system_identifier;
         let identity = LogIdentity {
-            system_identifier: system_identifier.unwrap_or(base.system_identifier),
+            system_identifier: system_identifier.unwrap_or(history.cluster),
             timeline: wanted.timeline,
         };
         let checkpoint = checkpoint_at(cluster, place, wanted.timeline);
@@ -95,6 +110,7 @@ impl Start {
             checkpoint: place,
             identity,
             parent,
+            history,
             control_file: ControlFile::shut_down(&cluster.control_file, &state)?,
             log,
             segment_size,
@@ -124,15 +140,27 @@ impl Start {
         pages.collect()
     }
 
-    /// The file that says which timeline was left, where (`timeline.c`).
+    /// The file that says which timelines were left, where (`timeline.c`).
     pub(crate) fn history(&self) -> (String, Bytes) {
         let name = format!("{:08X}.history", self.identity.timeline);
-        let line = format!(
-            "{}\t{}\tleft for a base backup by Palimpsest\n",
-            self.parent, self.lsn
-        );
-        (name, line.into())
+        (
+            name,
+            history(&self.history.left, (self.parent, self.lsn)).into(),
+        )
     }
+}
+
+fn history(left: &[(Tli, Lsn)], (parent, end): (Tli, Lsn)) -> String {
+    let mut lines = String::new();
+    for (timeline, at) in left {
+        // Writing to a string cannot fail.
+        let _ = writeln!(lines, "{timeline}\t{at}\tleft by the source");
+    }
+    let _ = writeln!(
+        lines,
+        "{parent}\t{end}\tleft for a base backup by Palimpsest"
+    );
+    lines
 }
 
 /// The record of a shutdown: nothing is running, and the next of everything is given.
@@ -183,7 +211,22 @@ fn shut_down(
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_postgres::TimelineHistory;
+
     use super::*;
+
+    #[test]
+    fn the_history_names_all_that_were_left() {
+        let (left, end) = ([(1, Lsn::new(0x300_0060))], (2, Lsn::new(0x500_0028)));
+        let text = history(&left, end);
+        let history = TimelineHistory::parse("00000007.history", &text).unwrap();
+        let ancestors: Vec<_> = history
+            .ancestors
+            .iter()
+            .map(|ancestor| (ancestor.timeline, ancestor.end))
+            .collect();
+        assert_eq!(ancestors, [left[0], end]);
+    }
 
     #[test]
     fn a_fresh_timeline_comes_after_the_one_that_is_left() {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use palimpsest_layer::Visit;
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan, TimelineManifest};
 use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::{Key, KeyRange, Lsn, WriterEpoch};
+use palimpsest_types::{Key, KeyRange, Lsn, SystemIdentifier, WriterEpoch};
 use palimpsest_wal::Value;
 
 use crate::{
@@ -49,6 +49,10 @@ pub struct Layers {
     oldest: Lsn,
     /// LSNs that stay readable, rising.
     pinned: Arc<[Lsn]>,
+    /// PostgreSQL timelines that were left, each with where, rising.
+    left: Arc<[(u32, Lsn)]>,
+    /// Who writes what comes after them.
+    cluster: SystemIdentifier,
     base: Arc<BaseLayers>,
     deltas: Listed,
     images: Listed,
@@ -114,6 +118,8 @@ impl Layers {
             lsn: manifest.lsn,
             oldest: oldest(manifest),
             pinned: pinned(manifest),
+            left: left(manifest),
+            cluster: manifest.source.system_identifier,
             base,
             deltas,
             images,
@@ -137,6 +143,8 @@ impl Layers {
         let bases: Vec<_> = bases(manifest).collect();
         self.oldest == oldest(manifest)
             && self.pinned == pinned(manifest)
+            && self.left == left(manifest)
+            && self.cluster == manifest.source.system_identifier
             && self.deltas.are(deltas(manifest))
             && self.images.are(images(manifest))
             && self.base.consists_of(&bases)
@@ -155,6 +163,16 @@ impl Layers {
     /// Whether an LSN can be read though the oldest may be above it. Records end at multiples of 8 bytes.
     pub(crate) fn is_pinned(&self, lsn: Lsn) -> bool {
         self.pinned.binary_search(&lsn.floor_to(8)).is_ok()
+    }
+
+    /// PostgreSQL timelines that were left for another, each with where, rising; also before a branch point.
+    pub(crate) fn left(&self) -> &[(u32, Lsn)] {
+        &self.left
+    }
+
+    /// The cluster that has written the newest of them.
+    pub(crate) fn cluster(&self) -> SystemIdentifier {
+        self.cluster
     }
 
     /// Number of files that hold changes.
@@ -272,6 +290,14 @@ fn pinned(manifest: &TimelineManifest) -> Arc<[Lsn]> {
     lsns.sort_unstable();
     lsns.dedup();
     lsns.into()
+}
+
+/// Each PostgreSQL timeline ends where the next begins.
+fn left(manifest: &TimelineManifest) -> Arc<[(u32, Lsn)]> {
+    let begun = &manifest.pg_timeline_history;
+    let left = begun.iter().zip(begun.iter().skip(1));
+    left.map(|(one, next)| (one.pg_timeline, next.begin))
+        .collect()
 }
 
 fn bases(manifest: &TimelineManifest) -> impl Iterator<Item = &LayerEntry> {

@@ -12,7 +12,7 @@
 use std::{ops::RangeInclusive, sync::Arc};
 
 use palimpsest_redo::Engine;
-use palimpsest_types::Lsn;
+use palimpsest_types::{Lsn, SystemIdentifier};
 
 use super::TimelineReader;
 
@@ -66,6 +66,25 @@ impl<E: Engine> TimelineReader<E> {
             reader = &ancestor.reader;
         }
         reader.layers().is_pinned(lsn)
+    }
+
+    /// The cluster that wrote what ends at an LSN: of a branch, at its beginning and before, the one of what it begins
+    /// on. Of one that was written by several it is the newest.
+    pub fn cluster_at(&self, lsn: Lsn) -> SystemIdentifier {
+        let mut reader = self;
+        while let Some(ancestor) = &reader.ancestor
+            && lsn <= ancestor.lsn
+        {
+            reader = &ancestor.reader;
+        }
+        reader.layers().cluster()
+    }
+
+    /// PostgreSQL timelines that were left for another before an LSN, each with where, rising.
+    pub fn left_pg_timelines(&self, before: Lsn) -> Vec<(u32, Lsn)> {
+        let layers = self.layers();
+        let left = layers.left().iter().copied();
+        left.filter(|(_, at)| *at < before).collect()
     }
 
     /// The newest LSN that can be read: where the first timeline ends that has not come as far here as

@@ -1,6 +1,7 @@
 //! Branches: what came before them is read from their ancestors.
 
-use palimpsest_manifest::{Pin, PinKind};
+use palimpsest_manifest::{PgTimelineBegin, Pin, PinKind};
+use palimpsest_types::SystemIdentifier;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -311,6 +312,37 @@ async fn what_is_pinned_is_read_below_the_cutoff_also_of_a_branch() {
         assert!(settle(136).await);
         let expected = tree.expected(timeline, 1, Lsn::new(120));
         assert_eq!(first_byte(&reader, 1, 120).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn what_ends_at_an_lsn_was_written_by_the_cluster_of_its_timeline() {
+    let mut tree = Tree::new().await;
+    for _ in 0..4 {
+        tree.change(0, 1, 1);
+    }
+    tree.flush(0).await;
+    let main = tree.timelines[0].fixture.manifest.source;
+    let branch = tree.branch(0, 120).await;
+    let before = tree.reader(branch).await.layers();
+    let manifest = &mut tree.timelines[branch].fixture.manifest;
+    manifest.source.system_identifier = SystemIdentifier::new(4_711);
+    manifest.pg_timeline_history.push(PgTimelineBegin {
+        pg_timeline: 9,
+        begin: Lsn::new(120),
+    });
+    assert!(before.are_superseded_by(manifest), "another writes it");
+    let reader = tree.reader(branch).await;
+    let left = (main.pg_timeline, Lsn::new(120));
+    for (lsn, cluster, expected) in [
+        (112, main.system_identifier, None),
+        (120, main.system_identifier, None),
+        (128, SystemIdentifier::new(4_711), Some(left)),
+    ] {
+        let lsn = Lsn::new(lsn);
+        assert_eq!(reader.cluster_at(lsn), cluster, "{lsn}");
+        let left = reader.left_pg_timelines(lsn);
+        assert_eq!(left, expected.into_iter().collect::<Vec<_>>(), "{lsn}");
     }
 }
 

@@ -1,7 +1,9 @@
 //! The way between the services and a PostgreSQL, which a judge can cut.
 
 use std::{
+    fs::{self, Permissions},
     future::pending,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -32,6 +34,13 @@ impl Cable {
         let near = tempfile::Builder::new().prefix("pal-").tempdir_in("/tmp")?;
         let name = format!(".s.PGSQL.{port}");
         let listener = UnixListener::bind(near.path().join(&name))?;
+        // A standby comes as the server's user.
+        for (path, mode) in [
+            (near.path().to_owned(), 0o711),
+            (near.path().join(&name), 0o777),
+        ] {
+            fs::set_permissions(path, Permissions::from_mode(mode))?;
+        }
         let far = directory.join(name);
         let (plugged, state) = watch::channel(true);
         let listening = tokio::spawn(async move {
@@ -45,6 +54,11 @@ impl Cable {
             plugged,
             listening,
         })
+    }
+
+    /// Where its socket is.
+    pub fn directory(&self) -> &Path {
+        self.near.path()
     }
 
     /// How the server is reached through it.

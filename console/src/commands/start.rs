@@ -144,13 +144,15 @@ pub(crate) async fn run(
 
 /// The first timeline of a tenant is written by its source.
 fn expect_branch(timeline: &TimelineView) -> Result<(), CliError> {
-    match timeline.branch {
-        Some(_) => Ok(()),
-        None => Err(failed(
-            format!("{} is written by its source", full_name(timeline)),
-            "make a branch of it: `pal branch create`",
-        )),
-    }
+    let why = match timeline.branch {
+        _ if timeline.is_main() => "is what its source is read to",
+        None => "is what its source was read to before a promotion",
+        Some(_) => return Ok(()),
+    };
+    Err(failed(
+        format!("{} {why}", full_name(timeline)),
+        "make a branch of it: `pal branch create`",
+    ))
 }
 
 /// What was started before goes on as it is.

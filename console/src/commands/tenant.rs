@@ -108,6 +108,11 @@ fn tenants(view: &ClusterView) -> Vec<TenantLine> {
                 source: timeline.source.clone(),
                 slot: timeline.slot.clone(),
             });
+        if timeline.is_main() {
+            tenant.state = timeline.status.state.name();
+            tenant.source.clone_from(&timeline.source);
+            tenant.slot.clone_from(&timeline.slot);
+        }
         tenant.timelines.push(timeline.timeline_name.clone());
     }
     tenants.into_values().collect()

@@ -44,18 +44,20 @@ pub fn read_wal(
     }
 }
 
-/// The file of a segment, of whichever PostgreSQL timeline the log is.
+/// The file of a segment, of the newest PostgreSQL timeline that the log has: that begins with what it has in
+/// common with the one before.
 fn file_of(pg_wal: &Path, name: &str) -> Result<Option<PathBuf>> {
     let (_, segment) = name.split_at(8);
     let entries = fs::read_dir(pg_wal).with_context(|| pg_wal.display().to_string())?;
+    let mut newest = None;
     for entry in entries {
         let path = entry?.path();
         let found = path.file_name().and_then(|found| found.to_str());
         if found.is_some_and(|found| found.len() == name.len() && found.ends_with(segment)) {
-            return Ok(Some(path));
+            newest = newest.max(Some(path));
         }
     }
-    Ok(None)
+    Ok(newest)
 }
 
 /// The ends of all records in a range, in order. To recover to anything else would apply a record

@@ -33,6 +33,7 @@ mod names;
 mod offline_pages;
 mod offline_records;
 mod paused_attach;
+mod promotion;
 mod recovered_instance;
 mod settings;
 mod shutdown;

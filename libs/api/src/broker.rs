@@ -11,7 +11,8 @@ use crate::convert::TimelineRef;
 pub use client::{BrokerClient, watch_cluster};
 pub(crate) use client::{malformed, within_deadline};
 pub use convert::{
-    assignment_to_wire, claim_from_wire, leaving_from_wire, status_from_wire, view_to_wire,
+    assignment_to_wire, claim_from_wire, leaving_from_wire, promotion_from_wire, status_from_wire,
+    view_to_wire,
 };
 pub use logical_size::{DatabaseSize, LogicalSize};
 
@@ -129,6 +130,26 @@ pub struct BranchWriter {
     pub begin: Lsn,
 }
 
+/// A server was promoted that lacks the end of a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promotion {
+    /// Where the server's own history begins.
+    pub at: Lsn,
+    /// PostgreSQL's timeline since then.
+    pub pg_timeline: u32,
+    /// The end of what is here, which nobody writes any more.
+    pub end: Lsn,
+}
+
+/// Who says that a server was promoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeavingWriter {
+    /// What it has written.
+    pub timeline: TimelineRef,
+    /// Its generation.
+    pub epoch: WriterEpoch,
+}
+
 /// What the writer of a timeline is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AssignedTask {
@@ -212,9 +233,15 @@ pub struct Branched {
 }
 
 impl TimelineView {
-    /// Whether a PostgreSQL writes it. If not, it is a branch that stays as it is.
+    /// Whether a PostgreSQL writes it. If not, it is a branch that stays as it is, or was left for another timeline.
     pub fn is_written(&self) -> bool {
-        self.branch.is_none() || !self.source.is_empty()
+        !self.source.is_empty()
+    }
+
+    /// Whether it is what its tenant's source is read to: its first timeline, or the one that goes on with that since
+    /// the source was promoted, and has its name.
+    pub fn is_main(&self) -> bool {
+        self.timeline_name == MAIN
     }
 }
 

@@ -23,8 +23,8 @@ const INVALID_AUTHORIZATION: &str = "28000";
 
 /// Tries the servers in order until one accepts.
 ///
-/// Only a server that is not there, not ready or full passes the turn to the next: a refused
-/// password is reported at once, so that one wrong password is one failed login.
+/// Only a server that is not there, not ready or full, or a standby where a primary is wanted, passes the turn to the
+/// next: a refused password is reported at once, so that one wrong password is one failed login.
 pub(crate) async fn connect(info: &ConnInfo) -> Result<Connection, ClientError> {
     let tls = match info.ssl_mode() {
         SslMode::Disable => None,
@@ -267,7 +267,15 @@ async fn log_in(
         end_point,
     };
     auth::authenticate(&mut transport, login, request).await?;
-    Connection::ready(transport).await
+    let connection = Connection::ready(transport).await?;
+    // Every server since PostgreSQL 14 says so after each login.
+    if info.primary_only() && connection.parameter("in_hot_standby") == Some("on") {
+        connection.close().await;
+        return Err(ClientError::Standby {
+            endpoint: endpoint.to_string(),
+        });
+    }
+    Ok(connection)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub struct ConnInfo {
     application_name: Option<String>,
     connect_timeout: Option<Duration>,
     passfile: Option<PathBuf>,
+    primary_only: bool,
     /// The keys that were given, with their values, but `***` for the password.
     written: Pairs,
 }
@@ -71,7 +72,7 @@ pub enum ConnInfoError {
 const REDACTED: &str = "***";
 
 /// Every key that is understood, in the order in which they are shown.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "host",
     "hostaddr",
     "port",
@@ -84,6 +85,7 @@ const KEYS: [&str; 12] = [
     "connect_timeout",
     "passfile",
     "fallback_application_name",
+    "target_session_attrs",
 ];
 
 /// libpq waits for ever; a service that does is stuck, so an absent `connect_timeout` means this.
@@ -95,6 +97,14 @@ impl ConnInfo {
     /// The servers, in the order in which they are tried. Never empty.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// The same with one of the servers each, in that order.
+    pub fn each_endpoint(&self) -> impl Iterator<Item = Self> + '_ {
+        self.endpoints.iter().map(|endpoint| Self {
+            endpoints: vec![endpoint.clone()],
+            ..self.clone()
+        })
     }
 
     /// The role to log in as.
@@ -150,6 +160,20 @@ impl ConnInfo {
         self
     }
 
+    /// Whether a standby is passed over as a server that is not there is.
+    pub fn primary_only(&self) -> bool {
+        self.primary_only
+    }
+
+    /// Passes standbys over, whatever the string says.
+    #[must_use]
+    pub fn with_primary_only(self) -> Self {
+        Self {
+            primary_only: true,
+            ..self
+        }
+    }
+
     /// Names the application, whatever the string says.
     #[must_use]
     pub fn with_application_name(mut self, name: &str) -> Self {
@@ -191,6 +215,7 @@ impl ConnInfo {
             application_name: take("application_name").or(fallback_name),
             connect_timeout: connect_timeout(take("connect_timeout"))?,
             passfile: take("passfile").map(PathBuf::from),
+            primary_only: primary_only(take("target_session_attrs"))?,
             written,
         })
     }
@@ -240,6 +265,18 @@ impl Password {
     /// The secret itself.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+/// `target_session_attrs`. WAL comes from a primary, so the values that ask for a standby are refused.
+fn primary_only(value: Option<String>) -> Result<bool, ConnInfoError> {
+    match value.as_deref() {
+        None | Some("any") => Ok(false),
+        Some("primary" | "read-write") => Ok(true),
+        Some(_) => Err(ConnInfoError::Value {
+            key: "target_session_attrs",
+            expected: "primary, read-write or any",
+        }),
     }
 }
 

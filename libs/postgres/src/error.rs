@@ -24,6 +24,12 @@ pub enum ClientError {
         /// The limit.
         after: Duration,
     },
+    /// The server is a standby, and a primary is wanted.
+    #[error("{endpoint} is a standby; a primary is needed")]
+    Standby {
+        /// The server, as in the connection string.
+        endpoint: String,
+    },
     /// The TLS handshake failed, for example because the certificate is not trusted.
     #[error("TLS with {endpoint} failed; check sslmode, sslrootcert and the server's certificate")]
     Tls {
@@ -114,6 +120,7 @@ impl ClientError {
             Self::Server(error) => error.kind(),
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
+            | Self::Standby { .. }
             | Self::ServerShutdown
             | Self::Closed
             | Self::Silent { .. }

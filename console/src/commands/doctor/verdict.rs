@@ -335,7 +335,7 @@ pub(super) fn sources(view: &ClusterView) -> Vec<Check> {
             _ => Check::ok(what, found),
         }
     };
-    let attached = view.timelines.iter().filter(|view| view.branch.is_none());
+    let attached = view.timelines.iter().filter(|view| view.is_main());
     attached.map(judge).collect()
 }
 

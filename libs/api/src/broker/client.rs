@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tonic::Streaming;
 
 use super::{
-    Assignment, BranchChange, BranchWriter, Branched, ClusterView, Member, TimelineStatus,
-    convert::status_to_wire,
+    Assignment, BranchChange, BranchWriter, Branched, ClusterView, LeavingWriter, Member,
+    Promotion, TimelineStatus, convert::status_to_wire,
 };
 use crate::{
     channel::{Channel, MAX_MESSAGE, connect_lazily},
@@ -92,6 +92,31 @@ impl BrokerClient {
         };
         let answer = within_deadline(self.membership.claim_cluster(request)).await?;
         Ok(Some(answer.held_by).filter(|name| !name.is_empty()))
+    }
+
+    /// Has another timeline read from a server that was promoted, and lacks the end of this one.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn follow_promotion(
+        &mut self,
+        writer: LeavingWriter,
+        promotion: Promotion,
+    ) -> Result<TimelineRef, RemoteError> {
+        let Promotion {
+            at,
+            pg_timeline,
+            end,
+        } = promotion;
+        let request = wire::FollowPromotionRequest {
+            timeline: Some(writer.timeline.into()),
+            switch_lsn: at.get(),
+            pg_timeline,
+            end_lsn: end.get(),
+            epoch: writer.epoch.get(),
+        };
+        let answer = within_deadline(self.membership.follow_promotion(request)).await?;
+        answer.timeline.try_into().map_err(malformed)
     }
 
     /// The picture as it is now.

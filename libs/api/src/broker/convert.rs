@@ -2,8 +2,8 @@ use palimpsest_proto::broker::v1 as wire;
 use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, WriterEpoch};
 
 use super::{
-    AssignedTask, Assignment, BranchView, BranchWriter, ClusterView, DatabaseSize, LogicalSize,
-    Member, Role, TimelineState, TimelineStatus, TimelineView,
+    AssignedTask, Assignment, BranchView, BranchWriter, ClusterView, DatabaseSize, LeavingWriter,
+    LogicalSize, Member, Promotion, Role, TimelineState, TimelineStatus, TimelineView,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -44,6 +44,41 @@ pub fn claim_from_wire(
     match message.system_identifier {
         0 => Err(InvalidMessageError::missing("system_identifier")),
         cluster => Ok((timeline, SystemIdentifier::new(cluster))),
+    }
+}
+
+/// Which timeline was left, and for what.
+///
+/// # Errors
+/// If one of them is missing or malformed.
+pub fn promotion_from_wire(
+    message: wire::FollowPromotionRequest,
+) -> Result<(LeavingWriter, Promotion), InvalidMessageError> {
+    let wire::FollowPromotionRequest {
+        timeline,
+        switch_lsn,
+        pg_timeline,
+        end_lsn,
+        epoch,
+    } = message;
+    let lsn = |field, lsn| match lsn {
+        0 => Err(InvalidMessageError::missing(field)),
+        lsn => Ok(Lsn::new(lsn)),
+    };
+    let promotion = Promotion {
+        at: lsn("switch_lsn", switch_lsn)?,
+        pg_timeline,
+        end: lsn("end_lsn", end_lsn)?,
+    };
+    match pg_timeline {
+        0 => Err(InvalidMessageError::missing("pg_timeline")),
+        _ => {
+            let writer = LeavingWriter {
+                timeline: timeline.try_into()?,
+                epoch: WriterEpoch::new(epoch),
+            };
+            Ok((writer, promotion))
+        }
     }
 }
 

@@ -29,6 +29,9 @@ pub struct Branch {
     /// Whether it goes.
     #[serde(default, skip_serializing_if = "is_false")]
     pub deleting: bool,
+    /// Where it ends, if somebody wrote it and nobody does any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Lsn>,
     /// Who writes it. Without one it stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<BranchSource>,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{Branched, ClusterView, TimelineState},
+    broker::{Branched, ClusterView, LeavingWriter, Promotion, TimelineState},
 };
 use palimpsest_manifest::{
     BranchPointError, ManifestError, Pin, PinError, PinKind, Publisher, TimelineManifest,
@@ -52,6 +52,9 @@ pub enum BranchError {
     /// Nothing can be read of the parent yet.
     #[error("timeline {0} has no manifest yet: its base backup is not complete")]
     NotAttached(TimelineRef),
+    /// Somebody else has gone on with the timeline, or has not stored all of it.
+    #[error("who asks is not the writer of timeline {0} any more, or has not stored all of it")]
+    NotTheWriter(TimelineRef),
     /// It can't begin there.
     #[error(transparent)]
     Point(#[from] BranchPointError),
@@ -124,14 +127,76 @@ impl Broker {
         }
         // They would only be in each other's way at the manifest, and in the writer's.
         let _turn = self.branching().acquire().await;
+        let point = self.point(parent, lsn, Arrival::Required).await?;
+        let made = |new: Branch| Change::Branch {
+            tenant: parent.tenant,
+            before_unix_ms: unix_ms(created + LONGEST),
+            new,
+        };
+        self.make(point, (name, expires_unix_ms), created, made)
+            .await
+    }
+
+    /// A server was promoted that lacks the end of a timeline: makes the one that goes on in its place durable, or
+    /// finds it.
+    ///
+    /// # Errors
+    /// As for [`Broker::branch`], if nobody writes the timeline, or who asks is not its writer any more.
+    pub async fn follow_promotion(
+        &self,
+        writer: LeavingWriter,
+        promotion: Promotion,
+    ) -> Result<Branched, BranchError> {
+        let created = SystemTime::now();
+        let LeavingWriter {
+            timeline: left,
+            epoch,
+        } = writer;
+        let _turn = self.branching().acquire().await;
+        let newest = self.newest_catalog().await?;
+        if let Some(branch) = newest.successor(left, promotion) {
+            return Ok(branched(left, branch));
+        }
+        let name = newest.name_of(left)?;
+        let manifest = self.manifests(left).newest().await?;
+        let manifest = manifest.ok_or(BranchError::NotAttached(left))?.state;
+        if manifest.writer_epoch != epoch || manifest.lsn < promotion.end {
+            return Err(BranchError::NotTheWriter(left));
+        }
+        let cluster = manifest.source.system_identifier;
+        let point = self
+            .point(left, Some(promotion.at), Arrival::Required)
+            .await?;
+        let promotion = Promotion {
+            at: point.lsn,
+            ..promotion
+        };
+        let made = |new: Branch| Change::Follow {
+            left,
+            promotion,
+            cluster,
+            before_unix_ms: unix_ms(created + LONGEST),
+            new,
+        };
+        self.make(point, (name, None), created, made).await
+    }
+
+    /// A pin, a manifest, and what the catalog is to list of them.
+    async fn make(
+        &self,
+        point: Point,
+        (name, expires_unix_ms): (Name, Option<u64>),
+        created: SystemTime,
+        change: impl FnOnce(Branch) -> Change,
+    ) -> Result<Branched, BranchError> {
         let Point {
             timeline: on,
             lsn,
             manifests,
             mut newest,
-        } = self.point(parent, lsn, Arrival::Required).await?;
+        } = point;
         let timeline = TimelineRef {
-            tenant: parent.tenant,
+            tenant: on.tenant,
             timeline: TimelineId::from_bytes(rand::random()),
         };
         let pin = pin_of(timeline.timeline, lsn, created);
@@ -157,14 +222,10 @@ impl Broker {
             expires_unix_ms,
             is_protected: false,
             deleting: false,
+            left: None,
             source: None,
         };
-        let change = Change::Branch {
-            tenant: timeline.tenant,
-            new: branch.clone(),
-            before_unix_ms: unix_ms(created + LONGEST),
-        };
-        let listed = self.change(change).await;
+        let listed = self.change(change(branch.clone())).await;
         let is_left = match &listed {
             // Of two that are made at once the catalog takes one.
             Ok(listed) => *listed != timeline,
@@ -284,6 +345,7 @@ impl BranchError {
             Self::NotAttached(_) | Self::NotHeard(_) | Self::NotArrived { .. } => {
                 ErrorKind::NotReady
             }
+            Self::NotTheWriter(_) => ErrorKind::Conflict,
             Self::Point(_) | Self::Pin(PinError::BelowCutoff { .. }) => ErrorKind::Invalid,
             Self::Pin(PinError::TooMany) => ErrorKind::Throttled,
             Self::Manifest(error) => error.kind(),
@@ -309,7 +371,10 @@ mod tests {
     use palimpsest_runtime::TaskScope;
 
     use super::*;
-    use crate::core::fixture::{Site, lsn};
+    use crate::core::{
+        fixture::{Site, lsn},
+        tenant::NewTenant,
+    };
 
     async fn branch(site: &Site, parent: TimelineRef, name: &str, at: u64) -> Branched {
         site.branch(parent, name, Some(at)).await.unwrap()
@@ -411,6 +476,94 @@ mod tests {
         // Nothing of what was refused is left.
         assert!(site.manifest(site.main).await.unwrap().pins().is_empty());
         kind(200).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_was_promoted_without_the_end_of_a_timeline_is_followed_under_its_name() {
+        let site = Site::new().await;
+        let cluster = palimpsest_types::SystemIdentifier::new(1);
+        assert_eq!(site.broker.claim(site.main, cluster).await.unwrap(), None);
+        let kept = branch(&site, site.main, "kept", 192).await.timeline;
+        let promotion = Promotion {
+            at: lsn(160),
+            pg_timeline: 2,
+            end: lsn(200),
+        };
+        let follow = async || site.follow(site.main, promotion).await;
+        // Neither one who was superseded, nor before all is stored.
+        let superseded = LeavingWriter {
+            timeline: site.main,
+            epoch: palimpsest_types::WriterEpoch::new(7),
+        };
+        let early = Promotion {
+            end: lsn(208),
+            ..promotion
+        };
+        let asked = site.broker.follow_promotion(superseded, promotion).await;
+        assert_eq!(asked.unwrap_err().kind(), ErrorKind::Conflict);
+        let asked = site.follow(site.main, early).await;
+        assert_eq!(asked.unwrap_err().kind(), ErrorKind::Conflict);
+        let next = follow().await.unwrap();
+        assert_eq!((next.begins_on, next.lsn), (site.main, lsn(160)));
+        // Asked again, by one who did not hear the answer; or at once by two.
+        let (again, other) = tokio::join!(follow(), follow());
+        assert_eq!([again.unwrap(), other.unwrap()], [next, next]);
+        assert_eq!(site.manifest(site.main).await.unwrap().pins().len(), 2);
+
+        let view = site.broker.watch().borrow().clone();
+        let main = view.find("shop").unwrap();
+        assert_eq!(main.timeline, next.timeline);
+        assert!(main.source.contains("host=h") && main.slot == "palimpsest_shop");
+        let old = view.find("shop/main@0/A0").unwrap();
+        assert_eq!(old.timeline, site.main);
+        assert_eq!((old.source.as_str(), old.slot.as_str()), ("", ""));
+        assert_eq!(old.status.last_record, lsn(200));
+        let begins_on = view.timeline(kept).unwrap().branch.unwrap().timeline;
+        assert_eq!(begins_on, site.main.timeline);
+        // The cluster is still this tenant's, and what was left is not followed elsewhere.
+        let holder = site.broker.catalog().tenants().first().cloned().unwrap();
+        assert_eq!(holder.written().collect::<Vec<_>>(), [next.timeline]);
+        let again = NewTenant::parse("shop", "host=h user=u", None).unwrap();
+        assert_eq!(site.broker.attach(again).await.unwrap(), next.timeline);
+        let name = Some("other".parse().unwrap());
+        let named = site.broker.update_branch(next.timeline, name, None, None);
+        assert_eq!(named.await.unwrap_err().kind(), ErrorKind::Invalid);
+        let third = Promotion {
+            at: lsn(176),
+            ..promotion
+        };
+        let refused = site.follow(site.main, third).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
+    }
+
+    #[tokio::test]
+    async fn a_promotion_is_followed_twice() {
+        // Attached before clusters were claimed.
+        let site = Site::new().await;
+        let promotion = |at, pg_timeline| Promotion {
+            at: lsn(at),
+            pg_timeline,
+            end: lsn(200),
+        };
+        let first = site.follow(site.main, promotion(176, 2)).await;
+        let first = first.unwrap().timeline;
+        site.grow(first, 200).await;
+        let second = site.follow(first, promotion(184, 3)).await;
+        let second = second.unwrap();
+        assert_eq!(second.begins_on, first);
+        let view = site.broker.watch().borrow().clone();
+        assert_eq!(view.find("shop").unwrap().timeline, second.timeline);
+        let left = view.timeline(first).unwrap();
+        assert_eq!(left.timeline_name, "main@0/B8");
+        assert_eq!(
+            (left.source.as_str(), left.status.last_record),
+            ("", lsn(200))
+        );
+        // It goes with the tenant, and what was left with it.
+        let stays = site.broker.delete_branch(second.timeline).await;
+        assert_eq!(stays.unwrap_err().kind(), ErrorKind::Invalid);
+        let deleted = site.broker.delete("shop".parse().unwrap(), false).await;
+        assert_eq!(deleted.unwrap(), site.main);
     }
 
     #[tokio::test]

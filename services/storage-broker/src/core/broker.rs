@@ -273,7 +273,11 @@ impl Broker {
     /// # Errors
     /// If there is no such branch, others begin on it, it is being written, or the catalog can't be changed.
     pub async fn delete_branch(&self, timeline: TimelineRef) -> Result<(), ChangeError> {
-        if let Some((branch, source_of)) = self.running(timeline) {
+        let catalog = self.catalog();
+        let tenant = catalog.tenant_of(timeline.tenant);
+        // What the tenant's source is read to stays, and nobody is to be told to stop that.
+        let stays = tenant.is_some_and(|tenant| tenant.main() == timeline);
+        if let Some((branch, source_of)) = self.running(timeline).filter(|_| !stays) {
             return Err(ChangeError::Running { branch, source_of });
         }
         self.change(Change::DropBranch { timeline }).await?;

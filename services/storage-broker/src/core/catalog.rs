@@ -1,10 +1,11 @@
 //! The tenants that exist, and how the list of them may change.
 
 mod branches;
+mod promotion;
 #[cfg(test)]
 mod tests;
 
-use palimpsest_api::TimelineRef;
+use palimpsest_api::{TimelineRef, broker::Promotion};
 use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier, TenantId};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,19 @@ pub enum Change {
         /// The tenant.
         tenant: TenantId,
         /// The branch.
+        new: Branch,
+        /// Not later than this, in milliseconds since 1970: what it needs may be gone then.
+        before_unix_ms: u64,
+    },
+    /// A server was promoted that lacks the end of a timeline: a branch that begins there goes on in its place.
+    Follow {
+        /// The timeline, which nobody writes any more.
+        left: TimelineRef,
+        /// Where it was left, and for what.
+        promotion: Promotion,
+        /// Whose history it is.
+        cluster: SystemIdentifier,
+        /// The branch; its name and who writes it are found here.
         new: Branch,
         /// Not later than this, in milliseconds since 1970: what it needs may be gone then.
         before_unix_ms: u64,
@@ -155,6 +169,9 @@ pub enum CatalogError {
         /// Where the other one's WAL begins.
         begin: Lsn,
     },
+    /// Nobody writes the timeline, so nobody can be followed.
+    #[error("timeline {0} is written by nobody")]
+    NotWritten(TimelineRef),
     /// A branch goes.
     #[error("branch {0} is being deleted; wait until it is gone")]
     BranchGoes(Name),
@@ -169,8 +186,8 @@ pub enum CatalogError {
     /// Somebody has said that it is to stay.
     #[error("branch {0} is protected; `pal branch protect --off` takes that back")]
     Protected(Name),
-    /// The first timeline goes with its tenant.
-    #[error("{0} is the tenant's first timeline, and stays as long as the tenant does")]
+    /// The first timeline goes with its tenant, and so does what goes on with it.
+    #[error("{0} is what the tenant's source is read to, and stays as long as the tenant does")]
     NoBranch(String),
     /// A read would go through too many timelines.
     #[error("branches on branches are {limit} deep at most; begin it on an older timeline")]
@@ -214,6 +231,7 @@ impl CatalogError {
             | Self::ClusterTaken { .. } => ErrorKind::AlreadyExists,
             Self::BeingDeleted(_)
             | Self::BranchGoes(_)
+            | Self::NotWritten(_)
             | Self::Written { .. }
             | Self::Protected(_)
             | Self::HasBranches { .. } => ErrorKind::Conflict,
@@ -229,7 +247,9 @@ impl Change {
     /// It is not to be made later than this, in milliseconds since 1970.
     pub fn before_unix_ms(&self) -> Option<u64> {
         match self {
-            Self::Branch { before_unix_ms, .. } => Some(*before_unix_ms),
+            Self::Branch { before_unix_ms, .. } | Self::Follow { before_unix_ms, .. } => {
+                Some(*before_unix_ms)
+            }
             _ => None,
         }
     }
@@ -266,6 +286,13 @@ impl Catalog {
                 Ok(*timeline)
             }
             Change::Branch { tenant, new, .. } => self.branch(*tenant, new),
+            Change::Follow {
+                left,
+                promotion,
+                cluster,
+                new,
+                ..
+            } => self.follow(*left, *promotion, *cluster, new),
             Change::UpdateBranch {
                 timeline,
                 name,
@@ -312,7 +339,7 @@ impl Catalog {
             return match tenant.state {
                 TenantState::Deleting { .. } => Err(CatalogError::BeingDeleted(new.name.clone())),
                 TenantState::Attached if tenant.source == new.source && same_slot => {
-                    Ok(tenant.timeline())
+                    Ok(tenant.main())
                 }
                 TenantState::Attached => Err(CatalogError::Differs(new.name.clone())),
             };
@@ -371,12 +398,17 @@ impl Catalog {
             let going = going.map_or_else(|| name.clone(), |branch| branch.name.clone());
             return Err(CatalogError::BranchGoes(going));
         }
-        if !tenant.branches.is_empty() {
-            let children = tenant.branches.iter().map(|branch| branch.name.clone());
-            return Err(CatalogError::HasBranches {
-                what: format!("timelines of tenant {name}"),
-                children: children.collect(),
-            });
+        // What goes on with the first timeline's history goes with it.
+        let others = tenant.branches.iter();
+        let others = others.filter(|branch| !tenant.goes_on(branch) && branch.left.is_none());
+        let children: Vec<_> = others.map(|branch| branch.name.clone()).collect();
+        if !children.is_empty() {
+            let what = format!("timelines of tenant {name}");
+            return Err(CatalogError::HasBranches { what, children });
+        }
+        let mut kept = tenant.branches.iter().filter(|branch| branch.is_protected);
+        if let Some(kept) = kept.next() {
+            return Err(CatalogError::Protected(kept.name.clone()));
         }
         let forget_slot = match tenant.state {
             TenantState::Attached => forget_slot,

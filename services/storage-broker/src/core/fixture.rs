@@ -1,6 +1,9 @@
 //! A tenant with something to branch from, for tests.
 
-use palimpsest_api::{TimelineRef, broker::Branched};
+use palimpsest_api::{
+    TimelineRef,
+    broker::{Branched, LeavingWriter, Promotion},
+};
 use palimpsest_manifest::{
     KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
 };
@@ -76,6 +79,32 @@ impl Site {
         self.broker.branch(new).await
     }
 
+    /// The writer of a timeline has seen a promotion.
+    pub(super) async fn follow(
+        &self,
+        timeline: TimelineRef,
+        promotion: Promotion,
+    ) -> Result<Branched, BranchError> {
+        let epoch = self.manifest(timeline).await.unwrap().writer_epoch;
+        let writer = LeavingWriter { timeline, epoch };
+        self.broker.follow_promotion(writer, promotion).await
+    }
+
+    /// A timeline has come to here.
+    pub(super) async fn grow(&self, timeline: TimelineRef, up_to: u64) {
+        let TimelineRef { tenant, timeline } = timeline;
+        let manifests = TimelineManifests::new(self.store.clone(), tenant, timeline);
+        let newest = manifests.newest().await.unwrap().unwrap();
+        let mut grown = newest.state;
+        let kind = LayerKind::Delta(LsnSpan {
+            after: grown.lsn,
+            up_to: lsn(up_to),
+        });
+        grown.lsn = lsn(up_to);
+        grown.add_layers(vec![layer(2, kind)]).unwrap();
+        manifests.publish(newest.number, grown).await.unwrap();
+    }
+
     /// The newest manifest of a timeline.
     pub(super) async fn manifest(&self, timeline: TimelineRef) -> Option<TimelineManifest> {
         let TimelineRef { tenant, timeline } = timeline;
@@ -98,22 +127,23 @@ fn first_manifest(up_to: Lsn) -> TimelineManifest {
         LayerKind::Base(after),
         LayerKind::Delta(LsnSpan { after, up_to }),
     ];
-    let layers = kinds
-        .into_iter()
-        .enumerate()
-        .map(|(number, kind)| LayerEntry {
-            name: format!("layer-{number}"),
-            kind,
-            keys: KeySpan {
-                first: Key::TwoPhase(0),
-                last: Key::TwoPhase(1),
-            },
-            size: ByteCount::kib(8),
-            entries: 1,
-            level: 0,
-            epoch: WriterEpoch::FIRST,
-        });
+    let layers = (0..).zip(kinds).map(|(number, kind)| layer(number, kind));
     manifest.lsn = up_to;
     manifest.add_layers(layers.collect()).unwrap();
     manifest
+}
+
+fn layer(number: u32, kind: LayerKind) -> LayerEntry {
+    LayerEntry {
+        name: format!("layer-{number}"),
+        kind,
+        keys: KeySpan {
+            first: Key::TwoPhase(0),
+            last: Key::TwoPhase(1),
+        },
+        size: ByteCount::kib(8),
+        entries: 1,
+        level: 0,
+        epoch: WriterEpoch::FIRST,
+    }
 }

@@ -32,14 +32,26 @@ pub(super) fn view(catalog: &Catalog, membership: &Membership) -> ClusterView {
 fn first_view(tenant: &Tenant, membership: &Membership) -> TimelineView {
     let timeline = tenant.timeline();
     let writer = membership.writer(timeline);
+    let told = membership.status(timeline);
+    let told = match tenant.left {
+        Some(end) if tenant.state == TenantState::Attached => TimelineStatus {
+            oldest_readable: told.oldest_readable,
+            ..unwritten(end)
+        },
+        Some(_) | None => told,
+    };
+    let of_source = |text: String| match tenant.left {
+        Some(_) => String::new(),
+        None => text,
+    };
     TimelineView {
         timeline,
         tenant_name: tenant.name.to_string(),
         timeline_name: tenant.timeline_name.clone(),
-        status: status(tenant.state, membership.status(timeline)),
+        status: status(tenant.state, told),
         writer: writer.map(|member| member.address.clone()),
-        source: tenant.source.redacted(),
-        slot: tenant.slot.clone(),
+        source: of_source(tenant.source.redacted()),
+        slot: of_source(tenant.slot.clone()),
         branch: None,
         source_cluster: None,
     }
@@ -64,7 +76,7 @@ fn branch_view(tenant: &Tenant, branch: &Branch, membership: &Membership) -> Tim
     };
     let told = match &branch.source {
         Some(_) => heard(membership.status(timeline), lsn),
-        None => unwritten(lsn),
+        None => unwritten(branch.left.unwrap_or(lsn)),
     };
     let writer = membership.writer(timeline);
     let source = branch.source.as_ref();
@@ -87,7 +99,7 @@ fn branch_view(tenant: &Tenant, branch: &Branch, membership: &Membership) -> Tim
     }
 }
 
-/// A branch that nobody writes is as it was made.
+/// A timeline that nobody writes is as it was made, or left.
 fn unwritten(lsn: Lsn) -> TimelineStatus {
     TimelineStatus {
         state: TimelineState::Idle,
@@ -133,36 +145,52 @@ pub(super) fn assignments(
     let owned = membership.owned_by(node);
     owned
         .filter_map(|timeline| match catalog.tenant(timeline) {
-            Some(tenant) => Some(first_assignment(tenant)),
+            Some(tenant) => first_assignment(tenant, membership),
             None => branch_assignment(catalog, timeline),
         })
         .collect()
 }
 
-fn first_assignment(tenant: &Tenant) -> Assignment {
-    Assignment {
+fn first_assignment(tenant: &Tenant, membership: &Membership) -> Option<Assignment> {
+    // All that is stored of a tenant goes with its first timeline, so nobody may be writing any more.
+    let writes = |branch: &Branch| {
+        let timeline = TimelineRef {
+            tenant: tenant.id,
+            timeline: branch.id,
+        };
+        branch.source.is_some() && membership.status(timeline).state != TimelineState::Deleted
+    };
+    let task = match tenant.state {
+        TenantState::Attached => AssignedTask::Ingest,
+        TenantState::Deleting { .. } if tenant.branches.iter().any(writes) => return None,
+        TenantState::Deleting { forget_slot } => AssignedTask::Delete { forget_slot },
+    };
+    Some(Assignment {
         timeline: tenant.timeline(),
         source: tenant.source.expose().to_owned(),
         slot: tenant.slot.clone(),
-        task: match tenant.state {
-            TenantState::Attached => AssignedTask::Ingest,
-            TenantState::Deleting { forget_slot } => AssignedTask::Delete { forget_slot },
-        },
+        task,
         writer: None,
-    }
+    })
 }
 
 fn branch_assignment(catalog: &Catalog, timeline: TimelineRef) -> Option<Assignment> {
-    let branch = catalog.tenant_of(timeline.tenant)?;
-    let branch = branch.find_branch(timeline.timeline)?;
+    let tenant = catalog.tenant_of(timeline.tenant)?;
+    let branch = tenant.find_branch(timeline.timeline)?;
     let source = branch.source.as_ref()?;
+    let forget_slot = match tenant.state {
+        // It is at the tenant's source.
+        TenantState::Deleting { forget_slot } if tenant.goes_on(branch) => forget_slot,
+        // The slot goes with the PostgreSQL that was started for the branch.
+        TenantState::Attached | TenantState::Deleting { .. } => true,
+    };
+    let goes = branch.deleting || tenant.state != TenantState::Attached;
     Some(Assignment {
         timeline,
         source: source.conninfo.expose().to_owned(),
         slot: source.slot.clone(),
-        task: match branch.deleting {
-            // The slot goes with the PostgreSQL that was started for the branch.
-            true => AssignedTask::Delete { forget_slot: true },
+        task: match goes {
+            true => AssignedTask::Delete { forget_slot },
             false => AssignedTask::Ingest,
         },
         writer: Some(source.writer()),

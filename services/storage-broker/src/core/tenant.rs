@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use palimpsest_api::{TimelineRef, broker::MAIN};
 use palimpsest_postgres::{ConnInfo, ConnInfoError, InvalidSlotNameError, SlotName};
-use palimpsest_types::{SystemIdentifier, TenantId, TimelineId};
+use palimpsest_types::{Lsn, SystemIdentifier, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use super::branch::Branch;
@@ -28,6 +28,9 @@ pub struct Tenant {
     /// The cluster that it is, once an attach has found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<SystemIdentifier>,
+    /// Where its first timeline ends, if nobody writes that any more: what the source has since is on a branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Lsn>,
     /// Whether it comes or goes.
     pub state: TenantState,
     /// Its other timelines, in the order in which they were made.
@@ -48,7 +51,8 @@ pub enum TenantState {
     },
 }
 
-/// Of a tenant or a branch: a letter, then letters, digits, '-' and '_'; at most 40 bytes.
+/// Of a tenant or a branch: a letter, then letters, digits, '-' and '_'; at most 40 bytes. Of a timeline that was left
+/// with `@` and an LSN after it, which nobody else is called.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -84,6 +88,8 @@ pub enum TenantError {
 }
 
 const MAX_NAME: usize = 40;
+/// Between a name and where what it named was left.
+const LEFT: char = '@';
 
 impl Tenant {
     /// A tenant that is to be attached.
@@ -95,6 +101,7 @@ impl Tenant {
             slot: new.slot(),
             source: new.source,
             cluster: None,
+            left: None,
             name: new.name,
             state: TenantState::Attached,
             branches: Vec::new(),
@@ -109,11 +116,15 @@ impl Tenant {
         }
     }
 
-    /// Its timelines that somebody writes.
+    /// Its timelines that somebody writes, or is to remove the slot of.
     pub fn written(&self) -> impl Iterator<Item = TimelineRef> {
         let written = |branch: &&Branch| branch.source.is_some();
         let branches = self.branches.iter().filter(written);
-        std::iter::once(self.timeline()).chain(branches.map(|branch| self.at(branch)))
+        let first = self.left.is_none() || self.state != TenantState::Attached;
+        let first = first.then(|| self.timeline());
+        first
+            .into_iter()
+            .chain(branches.map(|branch| self.at(branch)))
     }
 
     /// Branches that are to go, of which a writer has something on its disk.
@@ -121,6 +132,19 @@ impl Tenant {
         let goes = |branch: &&Branch| branch.deleting && branch.source.is_some();
         let branches = self.branches.iter().filter(goes);
         branches.map(|branch| self.at(branch))
+    }
+
+    /// Whether a branch is what the tenant's source is read to, since that was promoted.
+    pub fn goes_on(&self, branch: &Branch) -> bool {
+        let cluster = branch.source.as_ref().map(|source| source.cluster);
+        self.left.is_some() && cluster.is_some() && cluster == self.cluster
+    }
+
+    /// What its source is read to.
+    pub fn main(&self) -> TimelineRef {
+        let mut branches = self.branches.iter();
+        let goes_on = branches.find(|branch| self.goes_on(branch));
+        goes_on.map_or_else(|| self.timeline(), |branch| self.at(branch))
     }
 
     fn at(&self, branch: &Branch) -> TimelineRef {
@@ -165,6 +189,11 @@ impl NewTenant {
 }
 
 impl Name {
+    /// The name of a timeline that was left at an LSN for another, which has its name now.
+    pub fn left_at(name: &str, lsn: Lsn) -> Self {
+        Self(format!("{name}{LEFT}{lsn}"))
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -190,7 +219,15 @@ impl TryFrom<String> for Name {
     type Error = TenantError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+        // As often as a promotion was followed.
+        let mut name = text.as_str();
+        while let Some((before, lsn)) = name.rsplit_once(LEFT)
+            && lsn.parse::<Lsn>().is_ok()
+        {
+            name = before;
+        }
+        name.parse::<Self>()?;
+        Ok(Self(text))
     }
 }
 
@@ -256,6 +293,12 @@ mod tests {
         for name in ["", "1a", "-a", "a b", "a/b", "ä", too_long.as_str()] {
             assert!(name.parse::<Name>().is_err(), "{name}");
         }
+        let left = Name::left_at("main", Lsn::new(0x300_0060));
+        assert_eq!(left.as_str(), "main@0/3000060");
+        assert!(left.as_str().parse::<Name>().is_err(), "nobody chooses it");
+        let json = serde_json::to_string(&left).unwrap();
+        assert_eq!(serde_json::from_str::<Name>(&json).unwrap(), left);
+        assert!(serde_json::from_str::<Name>("\"main@0/x\"").is_err());
     }
 
     #[test]

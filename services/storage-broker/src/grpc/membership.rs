@@ -5,13 +5,14 @@ use palimpsest_api::{
     InvalidMessageError, TimelineRef,
     broker::{
         Member, TimelineStatus, assignment_to_wire, claim_from_wire, leaving_from_wire,
-        status_from_wire, view_to_wire,
+        promotion_from_wire, status_from_wire, view_to_wire,
     },
     error_status,
 };
 use palimpsest_proto::broker::v1::{
-    ClaimClusterRequest, ClaimClusterResponse, HeartbeatRequest, HeartbeatResponse, LeaveRequest,
-    LeaveResponse, WatchClusterRequest, WatchClusterResponse,
+    ClaimClusterRequest, ClaimClusterResponse, FollowPromotionRequest, FollowPromotionResponse,
+    HeartbeatRequest, HeartbeatResponse, LeaveRequest, LeaveResponse, WatchClusterRequest,
+    WatchClusterResponse,
     membership_service_server::{MembershipService, MembershipServiceServer},
 };
 use palimpsest_runtime::CancellationToken;
@@ -78,6 +79,19 @@ impl MembershipService for MembershipApi {
         let holder = claimed.map_err(|error| error_status(error.kind(), &error))?;
         Ok(Response::new(ClaimClusterResponse {
             held_by: holder.map(String::from).unwrap_or_default(),
+        }))
+    }
+
+    async fn follow_promotion(
+        &self,
+        request: Request<FollowPromotionRequest>,
+    ) -> Result<Response<FollowPromotionResponse>, Status> {
+        let told = promotion_from_wire(request.into_inner());
+        let (writer, promotion) = told.map_err(|error| error_status(error.fault(), &error))?;
+        let next = self.broker.follow_promotion(writer, promotion).await;
+        let next = next.map_err(|error| error_status(error.fault(), &error))?;
+        Ok(Response::new(FollowPromotionResponse {
+            timeline: Some(next.timeline.into()),
         }))
     }
 

@@ -31,7 +31,7 @@ use super::{
     backup::BackupLayers,
     error::{IngestError, Remedy, Stop},
     keeper::{self, Duty},
-    source::{CheckError, SourceReport, connect, expect_free_senders, inspect},
+    source::{CheckError, SourceReport, connect, connect_to_attach, expect_free_senders, inspect},
     timeline::Timeline,
     warnings::Topic,
 };
@@ -173,7 +173,7 @@ async fn reach_unattached(timeline: &Timeline) -> Result<Source, IngestError> {
 
 /// A source that is as an attach needs it.
 async fn reach(timeline: &Timeline) -> Result<Source, IngestError> {
-    let mut connection = connect(&timeline.assignment.source).await?;
+    let mut connection = connect_to_attach(&timeline.assignment.source).await?;
     let report = inspect(&mut connection).await?;
     timeline.warn(Topic::Settings, report.warnings.clone());
     Ok((connection, report))

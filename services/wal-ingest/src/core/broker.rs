@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use palimpsest_api::{
     RemoteError, TimelineRef,
-    broker::{BrokerClient, ClusterView, watch_cluster},
+    broker::{BrokerClient, ClusterView, LeavingWriter, Promotion, watch_cluster},
 };
 use palimpsest_runtime::TaskScope;
 use palimpsest_types::{Lsn, SystemIdentifier};
@@ -57,6 +57,16 @@ impl Broker {
             }
         }
         begun_on
+    }
+
+    /// Has another timeline read from a server that was promoted, and lacks the end of this one.
+    pub(super) async fn follow_promotion(
+        &self,
+        writer: LeavingWriter,
+        promotion: Promotion,
+    ) -> Result<TimelineRef, RemoteError> {
+        let mut client = self.client.clone();
+        client.follow_promotion(writer, promotion).await
     }
 
     /// Claims a cluster for the tenant of a timeline. If another tenant has it, that one's name.

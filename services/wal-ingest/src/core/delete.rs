@@ -7,12 +7,18 @@ use palimpsest_store::StorePath;
 use palimpsest_types::ErrorKind;
 
 use super::{
-    attach::owns_slot, back_off::BackOff, error::IngestError, source::connect, timeline::Timeline,
+    attach::owns_slot,
+    back_off::BackOff,
+    error::IngestError,
+    source::{connect, connect_to},
+    timeline::Timeline,
 };
 
 /// How often, and after which pause, dropping a slot that is still in use is tried again.
 const SLOT_ATTEMPTS: u32 = 20;
 const SLOT_PAUSE: Duration = Duration::from_millis(100);
+/// For each of several hosts.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Timeline {
     /// Removes everything, trying again until it is done.
@@ -36,11 +42,17 @@ impl Timeline {
     }
 
     async fn try_delete(&self, forget_slot: bool) -> Result<(), IngestError> {
-        if self.assignment.writer.is_some() {
+        let is_branch = self.assignment.writer.is_some();
+        if is_branch && forget_slot {
             // What is stored of a branch the storage-broker removes, in an order of its own.
             return self.remove_directory().await;
         }
-        match self.drop_slot().await {
+        let dropped = self.drop_slot(is_branch).await;
+        if is_branch {
+            dropped?;
+            return self.remove_directory().await;
+        }
+        match dropped {
             Err(error) if forget_slot => {
                 tracing::warn!(timeline = %self.id(), error = error.in_words(), "leaving the slot behind, as asked");
             }
@@ -55,11 +67,25 @@ impl Timeline {
 
     /// A slot that is gone already is dropped already. Only a slot of a timeline that got as far
     /// as making one is ours to drop.
-    async fn drop_slot(&self) -> Result<(), IngestError> {
-        if !owns_slot(self).await? {
+    async fn drop_slot(&self, is_branch: bool) -> Result<(), IngestError> {
+        if !is_branch && !owns_slot(self).await? {
             return Ok(());
         }
-        let mut connection = connect(&self.assignment.source).await?;
+        let conninfo = &self.assignment.source;
+        let mut connection = match self.manifests().newest().await? {
+            None => connect(conninfo).await?,
+            Some(newest) => {
+                let source = newest.state.source;
+                let (connection, identity) =
+                    connect_to(conninfo, "palimpsest", &source, PATIENCE).await?;
+                if identity.timeline < source.pg_timeline {
+                    // Who was left behind by a promotion: the slot is at another server.
+                    let (found, expected) = (identity.timeline, source.pg_timeline);
+                    return Err(IngestError::Switched { found, expected });
+                }
+                connection
+            }
+        };
         let mut attempts = 0;
         loop {
             match connection.drop_slot(&self.slot).await {

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use palimpsest_api::RemoteError;
+use palimpsest_api::{RemoteError, broker::Promotion};
 use palimpsest_disk::is_full;
 use palimpsest_manifest::ManifestError;
 use palimpsest_postgres::{
@@ -78,6 +78,17 @@ pub enum IngestError {
         /// What came.
         found: Lsn,
     },
+    /// None of several hosts is a primary that can be read.
+    #[error("none of the hosts is a primary that can be read: {0}")]
+    Hosts(String),
+    /// The server was promoted or recovered, or is one that was not; the stream finds out which.
+    #[error("the server is on PostgreSQL timeline {found}, and {expected} is read")]
+    Switched {
+        /// What it is on.
+        found: u32,
+        /// What is read.
+        expected: u32,
+    },
     /// There is no room for more WAL.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -121,15 +132,32 @@ pub enum Stop {
         /// What it was.
         expected: u64,
     },
-    /// The source was promoted or recovered to another PostgreSQL timeline.
+    /// The source is on a PostgreSQL timeline that does not come from ours.
     #[error(
-        "the source went from PostgreSQL timeline {expected} to {found}, which can't be followed yet; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
+        "the source is on PostgreSQL timeline {found}, which does not come from {expected}, whose WAL is here; point the connection string at a server of that history, or delete the tenant and attach again (or, for a branch, `pal start --discard`)"
     )]
     OtherTimeline {
         /// What it is on.
         found: u32,
         /// What it was on.
         expected: u32,
+    },
+    /// The source was promoted, or recovered, from before the end of what is here.
+    #[error(
+        "the source was promoted at {}, and what is here goes on to {}, which the promoted server never had; all of it stays readable under a name with the LSN in it, and what the source has since is read under this one", .0.at, .0.end
+    )]
+    Left(Promotion),
+    /// The source's last PostgreSQL timeline ended in the middle of a record, which PostgreSQL does not do.
+    #[error(
+        "PostgreSQL timeline {found} of the source begins at {at}, and the last record before it that can be read ends at {end}; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
+    )]
+    Unfinished {
+        /// What comes next.
+        found: u32,
+        /// Where it begins.
+        at: Lsn,
+        /// The end of the last record that is here.
+        end: Lsn,
     },
     /// A branch is to be written on from elsewhere than its end.
     #[error(
@@ -223,6 +251,8 @@ impl IngestError {
             | Self::WalFile { .. }
             | Self::LayerFile { .. }
             | Self::WalGap { .. }
+            | Self::Switched { .. }
+            | Self::Hosts(_)
             | Self::Broker(_) => Remedy::Retry,
         }
     }
@@ -268,6 +298,6 @@ impl IngestError {
 fn is_final(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::AlreadyExists
+        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::AlreadyExists | ErrorKind::Invalid
     )
 }

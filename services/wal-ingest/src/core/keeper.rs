@@ -23,7 +23,7 @@ use super::{
     back_off::BackOff,
     error::{IngestError, Stop},
     slotless,
-    source::{connect_as, warnings},
+    source::{connect_to, warnings},
     timeline::Timeline,
     warnings::Topic,
 };
@@ -36,6 +36,8 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const WORTH_A_VISIT: u64 = 16 << 20;
 /// Longest visit: while one lasts, the source can't shut down.
 pub(super) const VISIT: Duration = Duration::from_secs(5);
+/// For each of several hosts.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Failures in a row that a person hears of.
 const FAILURES: u32 = 3;
 
@@ -75,7 +77,10 @@ pub(super) fn duty_after(error: &IngestError) -> Option<Duty> {
         // In its place there may be another of its name, which keeps WAL as well. And a source that was
         // recovered in place has the slot still.
         IngestError::Stop(
-            Stop::SlotLost { .. } | Stop::OtherTimeline { .. } | Stop::OtherCluster { .. },
+            Stop::SlotLost { .. }
+            | Stop::OtherTimeline { .. }
+            | Stop::Left(_)
+            | Stop::OtherCluster { .. },
         ) => Some(Duty::Guard),
         _ => Some(Duty::Follow),
     }
@@ -230,8 +235,11 @@ pub(super) async fn connect(
     // No commit shall wait for this connection, so its name is another than the stream's: by a
     // prefix, because the server cuts long names off at their end.
     let name = format!("keeper_{}", timeline.slot);
-    let mut connection = connect_as(&timeline.assignment.source, &name).await?;
-    let identity = connection.identify_system().await?;
+    let conninfo = &timeline.assignment.source;
+    let (connection, identity) = connect_to(conninfo, &name, source, PATIENCE).await?;
+    if identity.timeline > source.pg_timeline {
+        timeline.note_switched(identity.timeline);
+    }
     expect_same(&identity, source, duty)?;
     Ok((connection, identity))
 }
@@ -281,16 +289,22 @@ fn plan(slot: Option<SlotState>, end: Lsn, remote: Option<Lsn>, limit: ByteCount
     }
 }
 
-/// Another cluster's slot of this name is not ours to move or drop. On another timeline of the same
-/// cluster it is not to be moved, but keeps WAL as before.
-fn expect_same(identity: &SystemIdentity, source: &SourceCluster, duty: Duty) -> Result<(), Stop> {
+/// Another cluster's slot of this name is not ours to move or drop. On a later timeline of the same
+/// cluster it is not to be moved, but keeps WAL as before: the stream follows there, or says why not. Who was left
+/// behind by a promotion is not where the slot is.
+fn expect_same(
+    identity: &SystemIdentity,
+    source: &SourceCluster,
+    duty: Duty,
+) -> Result<(), IngestError> {
     if identity.system_id != source.system_identifier {
         let (found, expected) = (identity.system_id.get(), source.system_identifier.get());
-        return Err(Stop::OtherCluster { found, expected });
+        return Err(Stop::OtherCluster { found, expected }.into());
     }
-    if identity.timeline != source.pg_timeline && duty == Duty::Follow {
+    let is_behind = identity.timeline < source.pg_timeline;
+    if is_behind || (identity.timeline != source.pg_timeline && duty == Duty::Follow) {
         let (found, expected) = (identity.timeline, source.pg_timeline);
-        return Err(Stop::OtherTimeline { found, expected });
+        return Err(IngestError::Switched { found, expected });
     }
     Ok(())
 }

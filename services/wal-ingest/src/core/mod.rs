@@ -40,6 +40,7 @@ mod source;
 mod stays;
 mod stream;
 mod subscribers;
+mod succession;
 mod timeline;
 mod wal_files;
 mod warnings;

@@ -8,10 +8,12 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
+use bytes::Bytes;
 use palimpsest_api::broker::TimelineState;
 use palimpsest_manifest::SourceCluster;
-use palimpsest_postgres::SlotState;
-use palimpsest_types::{ByteCount, Lsn};
+use palimpsest_postgres::{Connection, SlotState};
+use palimpsest_store::StorePath;
+use palimpsest_types::{ByteCount, ErrorKind, Lsn};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -76,10 +78,51 @@ pub(super) async fn before_drop(timeline: &Timeline) {
     }
 }
 
+/// Another server was promoted, which has no slot of ours, or none that anybody moved.
+pub(super) async fn after_promotion(timeline: &Timeline) -> Result<(), IngestError> {
+    let (disk, directory) = (timeline.shared.disk.clone(), timeline.directory());
+    let path = directory.clone();
+    let making = timeline.spawn_blocking(move || disk.create_dir_all(&directory));
+    let made = making.await.map_err(|error| timeline.wal_failed(error))?;
+    made.map_err(|source| IngestError::WalFile { path, source })?;
+    // Also for who takes over without this disk.
+    let told = Bytes::from_static(b"the server that was promoted may have no slot\n");
+    timeline
+        .shared
+        .store
+        .put_once(&awaited(timeline), told)
+        .await?;
+    set(timeline, true).await?;
+    timeline.note_slotless(true);
+    Ok(())
+}
+
+/// A server was promoted, and what it has is to be read when all is stored that came before. Its WAL has to be there then.
+/// If there can be no slot yet, one is made later; whether it came too late is seen when the WAL is asked for.
+pub(super) async fn make_early(timeline: &Timeline, connection: &mut Connection) {
+    let slot = &timeline.slot;
+    if let Err(IngestError::Stop(_)) = expect_ours(timeline).await {
+        return;
+    }
+    match connection.create_physical_slot(slot, true).await {
+        Ok(_) => {
+            tracing::info!(timeline = %timeline.id(), %slot, "slot made at the promoted server")
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            let error = IngestError::from(error).in_words();
+            tracing::warn!(timeline = %timeline.id(), %slot, error, "can't make the slot at the promoted server yet");
+        }
+    }
+}
+
 /// There is a slot that keeps all that the object store does not have.
 pub(super) async fn over(timeline: &Timeline) {
     // A marker that stays is harmless: whoever starts with it finds the slot, and is here again.
     timeline.note_slotless(false);
+    if let Err(error) = timeline.shared.store.delete(&awaited(timeline)).await {
+        tracing::warn!(timeline = %timeline.id(), error = IngestError::from(error).in_words(), "can't forget that the slot was to be made");
+    }
     if let Err(error) = set(timeline, false).await {
         tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't forget that there was no slot");
     }
@@ -87,7 +130,7 @@ pub(super) async fn over(timeline: &Timeline) {
     timeline.warn(Topic::Keeper, Vec::new());
 }
 
-/// Whether the slot was dropped before a crash, as the file says.
+/// Whether the slot was dropped before a crash, or is to be made after a promotion, as the files say.
 pub(super) async fn remember(timeline: &Timeline) -> Result<(), IngestError> {
     let (disk, path) = (timeline.shared.disk.clone(), marker(timeline));
     let looking = timeline.spawn_blocking(move || match disk.len(&path) {
@@ -98,7 +141,12 @@ pub(super) async fn remember(timeline: &Timeline) -> Result<(), IngestError> {
     let found = looking
         .await
         .map_err(|error| timeline.wal_failed(error))??;
-    timeline.note_slotless(found);
+    let is_awaited = match timeline.shared.store.get(&awaited(timeline)).await {
+        Ok(_) => true,
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error.into()),
+    };
+    timeline.note_slotless(found || is_awaited);
     Ok(())
 }
 
@@ -117,9 +165,9 @@ async fn regain(timeline: &Timeline, source: &SourceCluster) -> Result<(), Stop>
         };
         let (slot, remote) = (&timeline.slot, timeline.status().remote_consistent);
         let without = format!(
-            "slot {slot} kept more WAL than slot-retention-limit and was dropped; until the object \
-             store has caught up and there is one again, only the disk of this wal-ingest has the WAL \
-             after {remote}"
+            "slot {slot} does not keep all that the object store lacks: it was dropped because it kept more \
+             than slot-retention-limit, or another server was promoted; until the object store has caught up, \
+             only the disk of this wal-ingest has the WAL after {remote}"
         );
         timeline.warn(Topic::Slot, vec![without]);
         let trouble = trouble.map(|trouble| format!("can't look after slot {slot}: {trouble}"));
@@ -147,6 +195,10 @@ async fn look(timeline: &Timeline, source: &SourceCluster) -> Result<Step, Inges
                 return Err(error);
             }
             tracing::info!(timeline = %timeline.id(), %slot, "slot made again");
+            // Until the object store has reached it nobody else could go on here.
+            if let Some(growth) = timeline.growth() {
+                growth.freeze();
+            }
         }
         Step::Drop => {
             expect_ours(timeline).await?;
@@ -201,6 +253,11 @@ async fn set(timeline: &Timeline, slotless: bool) -> Result<(), IngestError> {
     });
     let set = setting.await.map_err(|error| timeline.wal_failed(error))?;
     set.map_err(|source| IngestError::WalFile { path, source })
+}
+
+/// The object that says that a slot is to be made, after a promotion.
+fn awaited(timeline: &Timeline) -> StorePath {
+    timeline.store_path().child("slot-awaited")
 }
 
 fn marker(timeline: &Timeline) -> PathBuf {

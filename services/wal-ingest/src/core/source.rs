@@ -1,8 +1,13 @@
 //! The PostgreSQL that a timeline is read from: how it is reached, and whether it can be attached.
 
-use palimpsest_postgres::{ClientError, ConnInfo, Connection};
+use std::time::Duration;
+
+use futures::future::join_all;
+use palimpsest_manifest::SourceCluster;
+use palimpsest_postgres::{ClientError, ConnInfo, Connection, SystemIdentity};
 use palimpsest_types::{ByteCount, ErrorKind, PAGE_SIZE, SystemIdentifier};
 use palimpsest_wal::SegmentSize;
+use tokio::time::timeout;
 
 use super::error::IngestError;
 
@@ -35,7 +40,7 @@ pub enum CheckError {
     #[error("the source has wal_level = {0}; set wal_level = replica (or logical) and restart it")]
     WalLevel(String),
     /// A standby.
-    #[error("the source is a standby; give the connection string of its primary")]
+    #[error("the source is a standby; give the connection string of its primary, or of all hosts")]
     Standby,
     /// Another page size.
     #[error("the source has {name} = {value}; only {supported} is supported")]
@@ -91,10 +96,79 @@ pub(super) async fn connect(conninfo: &str) -> Result<Connection, IngestError> {
     connect_as(conninfo, "palimpsest").await
 }
 
-/// Connects to a source under a name that it shows in its views.
-pub(super) async fn connect_as(conninfo: &str, name: &str) -> Result<Connection, IngestError> {
+/// Connects to a source that is to be attached: one that is a standby now is none.
+pub(super) async fn connect_to_attach(conninfo: &str) -> Result<Connection, IngestError> {
+    connect(conninfo).await.map_err(|error| match error {
+        IngestError::Source(ClientError::Standby { .. }) => CheckError::Standby.into(),
+        error => error,
+    })
+}
+
+/// Connects to a source, under a name that it shows in its views. Of several hosts it is the first that is a
+/// primary: standbys have the WAL as well, but not all that was committed.
+async fn connect_as(conninfo: &str, name: &str) -> Result<Connection, IngestError> {
+    connect_by(&parse(conninfo)?.with_application_name(name)).await
+}
+
+/// Connects to the primary that goes on with a cluster's history, under a name that it shows in its views. Of several
+/// hosts that is the one on the latest PostgreSQL timeline: who was left behind by a promotion may answer, too. Each has
+/// so long for that. If none goes on, a primary is returned all the same, for the caller to say what it is instead.
+pub(super) async fn connect_to(
+    conninfo: &str,
+    name: &str,
+    cluster: &SourceCluster,
+    patience: Duration,
+) -> Result<(Connection, SystemIdentity), IngestError> {
     let info = parse(conninfo)?.with_application_name(name);
-    Connection::connect(&info)
+    if info.endpoints().len() < 2 {
+        return identified(&info).await;
+    }
+    let asked = info.each_endpoint().map(async |info| {
+        let endpoint = info.endpoints().iter().map(ToString::to_string).collect();
+        let silent = || ClientError::ConnectTimeout {
+            endpoint,
+            after: patience,
+        };
+        let answered = timeout(patience, identified(&info)).await;
+        answered.unwrap_or_else(|_| Err(silent().into()))
+    });
+    let (answered, failed): (Vec<_>, Vec<_>) =
+        join_all(asked).await.into_iter().partition(Result::is_ok);
+    let mut answered: Vec<_> = answered.into_iter().flatten().collect();
+    answered.sort_by_key(|(_, identity)| rank(identity, cluster));
+    let latest = answered.pop();
+    for (connection, _) in answered {
+        connection.close().await;
+    }
+    latest.ok_or_else(|| none_of(failed.into_iter().filter_map(Result::err).collect()))
+}
+
+async fn identified(info: &ConnInfo) -> Result<(Connection, SystemIdentity), IngestError> {
+    let mut connection = connect_by(info).await?;
+    let identity = connection.identify_system().await?;
+    Ok((connection, identity))
+}
+
+/// What each of several hosts said; a refused login above all, as that is for a person to mend.
+fn none_of(mut failed: Vec<IngestError>) -> IngestError {
+    let is_refusal = |error: &IngestError| matches!(error, IngestError::Check(_));
+    match failed.iter().position(is_refusal) {
+        Some(at) => failed.swap_remove(at),
+        None => {
+            let told: Vec<_> = failed.iter().map(IngestError::in_words).collect();
+            IngestError::Hosts(told.join("; "))
+        }
+    }
+}
+
+/// The larger, the better: a server of another cluster comes after all others.
+fn rank(identity: &SystemIdentity, cluster: &SourceCluster) -> (bool, u32) {
+    let is_same = identity.system_id == cluster.system_identifier;
+    (is_same, identity.timeline)
+}
+
+async fn connect_by(info: &ConnInfo) -> Result<Connection, IngestError> {
+    Connection::connect(&info.clone().with_primary_only())
         .await
         .map_err(|error| match error.kind() {
             ErrorKind::Invalid if error.server_error().is_some() => {
@@ -117,7 +191,7 @@ fn parse(conninfo: &str) -> Result<ConnInfo, IngestError> {
 /// # Errors
 /// The first thing that stands in the way, with what to do about it.
 pub async fn check_source(conninfo: &str) -> Result<SourceReport, IngestError> {
-    let mut connection = connect(conninfo).await?;
+    let mut connection = connect_to_attach(conninfo).await?;
     let report = inspect(&mut connection).await?;
     connection.close().await;
     Ok(report)
@@ -132,9 +206,6 @@ pub(super) async fn inspect(connection: &mut Connection) -> Result<SourceReport,
             .parameter("server_version")
             .unwrap_or("of unknown version");
         return Err(CheckError::Version(shown.to_owned()).into());
-    }
-    if connection.show("in_hot_standby").await? == "on" {
-        return Err(CheckError::Standby.into());
     }
     let wal_level = connection.show("wal_level").await?;
     if wal_level == "minimal" {
@@ -256,7 +327,29 @@ fn parse_size(value: &str) -> Option<ByteCount> {
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_types::Lsn;
+
     use super::*;
+
+    #[test]
+    fn the_latest_of_a_cluster_is_read() {
+        let cluster = SourceCluster {
+            system_identifier: SystemIdentifier::new(7),
+            pg_version: 15,
+            pg_timeline: 2,
+            wal_segment_size: ByteCount::mib(16),
+            wal_log_hints: false,
+        };
+        let identity = |id, timeline| SystemIdentity {
+            system_id: SystemIdentifier::new(id),
+            timeline,
+            xlogpos: Lsn::new(1),
+            dbname: None,
+        };
+        let order =
+            [(8, 9), (7, 1), (7, 2), (7, 3)].map(|(id, at)| rank(&identity(id, at), &cluster));
+        assert!(order.is_sorted());
+    }
 
     #[test]
     fn reads_sizes_as_postgres_shows_them() {

@@ -1,10 +1,12 @@
 //! Reading WAL as the source writes it, for as long as it can be done.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
-use palimpsest_api::broker::TimelineState;
+use palimpsest_api::broker::{Promotion, TimelineState};
 use palimpsest_manifest::TimelineManifest;
-use palimpsest_postgres::{ClientError, ReplicationEvent, ReplicationStream, StandbyStatus};
+use palimpsest_postgres::{
+    ClientError, Connection, ReplicationEvent, ReplicationStream, StandbyStatus, Tli,
+};
 use palimpsest_types::{ErrorKind, Lsn};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
@@ -14,7 +16,9 @@ use super::{
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
     intake::{self, Intake},
-    source::connect_as,
+    slotless,
+    source::connect_to,
+    succession::{Succession, Switch, is_of, succession},
     timeline::{Resumed, Timeline},
     wal_files::WalTrim,
 };
@@ -23,6 +27,8 @@ use super::{
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is gone, whatever TCP thinks.
 const SILENCE: Duration = Duration::from_secs(60);
+/// For each of several hosts. With one it is what the connection string says.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look for room while paused.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -35,12 +41,19 @@ pub(super) enum End {
     Reopen(IngestError),
     /// Another cluster goes on where this one's WAL ends.
     Renewed,
+    /// The source goes on with another PostgreSQL timeline where the one that we read ends.
+    Switched(Switch),
     /// The node leaves.
     Left,
 }
 
-/// A connection was given up because the node leaves.
-struct Left;
+/// Why a connection was given up, when nothing failed.
+enum Given {
+    /// The node leaves.
+    Left,
+    /// All of the PostgreSQL timeline was received.
+    Switched(Switch),
+}
 
 /// Streams until the timeline can't go on as it is, or the node leaves. Connections that break are made again, and
 /// closed while there is no room.
@@ -58,8 +71,13 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         let ended = stream(timeline, &manifest, &mut intake).await;
         let decoded = intake::decode_rest(timeline, &mut intake).await;
         let error = match (ended, decoded) {
-            (Ok(Left), Err(error)) if error.remedy() == Remedy::GiveUp => return End::Stop(error),
-            (Ok(Left), _) => return End::Left,
+            (Ok(_), Err(error)) if error.remedy() == Remedy::GiveUp => return End::Stop(error),
+            (Ok(Given::Left), _) => return End::Left,
+            (Ok(Given::Switched(_)), Err(error)) => error,
+            (Ok(Given::Switched(switch)), Ok(())) => match switched(timeline, switch) {
+                Ok(()) => return End::Switched(switch),
+                Err(error) => error.into(),
+            },
             (Err(error), decoded) => worse(error, decoded),
         };
         let Some(intake) = &intake else {
@@ -109,7 +127,7 @@ async fn stream(
     timeline: &Timeline,
     manifest: &TimelineManifest,
     intake: &mut Option<Intake>,
-) -> Result<Left, IngestError> {
+) -> Result<Given, IngestError> {
     let from = match intake {
         Some(intake) => {
             intake.decoder().room()?;
@@ -121,9 +139,12 @@ async fn stream(
     // Cancel-safe: nothing was received.
     let opening = leaving.run_until_cancelled(open(timeline, manifest, from));
     let Some(opened) = opening.await else {
-        return Ok(Left);
+        return Ok(Given::Left);
     };
-    let mut arrivals = Arrivals::new(opened?);
+    let mut arrivals = match opened? {
+        Opened::Stream(stream) => Arrivals::new(stream),
+        Opened::AtEnd(switch) => return Ok(Given::Switched(switch)),
+    };
     timeline.update(|status| {
         status.state = TimelineState::Streaming;
         status.reason.clear();
@@ -142,9 +163,14 @@ async fn stream(
             heard = Instant::now();
             continue;
         }
-        // Cancel-safe: `next` and `tick` lose nothing when dropped.
+        // Cancel-safe: `next` and `tick` lose nothing when dropped, and who is looked for is found again.
         let arrival = tokio::select! {
             () = leaving.cancelled() => break,
+            // Who streams may not know, and of several hosts another is the primary now.
+            found = timeline.switched() => {
+                let expected = manifest.source.pg_timeline;
+                return Err(IngestError::Switched { found, expected });
+            }
             arrival = timeout_at(heard + SILENCE, arrivals.next()) => arrival,
             _ = ticks.tick() => {
                 arrivals.send_status(positions(timeline, false)).await?;
@@ -168,20 +194,46 @@ async fn stream(
                     arrivals.send_status(positions(timeline, false)).await?;
                 }
             }
-            Arrival::Last(Some(ReplicationEvent::EndOfTimeline { next_timeline, .. })) => {
-                let expected = manifest.source.pg_timeline;
-                return Err(Stop::OtherTimeline {
-                    found: next_timeline,
-                    expected,
-                }
-                .into());
+            Arrival::Last(Some(ReplicationEvent::EndOfTimeline {
+                next_timeline,
+                switch_point,
+            })) => {
+                return Ok(Given::Switched(Switch {
+                    at: switch_point,
+                    next: next_timeline,
+                }));
             }
             Arrival::Last(_) => {
                 return Err(IngestError::Backup("the WAL stream ended without a reason"));
             }
         }
     }
-    Ok(Left)
+    Ok(Given::Left)
+}
+
+/// Whether what we have ends with the PostgreSQL timeline that was left, all of which has come and is decoded. The
+/// server may have been promoted while we read from it, and then nobody has compared the two before.
+fn switched(timeline: &Timeline, switch: Switch) -> Result<(), Stop> {
+    let (end, Switch { at, next }) = (timeline.status().last_record, switch);
+    match end.cmp(&at) {
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(left(switch, end)),
+        // The last record before a promotion ends where the next timeline begins.
+        Ordering::Less => Err(Stop::Unfinished {
+            found: next,
+            at,
+            end,
+        }),
+    }
+}
+
+fn left(switch: Switch, end: Lsn) -> Stop {
+    let Switch { at, next } = switch;
+    Stop::Left(Promotion {
+        at,
+        pg_timeline: next,
+        end,
+    })
 }
 
 /// Does the next step with what has arrived, and receives more meanwhile. The source hears of what is
@@ -223,29 +275,80 @@ fn note_source(timeline: &Timeline, end: Lsn) {
         .note_source(timeline.id(), end, here);
 }
 
+/// What there is to read.
+enum Opened {
+    Stream(ReplicationStream),
+    /// Nothing more of the PostgreSQL timeline that we read.
+    AtEnd(Switch),
+}
+
 /// Connects, makes sure that it is the same cluster, and starts the stream.
 async fn open(
     timeline: &Timeline,
     manifest: &TimelineManifest,
     from: Lsn,
-) -> Result<ReplicationStream, IngestError> {
+) -> Result<Opened, IngestError> {
     // By this name the source's synchronous_standby_names may know us.
-    let mut connection = connect_as(&timeline.assignment.source, timeline.slot.as_str()).await?;
-    let identity = connection.identify_system().await?;
-    let source = &manifest.source;
+    let (conninfo, source) = (&timeline.assignment.source, &manifest.source);
+    let connected = connect_to(conninfo, timeline.slot.as_str(), source, PATIENCE).await;
+    let (mut connection, identity) = connected?;
     if identity.system_id != source.system_identifier {
         let (found, expected) = (identity.system_id.get(), source.system_identifier.get());
         return Err(Stop::OtherCluster { found, expected }.into());
     }
-    if identity.timeline != source.pg_timeline {
-        let (found, expected) = (identity.timeline, source.pg_timeline);
-        return Err(Stop::OtherTimeline { found, expected }.into());
+    if let Some(switch) = end_of(timeline, &mut connection, identity.timeline, manifest).await?
+        && switch.at <= from
+    {
+        // What we have behind it, if anything, is the beginning of a record that the server never had.
+        connection.close().await;
+        return Ok(Opened::AtEnd(switch));
     }
     // Without the slot: see the keeper.
     let stream = connection.start_physical_replication(None, from, source.pg_timeline);
     stream
         .await
+        .map(Opened::Stream)
         .map_err(|error| wal_gone_or(timeline, from, error))
+}
+
+/// Where the PostgreSQL timeline that we read ends, if the server is on another.
+async fn end_of(
+    timeline: &Timeline,
+    connection: &mut Connection,
+    found: Tli,
+    manifest: &TimelineManifest,
+) -> Result<Option<Switch>, IngestError> {
+    let expected = manifest.source.pg_timeline;
+    if found < expected {
+        // The primary of before a promotion that was followed: the right one may be there again any time.
+        return Err(IngestError::Switched { found, expected });
+    }
+    let begun = &manifest.pg_timeline_history;
+    if found == expected && begun.len() < 2 {
+        return Ok(None);
+    }
+    let history = connection.timeline_history(found).await?;
+    let foreign = || Err(Stop::OtherTimeline { found, expected }.into());
+    if !is_of(&history, begun) {
+        return foreign();
+    }
+    if found == expected {
+        return Ok(None);
+    }
+    let end = timeline.status().last_record;
+    let succession = succession(&history, (expected, end), found);
+    if succession == Succession::Foreign {
+        return foreign();
+    }
+    slotless::make_early(timeline, connection).await;
+    match succession {
+        Succession::Follows(switch) => {
+            tracing::info!(timeline = %timeline.id(), from = expected, to = switch.next, at = %switch.at, "the source was promoted");
+            Ok(Some(switch))
+        }
+        Succession::Leaves(switch) => Err(left(switch, end).into()),
+        Succession::Foreign => foreign(),
+    }
 }
 
 /// Tells an end that waiting does not mend: the slot does not exist, was invalidated, or the

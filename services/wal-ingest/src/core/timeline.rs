@@ -1,6 +1,7 @@
 //! One timeline, from its assignment to its end.
 
 use std::{
+    future::pending,
     path::PathBuf,
     pin::pin,
     sync::{
@@ -11,13 +12,13 @@ use std::{
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{Assignment, LogicalSize, TimelineState, TimelineStatus},
+    broker::{Assignment, LeavingWriter, LogicalSize, Promotion, TimelineState, TimelineStatus},
 };
 use palimpsest_layer::OpenLayer;
 use palimpsest_manifest::{
     ManifestError, SourceCluster, TimelineManifest, TimelineManifests, Versioned,
 };
-use palimpsest_postgres::SlotName;
+use palimpsest_postgres::{SlotName, Tli};
 use palimpsest_read::{StoredError, Tail};
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::StorePath;
@@ -44,6 +45,7 @@ use super::{
     slotless,
     stream::{self, End},
     subscribers::Subscribers,
+    succession::Switch,
     wal_files::{WalFiles, WalReader, WalTrim},
     warnings::{Topic, Warnings},
 };
@@ -70,6 +72,10 @@ pub(super) struct Timeline {
     superseded: AtomicBool,
     /// All of an earlier cluster's WAL that is here is in the object store.
     settled: AtomicBool,
+    /// What comes after the PostgreSQL timeline that was read to its end.
+    switch: StdMutex<Option<Switch>>,
+    /// The PostgreSQL timeline of a later primary than the one that is read, until that is looked at.
+    later: watch::Sender<Option<Tli>>,
 }
 
 /// A timeline that this node has taken over.
@@ -96,6 +102,13 @@ pub(super) struct Resumed {
     pub(super) manifest: TimelineManifest,
     pub(super) files: WalFiles,
     pub(super) decoder: Decoder,
+}
+
+/// Who writes a timeline from an LSN on.
+#[derive(Debug, Clone, Copy)]
+struct Successor {
+    cluster: SourceCluster,
+    begin: Lsn,
 }
 
 /// What the change feed tells of a timeline.
@@ -150,6 +163,8 @@ impl Timeline {
             slotless: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             settled: AtomicBool::new(false),
+            switch: StdMutex::default(),
+            later: watch::Sender::default(),
         }
     }
 
@@ -171,6 +186,23 @@ impl Timeline {
             status.last_record = last_record;
             status.logical_size = size.or(status.logical_size.take());
         });
+    }
+
+    /// A primary on a later PostgreSQL timeline than the one that is read was seen.
+    pub(super) fn note_switched(&self, found: Tli) {
+        self.later.send_replace(Some(found));
+    }
+
+    /// Waits until such a one is seen; tells once.
+    pub(super) async fn switched(&self) -> Tli {
+        let mut later = self.later.subscribe();
+        loop {
+            // It can't fail: the sender is ours.
+            let _ = later.wait_for(Option::is_some).await;
+            if let Some(found) = self.later.send_replace(None) {
+                return found;
+            }
+        }
     }
 
     /// Says in the status what is to be said about a topic from now on; whether that is news.
@@ -283,9 +315,31 @@ impl Timeline {
                     self.work.finished().await;
                     continue;
                 }
+                End::Switched(switch) => {
+                    *self.switch.lock().unwrap_or_else(PoisonError::into_inner) = Some(switch);
+                    self.settled.store(true, Ordering::Relaxed);
+                    self.work.finished().await;
+                    continue;
+                }
                 End::Stop(error) => {
                     self.stop(&error);
-                    leaving.run_until_cancelled(self.guard_slot(&error)).await;
+                    let handing = async {
+                        match &error {
+                            IngestError::Stop(Stop::Left(promotion)) => {
+                                self.hand_over(*promotion).await;
+                            }
+                            _ => pending().await,
+                        }
+                    };
+                    let ended = async {
+                        // Cancel-safe: a visit to the slot is repeated by whoever has it next.
+                        tokio::select! {
+                            () = handing => {}
+                            () = self.guard_slot(&error) => pending().await,
+                        }
+                    };
+                    // Boxed: its state is large, and needed once in the timeline's life.
+                    leaving.run_until_cancelled(Box::pin(ended)).await;
                     return;
                 }
                 End::Reopen(error) => error,
@@ -315,8 +369,8 @@ impl Timeline {
             Some(Err(error)) => return End::Stop(error),
             None => return End::Left,
         };
-        let source = self.source_after(&resumed.manifest);
-        let is_renewed = source != resumed.manifest.source;
+        let source = resumed.manifest.source;
+        let is_renewed = self.successor(&resumed.manifest).is_some();
         let working = async {
             // Cancel-safe: what was decoded is in the tail, and the rest is decoded by the next start.
             let resumed = match leaving.run_until_cancelled(replay(self, resumed)).await {
@@ -346,7 +400,7 @@ impl Timeline {
         match &end {
             End::Reopen(_) => return end,
             End::Stop(error) => self.stop(error),
-            End::Renewed | End::Left => {}
+            End::Renewed | End::Switched(_) | End::Left => {}
         }
         // What has come until now is history that the object store is to have. Who leaves gives it
         // no more than a limited time, and the slot is not looked after meanwhile.
@@ -354,6 +408,10 @@ impl Timeline {
         let flushed = async {
             match end {
                 End::Left => self.flushed().await,
+                // The slot is at a server whose history is not read yet.
+                End::Switched(_) | End::Stop(IngestError::Stop(Stop::Left(_))) => {
+                    self.guarding_as(Duty::Guard, self.flushed()).await;
+                }
                 _ => self.guarding(self.flushed()).await,
             }
         };
@@ -368,6 +426,44 @@ impl Timeline {
         let has_all = |status: &TimelineStatus| status.remote_consistent >= status.last_record;
         // It can't fail: the sender is ours.
         let _ = self.status.subscribe().wait_for(has_all).await;
+    }
+
+    /// Has another timeline read from the server that was promoted, once the object store has all that is here.
+    /// Returns when that is so; never if it is refused.
+    async fn hand_over(&self, promotion: Promotion) {
+        self.flushed().await;
+        let writer = LeavingWriter {
+            timeline: self.id(),
+            epoch: self.status().epoch,
+        };
+        let mut back_off = BackOff::default();
+        loop {
+            // Before anybody else begins: the storage-broker takes this timeline away when it has answered.
+            let handed = match self.remove_directory().await {
+                Ok(()) => {
+                    let asked = self.shared.broker.follow_promotion(writer, promotion);
+                    asked.await.map_err(IngestError::from)
+                }
+                Err(error) => Err(error),
+            };
+            let error = match handed {
+                Ok(next) => {
+                    tracing::info!(timeline = %self.id(), %next, at = %promotion.at, "another timeline goes on with the source's history");
+                    return;
+                }
+                Err(error) => error,
+            };
+            let reason = error.in_words();
+            let is_final = error.remedy() == Remedy::GiveUp;
+            tracing::warn!(timeline = %self.id(), reason, is_final, "can't have the source's history read on another timeline");
+            self.update(|status| {
+                status.reason = format!("{}; {reason}", Stop::Left(promotion));
+            });
+            if is_final {
+                return pending().await;
+            }
+            back_off.wait().await;
+        }
     }
 
     /// A timeline that has stopped still has a slot, which must not fill the source's disk.
@@ -390,14 +486,18 @@ impl Timeline {
 
     /// Waits for something, and looks after the slot meanwhile, if there may be one.
     pub(super) async fn guarding<T>(&self, waiting: impl Future<Output = T>) -> T {
+        // A slot that is there again, or still, may keep too much.
+        let duty = match self.is_slotless() {
+            true => Duty::Guard,
+            false => Duty::Follow,
+        };
+        self.guarding_as(duty, waiting).await
+    }
+
+    async fn guarding_as<T>(&self, duty: Duty, waiting: impl Future<Output = T>) -> T {
         let mut waiting = pin!(waiting);
         let source = *self.lock_source();
         if let Some(source) = source {
-            // A slot that is there again, or still, may keep too much.
-            let duty = match self.is_slotless() {
-                true => Duty::Guard,
-                false => Duty::Follow,
-            };
             // Cancel-safe: `waiting` stays, and the next visit does what this one has not.
             let stop = tokio::select! {
                 done = &mut waiting => return done,
@@ -441,11 +541,10 @@ impl Timeline {
             };
             let outcome = match newest {
                 Ok(Some(manifest)) => {
-                    let source = self.source_after(&manifest.state);
-                    match source == manifest.state.source {
-                        true => self.note_source(source),
+                    match self.successor(&manifest.state) {
+                        None => self.note_source(manifest.state.source),
                         // What is told of the timeline so far is not about the slot there.
-                        false => self.forget_source(),
+                        Some(_) => self.forget_source(),
                     }
                     // Boxed: its state is large, and needed once.
                     Box::pin(self.take_over(manifest)).await
@@ -480,7 +579,14 @@ impl Timeline {
                     });
                     self.guarding(back_off.wait()).await;
                 }
-                done => return done,
+                Ok(prepared) => {
+                    let manifest = &prepared.1.manifest;
+                    if self.successor(manifest).is_none() {
+                        self.note_source(manifest.source);
+                    }
+                    return Ok(prepared);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -554,36 +660,59 @@ impl Timeline {
         &self,
         newest: Versioned<TimelineManifest>,
     ) -> Result<Versioned<TimelineManifest>, IngestError> {
-        let (source, end) = (self.source_after(&newest.state), newest.state.lsn);
-        let begin = self.assignment.writer.map(|writer| writer.begin);
-        match begin.filter(|_| source != newest.state.source) {
+        let Some(successor) = self.successor(&newest.state) else {
+            return Ok(self.manifests().take_over(newest).await?);
+        };
+        let (Successor { cluster, begin }, end) = (successor, newest.state.lsn);
+        if begin >= end && !self.settled.load(Ordering::Relaxed) {
             // First what is here of the earlier one: it may be acknowledged.
-            Some(begin) if begin >= end && !self.settled.load(Ordering::Relaxed) => {
-                Ok(self.manifests().take_over(newest).await?)
-            }
-            Some(begin) if begin == end => {
-                // All that was history of it is in the object store.
-                self.remove_directory().await?;
-                let manifests = self.manifests();
-                let taken = manifests.take_over_from(newest, (source, begin)).await?;
-                tracing::info!(timeline = %self.id(), cluster = %source.system_identifier, at = %end, "another cluster goes on");
-                Ok(taken)
-            }
-            Some(begin) => Err(Stop::NotTheEnd { end, begin }.into()),
-            None => Ok(self.manifests().take_over(newest).await?),
+            return Ok(self.manifests().take_over(newest).await?);
         }
+        if begin != end {
+            return Err(Stop::NotTheEnd { end, begin }.into());
+        }
+        // All that was history of it is in the object store.
+        self.remove_directory().await?;
+        if cluster.system_identifier == newest.state.source.system_identifier {
+            slotless::after_promotion(self).await?;
+        }
+        let manifests = self.manifests();
+        let taken = manifests.take_over_from(newest, (cluster, begin)).await?;
+        let SourceCluster {
+            system_identifier,
+            pg_timeline,
+            ..
+        } = cluster;
+        tracing::info!(timeline = %self.id(), cluster = %system_identifier, pg_timeline, at = %end, "another history goes on");
+        Ok(taken)
     }
 
-    /// The cluster that writes the timeline from the end of what is known of it.
-    fn source_after(&self, manifest: &TimelineManifest) -> SourceCluster {
-        match self.assignment.writer {
-            None => manifest.source,
-            Some(writer) => SourceCluster {
+    /// Who writes the timeline where what the manifest tells of ends, if that is another than it says.
+    fn successor(&self, manifest: &TimelineManifest) -> Option<Successor> {
+        let source = manifest.source;
+        let switch = *self.switch.lock().unwrap_or_else(PoisonError::into_inner);
+        let promoted = switch.map(|Switch { at, next }| Successor {
+            begin: at,
+            cluster: SourceCluster {
+                pg_timeline: next,
+                ..source
+            },
+        });
+        let writer = self.assignment.writer.map(|writer| Successor {
+            begin: writer.begin,
+            cluster: SourceCluster {
                 system_identifier: writer.system_identifier,
                 pg_timeline: writer.pg_timeline,
-                ..manifest.source
+                ..source
             },
-        }
+        });
+        // Where the manifest is, or beyond, nothing succeeds any more: who was promoted since has a later number.
+        let later = |successor: &Successor| {
+            let cluster = successor.cluster;
+            cluster.system_identifier != source.system_identifier
+                || cluster.pg_timeline > source.pg_timeline
+        };
+        writer.filter(later).or(promoted.filter(later))
     }
 
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {

@@ -95,9 +95,14 @@ impl Catalog {
         if let Some(name) = name.filter(|name| is_taken(name)) {
             return Err(CatalogError::BranchDiffers(name.clone()));
         }
+        let goes_on = tenant.find_branch(timeline.timeline);
+        let goes_on = goes_on.is_some_and(|branch| tenant.goes_on(branch));
         let branch = tenant.branch_mut(timeline)?;
         if branch.deleting {
             return Err(CatalogError::BranchGoes(branch.name.clone()));
+        }
+        if goes_on && name.is_some() {
+            return Err(CatalogError::NoBranch(branch.name.to_string()));
         }
         if let Some(name) = name {
             branch.name = name.clone();
@@ -125,6 +130,10 @@ impl Catalog {
         };
         let behind: Vec<_> = branches.iter().filter(behind).collect();
         let children: Vec<_> = behind.iter().map(|branch| branch.name.clone()).collect();
+        let main = tenant.filter(|tenant| tenant.main() == timeline);
+        if main.is_some_and(|tenant| tenant.cluster != Some(cluster)) {
+            return Err(CatalogError::NoBranch(self.name_of(timeline)?.to_string()));
+        }
         let branch = self.renamed(timeline, None)?;
         let is_new = branch.source.as_ref() != Some(source);
         if is_new && !children.is_empty() {
@@ -147,6 +156,7 @@ impl Catalog {
             }
             _ => {
                 branch.source = Some(source.clone());
+                branch.left = None;
                 Ok(timeline)
             }
         }
@@ -155,7 +165,7 @@ impl Catalog {
     /// The timeline that a cluster writes, and its name.
     pub(super) fn writes(&self, cluster: SystemIdentifier) -> Option<(TimelineRef, Name)> {
         self.tenants.iter().find_map(|tenant| {
-            if tenant.cluster == Some(cluster) {
+            if tenant.cluster == Some(cluster) && tenant.left.is_none() {
                 return Some((tenant.timeline(), tenant.name.clone()));
             }
             let writes = |branch: &&Branch| {
@@ -189,6 +199,10 @@ impl Catalog {
         let on_it = tenant.branches.iter();
         let on_it = on_it.filter(|branch| branch.parent == timeline.timeline);
         let children: Vec<_> = on_it.map(|branch| branch.name.clone()).collect();
+        let stays = tenant.find_branch(timeline.timeline);
+        if let Some(branch) = stays.filter(|branch| tenant.goes_on(branch)) {
+            return Err(CatalogError::NoBranch(branch.name.to_string()));
+        }
         let branch = tenant.branch_mut(timeline)?;
         if branch.is_protected {
             return Err(CatalogError::Protected(branch.name.clone()));
@@ -201,7 +215,10 @@ impl Catalog {
         Ok(timeline)
     }
 
-    fn tenant_mut(&mut self, timeline: TimelineRef) -> Result<&mut Tenant, CatalogError> {
+    pub(super) fn tenant_mut(
+        &mut self,
+        timeline: TimelineRef,
+    ) -> Result<&mut Tenant, CatalogError> {
         let mut tenants = self.tenants.iter_mut();
         let tenant = tenants.find(|tenant| tenant.id == timeline.tenant);
         tenant.ok_or(CatalogError::UnknownTimeline(timeline))
@@ -214,7 +231,8 @@ impl Catalog {
             let needed: HashSet<_> = tenant.branches.iter().map(|branch| branch.parent).collect();
             let over = tenant.branches.iter().filter(|branch| {
                 let is_over = branch.expires_unix_ms.is_some_and(|at| at <= now_unix_ms);
-                is_over && !branch.deleting && !branch.is_protected && !needed.contains(&branch.id)
+                let is_kept = branch.is_protected || tenant.goes_on(branch);
+                is_over && !branch.deleting && !is_kept && !needed.contains(&branch.id)
             });
             expired.extend(over.map(|branch| TimelineRef {
                 tenant: tenant.id,
@@ -238,7 +256,10 @@ impl Tenant {
         self.timeline == timeline || self.find_branch(timeline).is_some()
     }
 
-    fn branch_mut(&mut self, timeline: TimelineRef) -> Result<&mut Branch, CatalogError> {
+    pub(super) fn branch_mut(
+        &mut self,
+        timeline: TimelineRef,
+    ) -> Result<&mut Branch, CatalogError> {
         if self.timeline == timeline.timeline {
             return Err(CatalogError::NoBranch(self.timeline_name.clone()));
         }
@@ -265,7 +286,7 @@ impl Tenant {
     }
 
     /// Another branch may begin on a timeline.
-    fn expect_room_on(&self, parent: TimelineRef) -> Result<(), CatalogError> {
+    pub(super) fn expect_room_on(&self, parent: TimelineRef) -> Result<(), CatalogError> {
         let (mut at, mut depth) = (parent.timeline, 1);
         while at != self.timeline {
             let branch = self.find_branch(at);
@@ -319,6 +340,7 @@ mod tests {
             expires_unix_ms: None,
             is_protected: false,
             deleting: false,
+            left: None,
             source: None,
         };
         let tenant = timeline(1).tenant;
@@ -567,6 +589,7 @@ mod tests {
             expires_unix_ms: None,
             is_protected: false,
             deleting: false,
+            left: None,
             source: None,
         };
         let tenant = timeline(1).tenant;

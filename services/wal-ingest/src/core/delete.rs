@@ -75,7 +75,13 @@ impl Timeline {
         let mut connection = match self.manifests().newest().await? {
             None => connect(conninfo).await?,
             Some(newest) => {
-                let source = newest.state.source;
+                let mut source = newest.state.source;
+                // It may not have begun yet.
+                if let Some(writer) = self.assignment.writer
+                    && writer.system_identifier == source.system_identifier
+                {
+                    source.pg_timeline = source.pg_timeline.max(writer.pg_timeline);
+                }
                 let (connection, identity) =
                     connect_to(conninfo, "palimpsest", &source, PATIENCE).await?;
                 if identity.timeline < source.pg_timeline {

@@ -298,6 +298,6 @@ impl IngestError {
 fn is_final(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::AlreadyExists | ErrorKind::Invalid
+        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::AlreadyExists
     )
 }

@@ -236,12 +236,32 @@ pub(super) async fn connect(
     // prefix, because the server cuts long names off at their end.
     let name = format!("keeper_{}", timeline.slot);
     let conninfo = &timeline.assignment.source;
-    let (connection, identity) = connect_to(conninfo, &name, source, PATIENCE).await?;
-    if identity.timeline > source.pg_timeline {
-        timeline.note_switched(identity.timeline);
+    let (mut connection, identity) = connect_to(conninfo, &name, source, PATIENCE).await?;
+    let is_same = identity.system_id == source.system_identifier;
+    if is_same && identity.timeline > source.pg_timeline {
+        timeline.note_later(identity.timeline);
+        if duty == Duty::Follow {
+            guard(timeline, &mut connection, identity.xlogpos).await?;
+        }
     }
     expect_same(&identity, source, duty)?;
     Ok((connection, identity))
+}
+
+/// On a timeline that is not read yet the slot is not to be moved, but must not fill the server's disk either.
+async fn guard(
+    timeline: &Timeline,
+    connection: &mut Connection,
+    end: Lsn,
+) -> Result<(), ClientError> {
+    let slot = &timeline.slot;
+    let state = connection.read_replication_slot(slot).await?;
+    let limit = timeline.shared.limits.slot_retention;
+    if let Plan::Drop(retained) = plan(state, end, None, limit) {
+        connection.drop_slot(slot).await?;
+        tracing::error!(timeline = %timeline.id(), %slot, %retained, %limit, "the slot at the promoted server kept too much and was dropped");
+    }
+    Ok(())
 }
 
 fn lost(timeline: &Timeline, remote: Option<Lsn>) -> Stop {

@@ -120,8 +120,14 @@ pub(super) async fn make_early(timeline: &Timeline, connection: &mut Connection)
 pub(super) async fn over(timeline: &Timeline) {
     // A marker that stays is harmless: whoever starts with it finds the slot, and is here again.
     timeline.note_slotless(false);
-    if let Err(error) = timeline.shared.store.delete(&awaited(timeline)).await {
-        tracing::warn!(timeline = %timeline.id(), error = IngestError::from(error).in_words(), "can't forget that the slot was to be made");
+    let forgotten = async {
+        // Who was superseded knows nothing of the slot that the other waits for.
+        expect_ours(timeline).await?;
+        timeline.shared.store.delete(&awaited(timeline)).await?;
+        Ok::<_, IngestError>(())
+    };
+    if let Err(error) = forgotten.await {
+        tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't forget that the slot was to be made");
     }
     if let Err(error) = set(timeline, false).await {
         tracing::warn!(timeline = %timeline.id(), error = error.in_words(), "can't forget that there was no slot");

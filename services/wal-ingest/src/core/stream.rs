@@ -141,8 +141,8 @@ async fn stream(
     let Some(opened) = opening.await else {
         return Ok(Given::Left);
     };
-    let mut arrivals = match opened? {
-        Opened::Stream(stream) => Arrivals::new(stream),
+    let (mut arrivals, read_from) = match opened? {
+        Opened::Stream(stream, read_from) => (Arrivals::new(stream), read_from),
         Opened::AtEnd(switch) => return Ok(Given::Switched(switch)),
     };
     timeline.update(|status| {
@@ -167,9 +167,8 @@ async fn stream(
         let arrival = tokio::select! {
             () = leaving.cancelled() => break,
             // Who streams may not know, and of several hosts another is the primary now.
-            found = timeline.switched() => {
-                let expected = manifest.source.pg_timeline;
-                return Err(IngestError::Switched { found, expected });
+            found = timeline.later_than(read_from) => {
+                return Err(IngestError::Switched { found, expected: read_from });
             }
             arrival = timeout_at(heard + SILENCE, arrivals.next()) => arrival,
             _ = ticks.tick() => {
@@ -277,7 +276,8 @@ fn note_source(timeline: &Timeline, end: Lsn) {
 
 /// What there is to read.
 enum Opened {
-    Stream(ReplicationStream),
+    /// From a server that is on this PostgreSQL timeline.
+    Stream(ReplicationStream, Tli),
     /// Nothing more of the PostgreSQL timeline that we read.
     AtEnd(Switch),
 }
@@ -290,6 +290,7 @@ async fn open(
 ) -> Result<Opened, IngestError> {
     // By this name the source's synchronous_standby_names may know us.
     let (conninfo, source) = (&timeline.assignment.source, &manifest.source);
+    timeline.forget_later();
     let connected = connect_to(conninfo, timeline.slot.as_str(), source, PATIENCE).await;
     let (mut connection, identity) = connected?;
     if identity.system_id != source.system_identifier {
@@ -307,7 +308,7 @@ async fn open(
     let stream = connection.start_physical_replication(None, from, source.pg_timeline);
     stream
         .await
-        .map(Opened::Stream)
+        .map(|stream| Opened::Stream(stream, identity.timeline))
         .map_err(|error| wal_gone_or(timeline, from, error))
 }
 

@@ -28,8 +28,18 @@ pub(super) struct Switch {
 /// Whether a server's history is the one that we have, as far as that goes. Numbers alone don't tell: two standbys that
 /// don't know of each other choose the same one when they are promoted.
 pub(super) fn is_of(history: &TimelineHistory, begun: &[PgTimelineBegin]) -> bool {
+    // One that was left where it began has left no trace: nothing of it was read.
+    let next = |at: usize| begun.get(at + 1);
+    let is_empty = |(at, one): &(usize, &PgTimelineBegin)| {
+        next(*at).is_some_and(|next| next.begin == one.begin)
+    };
+    let begun: Vec<_> = begun
+        .iter()
+        .enumerate()
+        .filter(|one| !is_empty(one))
+        .collect();
     let switches = begun.iter().zip(begun.iter().skip(1));
-    let mut known = switches.map(|(one, next)| (one.pg_timeline, next.begin));
+    let mut known = switches.map(|((_, one), (_, next))| (one.pg_timeline, next.begin));
     let newest = known.next_back();
     let end_of = |timeline| {
         let mut ancestors = history.ancestors.iter();
@@ -105,6 +115,8 @@ mod tests {
         assert!(!begun(&[(1, 0x100_0000), (3, 0x300_0068), (4, 0x500_0028)]));
         assert!(!begun(&[(1, 0x100_0000), (3, 0x300_0060), (4, 0x500_0030)]));
         assert!(!begun(&[(2, 0x100_0000), (4, 0x500_0028)]));
+        // Of 2 nothing was ever read.
+        assert!(begun(&[(1, 0x100_0000), (2, 0x300_0060), (3, 0x300_0060)]));
     }
 
     #[test]

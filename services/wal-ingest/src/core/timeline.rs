@@ -189,20 +189,22 @@ impl Timeline {
     }
 
     /// A primary on a later PostgreSQL timeline than the one that is read was seen.
-    pub(super) fn note_switched(&self, found: Tli) {
+    pub(super) fn note_later(&self, found: Tli) {
         self.later.send_replace(Some(found));
     }
 
-    /// Waits until such a one is seen; tells once.
-    pub(super) async fn switched(&self) -> Tli {
-        let mut later = self.later.subscribe();
-        loop {
-            // It can't fail: the sender is ours.
-            let _ = later.wait_for(Option::is_some).await;
-            if let Some(found) = self.later.send_replace(None) {
-                return found;
-            }
-        }
+    /// What was seen before is not to be waited for: whoever is read from now on was found among all.
+    pub(super) fn forget_later(&self) {
+        self.later.send_replace(None);
+    }
+
+    /// Waits until a primary on a later PostgreSQL timeline than this one is seen.
+    pub(super) async fn later_than(&self, read_from: Tli) -> Tli {
+        let mut seen = self.later.subscribe();
+        let is_later = |found: &Option<Tli>| found.is_some_and(|found| found > read_from);
+        // It can't fail: the sender is ours.
+        let found = seen.wait_for(is_later).await;
+        found.map_or(read_from, |found| found.unwrap_or(read_from))
     }
 
     /// Says in the status what is to be said about a topic from now on; whether that is news.
@@ -335,7 +337,8 @@ impl Timeline {
                         // Cancel-safe: a visit to the slot is repeated by whoever has it next.
                         tokio::select! {
                             () = handing => {}
-                            () = self.guard_slot(&error) => pending().await,
+                            // Whatever becomes of the slot, handing over goes on.
+                            () = async { self.guard_slot(&error).await; pending().await } => {}
                         }
                     };
                     // Boxed: its state is large, and needed once in the timeline's life.
@@ -541,10 +544,12 @@ impl Timeline {
             };
             let outcome = match newest {
                 Ok(Some(manifest)) => {
-                    match self.successor(&manifest.state) {
-                        None => self.note_source(manifest.state.source),
+                    let source = manifest.state.source;
+                    let id = |successor: Successor| successor.cluster.system_identifier;
+                    match self.successor(&manifest.state).map(id) {
                         // What is told of the timeline so far is not about the slot there.
-                        Some(_) => self.forget_source(),
+                        Some(id) if id != source.system_identifier => self.forget_source(),
+                        Some(_) | None => self.note_source(source),
                     }
                     // Boxed: its state is large, and needed once.
                     Box::pin(self.take_over(manifest)).await

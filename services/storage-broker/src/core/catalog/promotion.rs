@@ -103,7 +103,9 @@ impl Tenant {
             if branch.deleting {
                 return Err(CatalogError::BranchGoes(name));
             }
-            let source = branch.source.take().ok_or_else(not_written)?;
+            // Another may be about to write it.
+            let is_of = |source: &mut BranchSource| source.cluster == cluster;
+            let source = branch.source.take_if(is_of).ok_or_else(not_written)?;
             branch.left = Some(end);
             branch.name = kept;
             // What is left stays for as long as its successor does.

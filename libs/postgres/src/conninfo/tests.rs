@@ -55,6 +55,31 @@ fn uri_form_with_everything() {
 }
 
 #[test]
+fn of_what_a_session_may_be_only_a_primary_can_be_asked_for() {
+    let asked = |value: &str| {
+        let info = parse(&format!("host=a,b user=me target_session_attrs={value}"));
+        info.map(|info| info.primary_only())
+    };
+    assert_eq!(asked("any"), Ok(false));
+    assert_eq!(
+        (asked("primary"), asked("read-write")),
+        (Ok(true), Ok(true))
+    );
+    for value in ["standby", "prefer-standby", "read-only", "x"] {
+        assert!(
+            matches!(asked(value), Err(ConnInfoError::Value { .. })),
+            "{value}"
+        );
+    }
+    let info = parse("host=a,b port=1,2 user=me").unwrap();
+    let each: Vec<_> = info
+        .each_endpoint()
+        .map(|one| one.endpoints().to_vec())
+        .collect();
+    assert_eq!(each, [[tcp("a", 1)], [tcp("b", 2)]]);
+}
+
+#[test]
 fn unix_sockets_in_both_forms() {
     for text in [
         "host=/run/pg user=me port=6000",

@@ -203,7 +203,14 @@ async fn a_promotion_ends_the_timeline_and_the_next_one_goes_on() {
         .start_physical_replication(None, start, 1)
         .await
         .unwrap();
+    let primary = server.unix("user=postgres").with_primary_only();
+    let refused = Connection::connect(&primary).await.unwrap_err();
+    assert!(
+        matches!(refused, ClientError::Standby { .. }),
+        "{refused:?}"
+    );
     assert_eq!(server.sql("SELECT pg_promote()"), "t");
+    Connection::connect(&primary).await.unwrap().close().await;
     let (next_timeline, switch_point) = loop {
         match stream.next().await.unwrap() {
             Some(ReplicationEvent::EndOfTimeline {

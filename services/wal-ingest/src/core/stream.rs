@@ -1,6 +1,6 @@
 //! Reading WAL as the source writes it, for as long as it can be done.
 
-use std::{cmp::Ordering, time::Duration};
+use std::{cmp::Ordering, pin::pin, time::Duration};
 
 use palimpsest_api::broker::{Promotion, TimelineState};
 use palimpsest_manifest::TimelineManifest;
@@ -155,6 +155,8 @@ async fn stream(
     let mut ticks = interval(STATUS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
+    // Who streams may not know, and of several hosts another is the primary now.
+    let mut later = pin!(timeline.later_than(read_from));
     // Between steps only: one that has begun is finished.
     while !leaving.is_cancelled() {
         if intake.as_ref().is_some_and(Intake::is_behind) {
@@ -163,11 +165,10 @@ async fn stream(
             heard = Instant::now();
             continue;
         }
-        // Cancel-safe: `next` and `tick` lose nothing when dropped, and who is looked for is found again.
+        // Cancel-safe: `next` and `tick` lose nothing when dropped, and `later` stays.
         let arrival = tokio::select! {
             () = leaving.cancelled() => break,
-            // Who streams may not know, and of several hosts another is the primary now.
-            found = timeline.later_than(read_from) => {
+            found = &mut later => {
                 return Err(IngestError::Switched { found, expected: read_from });
             }
             arrival = timeout_at(heard + SILENCE, arrivals.next()) => arrival,
@@ -337,17 +338,16 @@ async fn end_of(
         return Ok(None);
     }
     let end = timeline.status().last_record;
-    let succession = succession(&history, (expected, end), found);
-    if succession == Succession::Foreign {
-        return foreign();
-    }
-    slotless::make_early(timeline, connection).await;
-    match succession {
+    match succession(&history, (expected, end), found) {
         Succession::Follows(switch) => {
+            slotless::make_early(timeline, connection).await;
             tracing::info!(timeline = %timeline.id(), from = expected, to = switch.next, at = %switch.at, "the source was promoted");
             Ok(Some(switch))
         }
-        Succession::Leaves(switch) => Err(left(switch, end).into()),
+        Succession::Leaves(switch) => {
+            slotless::make_early(timeline, connection).await;
+            Err(left(switch, end).into())
+        }
         Succession::Foreign => foreign(),
     }
 }

@@ -126,6 +126,7 @@ const fn reason_to_wire(reason: Reason) -> wire::ErrorReason {
         Reason::Damaged => wire::ErrorReason::Damaged,
         Reason::Unsupported => wire::ErrorReason::Unsupported,
         Reason::Defect => wire::ErrorReason::Defect,
+        Reason::Lost => wire::ErrorReason::Lost,
     }
 }
 

@@ -106,6 +106,14 @@ impl LsnSpan {
         self.after < other.up_to && other.after < self.up_to
     }
 
+    /// Of several, one that an LSN is inside of: behind where it begins, and before its end. Of those the one that ends
+    /// last.
+    pub fn around(spans: &[Self], lsn: Lsn) -> Option<Self> {
+        let inside = |span: &&Self| span.after < lsn && lsn < span.up_to;
+        let around = spans.iter().filter(inside);
+        around.max_by_key(|span| span.up_to).copied()
+    }
+
     /// Whether there is any LSN in it.
     pub fn is_empty(&self) -> bool {
         self.up_to <= self.after

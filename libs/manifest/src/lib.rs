@@ -36,6 +36,6 @@ pub use publisher::Publisher;
 pub use sequence::{HeaderError, Sequence, SequenceError, Versioned};
 pub use timeline::{
     Ancestor, BranchPointError, ClaimError, CompactorClaim, CompactorEpoch, PgTimelineBegin, Pin,
-    PinError, PinKind, SourceCluster, TimelineManifest,
+    PinError, PinKind, Reread, SourceCluster, TimelineManifest,
 };
 pub use validate::{GapError, InvalidManifestError, check_contiguity};

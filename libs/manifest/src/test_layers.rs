@@ -13,6 +13,13 @@ pub(crate) fn base(name: &str, lsn: u64) -> LayerEntry {
     layer(name, LayerKind::Base(Lsn::new(lsn)))
 }
 
+pub(crate) fn image(name: &str, lsn: u64) -> LayerEntry {
+    LayerEntry {
+        keys: KeySpan::IMAGED[0],
+        ..layer(name, LayerKind::Image(Lsn::new(lsn)))
+    }
+}
+
 fn layer(name: &str, kind: LayerKind) -> LayerEntry {
     let rel = RelTag {
         spc: 1663,

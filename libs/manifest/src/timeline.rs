@@ -5,6 +5,7 @@ mod claim;
 mod layers;
 mod pins;
 mod replace;
+mod reread;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use branch::BranchPointError;
 pub use claim::{ClaimError, CompactorClaim};
 pub use pins::{Pin, PinError, PinKind};
+pub use reread::Reread;
 
 use crate::{
     layer_entry::{LayerEntry, LsnSpan},
@@ -48,9 +50,9 @@ pub struct TimelineManifest {
     pub ancestor: Option<Ancestor>,
     /// LSNs that are read although they are below the cutoff.
     pins: Vec<Pin>,
-    /// Changes that were lost for good with a slot. What is read after them comes from a later
-    /// base backup; an LSN within is refused.
-    pub holes: Vec<LsnSpan>,
+    /// Changes that were lost for good with a slot, and what is torn behind them. What is read after them comes from
+    /// a later base backup; an LSN within is refused.
+    pub(crate) holes: Vec<LsnSpan>,
     /// The cluster that the timeline came from.
     pub source: SourceCluster,
     /// The PostgreSQL timelines that the WAL came from, beginning with the base backup's.

@@ -31,10 +31,18 @@ pub enum InvalidManifestError {
         layer: String,
     },
     /// An image is of an LSN at which pages are torn.
-    #[error("layer {layer} is an image from before the end of the base backup")]
+    #[error("layer {layer} is an image from before the end of a base backup")]
     Torn {
         /// Its name.
         layer: String,
+    },
+    /// What was lost is no span, or not where something can have been lost.
+    #[error(
+        "{hole} can't be what was lost: it must begin behind what was lost before, and end where a base backup does"
+    )]
+    Hole {
+        /// What it says was lost.
+        hole: LsnSpan,
     },
     /// A layer claims versions that the manifest does not.
     #[error("layer {layer} ends at {up_to}, behind the manifest's LSN {lsn}")]
@@ -185,14 +193,16 @@ impl TimelineManifest {
                 lsn: self.lsn,
             });
         }
-        let mut spans = self.holes.clone();
+        self.check_holes()?;
+        let mut spans = Vec::new();
         let mut base = self.ancestor.map(|ancestor| ancestor.lsn);
         for layer in self.layers() {
             match layer.kind {
                 LayerKind::Delta(span) => spans.push(span),
                 LayerKind::Base(lsn) => base = Some(base.map_or(lsn, |base| base.min(lsn))),
                 // Of some keys; the changes that lead to it are still there.
-                LayerKind::Image(lsn) if lsn >= self.oldest_readable => {}
+                LayerKind::Image(lsn)
+                    if lsn >= self.oldest_readable && self.hole_at(lsn).is_none() => {}
                 LayerKind::Image(_) => {
                     let layer = layer.name.clone();
                     return Err(InvalidManifestError::Torn { layer });

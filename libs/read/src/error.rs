@@ -1,4 +1,5 @@
 use palimpsest_layer::{delta_file::DeltaLayerError, image::ImageLayerError};
+use palimpsest_manifest::LsnSpan;
 use palimpsest_redo::{InvalidSlruChainError, ReconstructError};
 use palimpsest_store::StoreError;
 use palimpsest_types::{
@@ -15,6 +16,14 @@ pub enum ReadError {
         lsn: Lsn,
         /// The oldest readable LSN.
         oldest: Lsn,
+    },
+    /// Changes before the LSN were lost.
+    #[error("the changes of {hole} were lost at the source, so nothing can be read at {lsn}; read at {} or before, or from {} on", .hole.after, .hole.up_to)]
+    InHole {
+        /// What was asked for.
+        lsn: Lsn,
+        /// What was lost.
+        hole: LsnSpan,
     },
     /// The LSN has not arrived within the deadline.
     #[error("{lsn} has not arrived yet, {newest} is the newest here; try again")]
@@ -162,6 +171,7 @@ impl ReadError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::BelowHorizon { .. }
+            | Self::InHole { .. }
             | Self::CopiedTooOften { .. }
             | Self::TooManyChanges { .. } => ErrorKind::Invalid,
             Self::NotYet { .. } | Self::Behind { .. } => ErrorKind::NotReady,
@@ -183,6 +193,7 @@ impl ReadError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::BelowHorizon { .. } => Reason::BelowHorizon,
+            Self::InHole { .. } => Reason::Lost,
             Self::NotYet { .. } | Self::Behind { .. } => Reason::NotArrived,
             Self::NoRelation { .. } => Reason::MissingRelation,
             Self::BeyondEnd { .. } => Reason::BeyondEnd,

@@ -49,6 +49,8 @@ pub struct Layers {
     oldest: Lsn,
     /// LSNs that stay readable, rising.
     pinned: Arc<[Lsn]>,
+    /// What was lost.
+    holes: Arc<[LsnSpan]>,
     /// PostgreSQL timelines that were left, each with where, rising.
     left: Arc<[(u32, Lsn)]>,
     /// Who writes what comes after them.
@@ -118,6 +120,7 @@ impl Layers {
             lsn: manifest.lsn,
             oldest: oldest(manifest),
             pinned: pinned(manifest),
+            holes: manifest.holes().into(),
             left: left(manifest),
             cluster: manifest.source.system_identifier,
             base,
@@ -143,6 +146,7 @@ impl Layers {
         let bases: Vec<_> = bases(manifest).collect();
         self.oldest == oldest(manifest)
             && self.pinned == pinned(manifest)
+            && *self.holes == *manifest.holes()
             && self.left == left(manifest)
             && self.cluster == manifest.source.system_identifier
             && self.deltas.are(deltas(manifest))
@@ -163,6 +167,11 @@ impl Layers {
     /// Whether an LSN can be read though the oldest may be above it. Records end at multiples of 8 bytes.
     pub(crate) fn is_pinned(&self, lsn: Lsn) -> bool {
         self.pinned.binary_search(&lsn.floor_to(8)).is_ok()
+    }
+
+    /// What was lost, of changes.
+    pub(crate) fn holes(&self) -> &[LsnSpan] {
+        &self.holes
     }
 
     /// PostgreSQL timelines that were left for another, each with where, rising; also before a branch point.

@@ -120,6 +120,8 @@ impl<E: Engine> TimelineReader<E> {
         if let Some(lsn) = lsn.filter(|lsn| *lsn < oldest && !self.is_pinned(*lsn)) {
             return Err(ReadError::BelowHorizon { lsn, oldest });
         }
+        lsn.map_or(Ok(()), |lsn| self.expect_no_hole(lsn))?;
+        let needed = self.behind_hole(lsn).map_or(needed, |end| end.max(needed));
         let at = |newest: Lsn| lsn.map_or(newest, |lsn| lsn.min(newest.max(needed)));
         // Nearly always: without a timer.
         let newest = self.newest_arrived();
@@ -136,6 +138,24 @@ impl<E: Engine> TimelineReader<E> {
                 newest,
             }),
         }
+    }
+
+    /// Whether no changes were lost around an LSN, so that it means something.
+    ///
+    /// # Errors
+    /// If it is in a hole.
+    pub fn expect_no_hole(&self, lsn: Lsn) -> Result<(), ReadError> {
+        match self.hole_at(lsn) {
+            None => Ok(()),
+            Some(hole) => Err(ReadError::InHole { lsn, hole }),
+        }
+    }
+
+    /// Where the newest LSN is in a hole, its end: from where on one can read who wants the newest, or what comes later.
+    fn behind_hole(&self, lsn: Option<Lsn>) -> Option<Lsn> {
+        let hole = self.hole_at(self.newest_arrived())?;
+        let is_beyond = lsn.is_none_or(|lsn| lsn >= hole.up_to);
+        is_beyond.then_some(hole.up_to)
     }
 
     /// The size of a fork; `None` if it does not exist.

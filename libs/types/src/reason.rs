@@ -43,6 +43,8 @@ pub enum Reason {
     Unsupported,
     /// A defect.
     Defect,
+    /// Changes before the LSN were lost at the source, and it comes before the base backup that is read on from.
+    Lost,
 }
 
 /// A failure in a form for programs: what the caller may do and, where that is known, why.
@@ -56,7 +58,7 @@ pub struct Fault {
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Malformed,
         Self::UnknownTimeline,
         Self::MissingRelation,
@@ -75,6 +77,7 @@ impl Reason {
         Self::Damaged,
         Self::Unsupported,
         Self::Defect,
+        Self::Lost,
     ];
 
     /// A stable lower-case name.
@@ -98,6 +101,7 @@ impl Reason {
             Self::Damaged => "damaged",
             Self::Unsupported => "unsupported",
             Self::Defect => "defect",
+            Self::Lost => "lost",
         }
     }
 }

@@ -65,10 +65,10 @@ async fn what_is_published_is_what_is_read() {
     manifest.gc_cutoff = Lsn::new(50);
     manifest.ancestor = Some(Ancestor {
         timeline: IDS.1,
-        lsn: Lsn::new(90),
+        lsn: Lsn::new(100),
     });
     manifest.holes = vec![LsnSpan {
-        after: Lsn::new(90),
+        after: Lsn::new(40),
         up_to: Lsn::new(100),
     }];
     for (id, kind) in [

@@ -43,10 +43,9 @@ impl TimelineManifest {
         if lsn < oldest && !self.is_pinned(lsn) {
             return Err(BranchPointError::BelowOldest { lsn, oldest });
         }
-        let lost = |hole: &&LsnSpan| hole.after < lsn && lsn < hole.up_to;
-        match self.holes.iter().find(lost) {
+        match self.hole_at(lsn) {
             None => Ok(()),
-            Some(&hole) => Err(BranchPointError::InHole { lsn, hole }),
+            Some(hole) => Err(BranchPointError::InHole { lsn, hole }),
         }
     }
 

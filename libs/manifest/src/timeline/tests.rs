@@ -71,11 +71,18 @@ fn says_why_the_layers_can_not_be_the_history() {
         error.to_string(),
         "no layer holds the changes of (0/78, 0/82]"
     );
-    gap.holes.push(LsnSpan {
+    let hole = LsnSpan {
         after: Lsn::new(120),
         up_to: Lsn::new(130),
-    });
+    };
+    gap.holes.push(hole);
+    gap.check()
+        .expect_err("what comes after a hole is in layers");
+    gap.add_layers(vec![delta("b", 120, 130)]).unwrap();
     gap.check().unwrap();
+    gap.holes.push(hole);
+    let twice = gap.check().unwrap_err();
+    assert_eq!(twice, InvalidManifestError::Hole { hole });
 
     let mut beyond = manifest();
     beyond.add_layers(vec![delta("a", 100, 120)]).unwrap();

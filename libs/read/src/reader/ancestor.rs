@@ -11,6 +11,7 @@
 
 use std::{ops::RangeInclusive, sync::Arc};
 
+use palimpsest_manifest::LsnSpan;
 use palimpsest_redo::Engine;
 use palimpsest_types::{Lsn, SystemIdentifier};
 
@@ -59,25 +60,32 @@ impl<E: Engine> TimelineReader<E> {
 
     /// Whether an LSN stays readable where it is, whatever the oldest is.
     pub(super) fn is_pinned(&self, lsn: Lsn) -> bool {
+        self.inherited(|branch| lsn < branch)
+            .layers()
+            .is_pinned(lsn)
+    }
+
+    /// What was lost around an LSN, where it is.
+    pub(super) fn hole_at(&self, lsn: Lsn) -> Option<LsnSpan> {
+        let reader = self.inherited(|branch| lsn <= branch);
+        LsnSpan::around(reader.layers().holes(), lsn)
+    }
+
+    /// The timeline that has an LSN, given whether what begins at another has it from what that begins on.
+    fn inherited(&self, is_before: impl Fn(Lsn) -> bool) -> &Self {
         let mut reader = self;
         while let Some(ancestor) = &reader.ancestor
-            && lsn < ancestor.lsn
+            && is_before(ancestor.lsn)
         {
             reader = &ancestor.reader;
         }
-        reader.layers().is_pinned(lsn)
+        reader
     }
 
     /// The cluster that wrote what ends at an LSN: of a branch, at its beginning and before, the one of what it begins
     /// on. Of one that was written by several it is the newest.
     pub fn cluster_at(&self, lsn: Lsn) -> SystemIdentifier {
-        let mut reader = self;
-        while let Some(ancestor) = &reader.ancestor
-            && lsn <= ancestor.lsn
-        {
-            reader = &ancestor.reader;
-        }
-        reader.layers().cluster()
+        self.inherited(|branch| lsn <= branch).layers().cluster()
     }
 
     /// PostgreSQL timelines that were left for another before an LSN, each with where, rising.

@@ -19,6 +19,7 @@ mod batches;
 mod bounds;
 mod branches;
 mod databases;
+mod holes;
 mod images;
 mod manifests;
 mod outside_relations;

@@ -471,8 +471,8 @@ impl<R: Engines> Compactor<R> {
     ) -> Vec<Worn> {
         let up_to = compacted_up_to(manifest.layers());
         let is_settled = lock(&self.settled).get(&timeline) == Some(&up_to);
-        // Until the end of the base backup pages are torn.
-        if is_settled || manifest.lsn < manifest.oldest_readable {
+        // Until the end of a base backup pages are torn.
+        if is_settled || manifest.lsn < manifest.consistent_from() {
             return Vec::new();
         }
         worn(manifest.layers(), policy.images)

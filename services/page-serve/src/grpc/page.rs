@@ -293,7 +293,10 @@ impl PageService for PageHandler {
         let time = unix_us.saturating_sub(POSTGRES_EPOCH_US);
         let found = lsn_at_time(&*reader, time, oldest..=lsn).await;
         let answer = match found.map_err(failed)? {
-            TimeAt::Lsn(lsn) => LsnAtTime::Exact(lsn),
+            TimeAt::Lsn(lsn) => {
+                reader.expect_no_hole(lsn).map_err(failed)?;
+                LsnAtTime::Exact(lsn)
+            }
             TimeAt::Newest => LsnAtTime::Newest(lsn),
             TimeAt::BeforeOldest => LsnAtTime::BeforeOldest,
         };

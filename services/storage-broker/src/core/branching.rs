@@ -361,6 +361,7 @@ impl BranchError {
             Self::Point(BranchPointError::BelowOldest { .. }) => {
                 Fault::new(kind, Reason::BelowHorizon)
             }
+            Self::Point(BranchPointError::InHole { .. }) => Fault::new(kind, Reason::Lost),
             _ => kind.into(),
         }
     }

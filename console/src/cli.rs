@@ -14,6 +14,7 @@ use crate::{
         layers::LayersCommand,
         lease::LeaseCommand,
         page::PageCommand,
+        reattach::ReattachArgs,
         rel::RelCommand,
         start::StartArgs,
         stop::{PsqlArgs, StopArgs},
@@ -77,6 +78,11 @@ pub enum Command {
     Down,
     /// Attach a running PostgreSQL 15: copy it, then follow its WAL.
     Attach(AttachArgs),
+    /// Go on from a new base backup where WAL was lost at the source.
+    ///
+    /// For a timeline that has stopped because the source no longer has its WAL. What was there before stays readable,
+    /// and what was lost is a hole: nothing can be read inside, and no branch begins there.
+    Reattach(ReattachArgs),
     /// Show the services, the timelines and how far they are.
     Status,
     /// Look for what is wrong with this machine, and say what to do about it.

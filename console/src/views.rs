@@ -1,6 +1,6 @@
 //! What is printed about services and timelines.
 
-use palimpsest_api::broker::{ClusterView, DatabaseSize, Member, Role, TimelineView};
+use palimpsest_api::broker::{ClusterView, DatabaseSize, Lost, Member, Role, TimelineView};
 use palimpsest_types::{ByteCount, Lsn, Oid};
 use serde::Serialize;
 
@@ -41,6 +41,14 @@ pub(crate) struct TimelineLine {
     logical_size_bytes: Option<u64>,
     databases: Vec<DatabaseLine>,
     warnings: Vec<String>,
+    lost: Vec<LostLine>,
+}
+
+/// LSNs at which nothing can be read; the two ends can.
+#[derive(Debug, Serialize)]
+struct LostLine {
+    after: Lsn,
+    up_to: Lsn,
 }
 
 /// How large a database is.
@@ -108,6 +116,16 @@ impl From<&TimelineView> for TimelineLine {
             logical_size_bytes: size.map(|size| size.total.get()),
             databases: databases.iter().map(DatabaseLine::from).collect(),
             warnings: status.warnings.clone(),
+            lost: status.lost.iter().map(LostLine::from).collect(),
+        }
+    }
+}
+
+impl From<&Lost> for LostLine {
+    fn from(lost: &Lost) -> Self {
+        Self {
+            after: lost.after,
+            up_to: lost.up_to,
         }
     }
 }
@@ -207,6 +225,10 @@ impl TimelineLine {
             ),
         ];
         details.extend(self.sizes());
+        details.extend(self.lost.iter().map(|LostLine { after, up_to }| {
+            let lost = format!("after {after}, up to {up_to}, where nothing can be read");
+            ("lost at source", lost)
+        }));
         if !self.reason.is_empty() {
             details.insert(4, ("reason", self.reason.clone()));
         }

@@ -9,6 +9,7 @@ pub mod export;
 pub mod layers;
 pub mod lease;
 pub mod page;
+pub mod reattach;
 pub mod rel;
 pub mod start;
 mod status;
@@ -34,6 +35,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Up(arguments) => up::run(&common, arguments, output).await,
         Command::Down => down::run(&common, output).await,
         Command::Attach(arguments) => attach::run(&common, arguments, output).await,
+        Command::Reattach(arguments) => reattach::run(&common, arguments, output).await,
         Command::Doctor(arguments) => doctor::run(&common, arguments, output).await,
         Command::Status => status::run(&common, output).await,
         Command::Tenant(command) => tenant::run(&common, command, output).await,

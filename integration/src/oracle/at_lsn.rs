@@ -5,7 +5,8 @@ use bytes::Bytes;
 use palimpsest_types::{BlockNumber, Fork, Lsn, PAGE_SIZE, RelTag};
 
 use super::{
-    Comparison, DataFiles, Oracle, PageSource, RelationFile, compare::visibility_differences,
+    Comparison, DataFiles, Oracle, PageSource, RelationFile,
+    compare::{VisibilityDifference, is_written_before_lsn, visibility_differences},
     page_kind::PageKind,
 };
 use crate::judge::Judge;
@@ -19,6 +20,10 @@ pub struct RecoveredTally {
     pub pages: BTreeMap<PageKind, u64>,
     /// Visibility map pages compared.
     pub visibility_map: u64,
+    /// Pages that differ where PostgreSQL does not log what it writes, if that is excused.
+    pub unlogged: u64,
+    /// What a primary does not log is excused.
+    is_of_primary: bool,
 }
 
 /// The two pages that are compared.
@@ -36,9 +41,9 @@ const CHECKSUM: std::ops::Range<usize> = 8..10;
 
 /// Compares all that a source has at an LSN with the files of an instance recovered to it.
 ///
-/// Unlike a primary's own files these hold only what redo wrote, so nothing is excused: pages must
-/// be equal in every byte, but for the checksum, which PostgreSQL computes when it writes a page.
-/// The oracle only says whether a difference matters to PostgreSQL.
+/// Unlike a primary's own files these hold only what redo wrote, so nothing is excused (but see
+/// [`RecoveredTally::of_primary`]): pages must be equal in every byte, but for the checksum, which PostgreSQL computes when
+/// it writes a page. The oracle only says whether a difference matters to PostgreSQL.
 pub async fn compare_at<S: PageSource>(
     source: &S,
     reference: &DataFiles,
@@ -121,6 +126,15 @@ fn counterpart(reference: &DataFiles, rel: RelTag) -> Option<RelTag> {
 }
 
 impl RecoveredTally {
+    /// A tally of pages that come from another base backup than the instance was recovered from, so that they have what
+    /// the primary has written without logging it since, such as hint bits.
+    pub fn of_primary() -> Self {
+        Self {
+            is_of_primary: true,
+            ..Self::default()
+        }
+    }
+
     /// Counts a pair; says what is wrong with ours, if anything.
     async fn compare(
         &mut self,
@@ -136,6 +150,10 @@ impl RecoveredTally {
             *self.pages.entry(kind).or_default() += 1;
         }
         if pair.is_identical() {
+            return Ok(None);
+        }
+        if self.is_of_primary && pair.is_unlogged(heap_blocks, oracle).await? {
+            self.unlogged += 1;
             return Ok(None);
         }
         let Pair { rel, block, .. } = pair;
@@ -155,6 +173,25 @@ impl Pair {
             Some(first) => format!("bits of {} heap blocks, first {first:?}", differences.len()),
             None => "differs, though all bits are equal".to_owned(),
         }
+    }
+
+    /// Whether ours differs only as a primary's page may.
+    async fn is_unlogged(&self, heap_blocks: BlockNumber, oracle: &Oracle) -> Result<bool> {
+        let Self {
+            rel,
+            block,
+            ours,
+            theirs,
+        } = self;
+        if rel.fork == Fork::VisibilityMap {
+            let differences = visibility_differences(heap_blocks, *block, ours, theirs);
+            return Ok(differences.iter().all(VisibilityDifference::lost_by_replay));
+        }
+        Ok(match oracle.compare(*block, ours, theirs).await? {
+            Comparison::Equal { same_lsn: true } | Comparison::Unlogged(_) => true,
+            Comparison::Equal { same_lsn: false } => is_written_before_lsn(*rel, ours),
+            Comparison::Different { .. } => false,
+        })
     }
 
     async fn describe_masked(&self, oracle: &Oracle) -> Result<String> {

@@ -127,7 +127,7 @@ impl Tally {
 
 /// Init forks, and pages of a sorted GiST build: the primary logs them as images after it has
 /// written the file, so its file has a zero LSN or the build's stand-in. Redo sets the real one.
-fn is_written_before_lsn(rel: RelTag, theirs: &Bytes) -> bool {
+pub(super) fn is_written_before_lsn(rel: RelTag, theirs: &Bytes) -> bool {
     /// `GistBuildLSN`, high half first.
     const GIST_BUILD_LSN: [u8; 8] = [0, 0, 0, 0, 1, 0, 0, 0];
     let sorted_gist = PageKind::of(theirs) == PageKind::Gist && theirs[LSN] == GIST_BUILD_LSN;
@@ -151,6 +151,11 @@ impl VisibilityDifference {
     /// no bits where the primary has some. That is harmless, and what recovery gives too.
     pub fn lost_by_copy(&self) -> bool {
         self.ours == 0
+    }
+
+    /// The same, where theirs is what replay gives, and ours is the primary's.
+    pub fn lost_by_replay(&self) -> bool {
+        self.theirs == 0
     }
 }
 

@@ -325,12 +325,7 @@ impl Told {
             let (database, gid) = line.split_once(' ').context("no transaction")?;
             cluster.psql(database, &format!("COMMIT PREPARED '{gid}'"))?;
         }
-        let dump = run(client(cluster, "pg_dumpall").arg("--no-sync"))?;
-        // Each dump has a word of its own, so that nobody can guess it.
-        let is_own =
-            |line: &&str| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
-        let dump: Vec<_> = dump.lines().filter(is_own).collect();
-        told.insert("the dump".to_owned(), dump.join("\n"));
+        told.insert("the dump".to_owned(), dump(cluster, &[])?);
         Ok(Self(told))
     }
 }
@@ -558,6 +553,16 @@ pub(crate) fn amcheck(cluster: &Cluster) -> Result<Option<String>> {
     complaint(&mut command)
 }
 
+/// All that is in a cluster, as `pg_dumpall` tells it.
+pub(crate) fn dump(cluster: &Cluster, options: &[&str]) -> Result<String> {
+    let mut command = client(cluster, "pg_dumpall");
+    let dump = run(command.arg("--no-sync").args(options))?;
+    // Each dump has a word of its own, so that nobody can guess it.
+    let is_own = |line: &&str| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
+    let lines: Vec<_> = dump.lines().filter(is_own).collect();
+    Ok(lines.join("\n"))
+}
+
 /// A program that connects.
 fn client(cluster: &Cluster, name: &str) -> Command {
     let mut command = tool(name);
@@ -624,7 +629,7 @@ pub(crate) fn trust(data: &Path) -> Result<()> {
 }
 
 /// The first line that differs.
-fn difference(theirs: &str, ours: Option<&String>) -> String {
+pub(crate) fn difference(theirs: &str, ours: Option<&String>) -> String {
     let ours = ours.map(String::as_str).unwrap_or_default();
     let pair = theirs
         .lines()

@@ -34,6 +34,7 @@ mod offline_pages;
 mod offline_records;
 mod paused_attach;
 mod promotion;
+mod reattach;
 mod recovered_instance;
 mod settings;
 mod shutdown;

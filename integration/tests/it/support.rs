@@ -50,12 +50,24 @@ pub(crate) async fn compare_with_recovered<S: PageSource>(
     lsns: impl IntoIterator<Item = Lsn>,
     judge: &mut Judge,
 ) -> Result<()> {
+    let tally = RecoveredTally::default();
+    compare_each(name, (source, tally), recovery, lsns, judge).await
+}
+
+/// The same, where this tally says what is excused.
+pub(crate) async fn compare_each<S: PageSource>(
+    name: &str,
+    (source, tally): (&S, RecoveredTally),
+    recovery: Recovery<'_>,
+    lsns: impl IntoIterator<Item = Lsn>,
+    judge: &mut Judge,
+) -> Result<()> {
     let engine = engine(recovery.options.data_checksums).await?;
     let oracle = Oracle::new(engine.clone());
     for lsn in lsns {
         let reference = block_in_place(|| recovery.to(lsn));
         let reference = reference.with_context(|| format!("recovering to {lsn}"))?;
-        let mut tally = RecoveredTally::default();
+        let mut tally = tally.clone();
         compare_at(source, reference.files(), lsn, &oracle, judge, &mut tally).await?;
         eprintln!("{name}: at {lsn}: {tally:?}");
     }

@@ -102,6 +102,17 @@ pub struct TimelineStatus {
     pub warnings: Vec<String>,
     /// How large its databases are, once that was added up.
     pub logical_size: Option<LogicalSize>,
+    /// What of its history was lost at the source, and can't be read.
+    pub lost: Vec<Lost>,
+}
+
+/// LSNs at which nothing can be read, because changes were lost. The two ends can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The end of what was there before.
+    pub after: Lsn,
+    /// From here on there is a base backup, and what came after it.
+    pub up_to: Lsn,
 }
 
 /// A timeline that the broker proposes a writer for.
@@ -117,6 +128,17 @@ pub struct Assignment {
     pub task: AssignedTask,
     /// Of a branch: whose WAL it is to be.
     pub writer: Option<BranchWriter>,
+    /// That it is to go on from a base backup, if it has not yet.
+    pub reattach: Option<Reattach>,
+}
+
+/// Somebody has asked that a timeline goes on from a base backup, because WAL was lost at its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reattach {
+    /// Where its history ended in the object store. Done when it has gone on from there, or from later.
+    pub after: Lsn,
+    /// How often somebody has asked: each time it is tried anew.
+    pub request: u64,
 }
 
 /// The cluster that writes a branch.

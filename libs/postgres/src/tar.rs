@@ -21,6 +21,8 @@ pub enum TarEvent {
         size: u64,
         /// Permission bits.
         mode: u32,
+        /// When it was modified, in seconds since 1970; of what PostgreSQL makes for an archive, when it did.
+        modified: u64,
     },
     /// A piece of the file.
     Data(Bytes),
@@ -226,13 +228,22 @@ impl TarDecoder {
         let offset = self.offset / BLOCK_U64 * BLOCK_U64;
         let Header { path, entry } = Header::parse(block, offset)?;
         let event = match entry {
-            Entry::File { size, mode } => {
+            Entry::File {
+                size,
+                mode,
+                modified,
+            } => {
                 let padding = (BLOCK_U64 - size % BLOCK_U64) % BLOCK_U64;
                 self.state = State::File {
                     remaining: size,
                     padding,
                 };
-                return Ok(Some(TarEvent::File { path, size, mode }));
+                return Ok(Some(TarEvent::File {
+                    path,
+                    size,
+                    mode,
+                    modified,
+                }));
             }
             Entry::Directory => TarEvent::Directory { path },
             Entry::Symlink { target } => TarEvent::Symlink { path, target },

@@ -13,7 +13,7 @@ use crate::{error::ReadError, versions::Versions};
 /// A cluster as a whole at an LSN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
-    /// The control file that the base came with: what never changes is as it is there.
+    /// The control file that the base backup before it came with: what never changes is as it is there.
     pub control_file: Bytes,
     /// What the log has changed of it.
     pub control: ControlData,

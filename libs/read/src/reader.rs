@@ -25,6 +25,7 @@ mod ancestor;
 mod find;
 mod image;
 mod pages;
+mod same;
 mod slru;
 mod two_phase;
 
@@ -98,7 +99,9 @@ impl<E: Engine> TimelineReader<E> {
 
     /// The oldest and the newest LSN that can be read now.
     pub fn readable(&self) -> (Lsn, Lsn) {
-        (self.oldest(), self.newest_arrived())
+        let newest = self.newest_arrived();
+        let hole = self.hole_at(newest);
+        (self.oldest(), hole.map_or(newest, |hole| hole.after))
     }
 
     /// The LSN to read at: `lsn` when everything that the caller needs of it has arrived, for which

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use palimpsest_manifest::{Ancestor, ManifestError, TimelineManifest, TimelineManifests};
+use palimpsest_manifest::{Ancestor, LsnSpan, ManifestError, TimelineManifest, TimelineManifests};
 use palimpsest_redo::Engine;
 use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{ErrorKind, Lsn, TenantId, TimelineId};
@@ -37,6 +37,18 @@ pub enum StoredError {
     /// What a branch begins on is not there.
     #[error("there is no manifest of timeline {0}, which a branch begins on")]
     NoAncestor(TimelineId),
+    /// A branch begins where changes were lost since.
+    #[error(
+        "a branch begins on timeline {timeline} at {needs}, and the changes of {hole} were lost there at the source; nothing can be read of it"
+    )]
+    Lost {
+        /// What the branch begins on.
+        timeline: TimelineId,
+        /// Where the branch begins.
+        needs: Lsn,
+        /// What was lost.
+        hole: LsnSpan,
+    },
     /// What a branch begins on is in the object store only in part.
     #[error(
         "timeline {timeline} is in the object store up to {has}, and a branch begins on it at {needs}"
@@ -108,6 +120,14 @@ impl StoredTimelines {
                     needs: lsn,
                 });
             }
+            if let Some(hole) = newest.hole_at(lsn) {
+                let needs = lsn;
+                return Err(StoredError::Lost {
+                    timeline,
+                    needs,
+                    hole,
+                });
+            }
             next = newest.ancestor;
             ancestors.push((ancestor, newest));
         }
@@ -148,6 +168,7 @@ impl StoredError {
             Self::Manifest(error) => error.kind(),
             Self::Read(error) => error.kind(),
             Self::NoAncestor(_) => ErrorKind::NotFound,
+            Self::Lost { .. } => ErrorKind::Invalid,
             Self::Behind { .. } => ErrorKind::NotReady,
         }
     }

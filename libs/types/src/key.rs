@@ -34,7 +34,8 @@ pub enum Key {
         /// The database.
         db: Oid,
     },
-    /// The control file (`pg_control`) that the base came with; it has no later versions.
+    /// The control file (`pg_control`) that the base backup came with; it has a later version where a timeline goes on from
+    /// another one.
     ControlFile,
     /// What a control file must say of the cluster as a whole, as far as the log changes it.
     ControlData,

@@ -168,6 +168,18 @@ impl BrokerClient {
         answer.timeline.try_into().map_err(malformed)
     }
 
+    /// Has a timeline that has stopped go on from a base backup; tells where it ended.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn reattach(&mut self, timeline: TimelineRef) -> Result<Lsn, RemoteError> {
+        let request = admin::ReattachRequest {
+            timeline: Some(timeline.into()),
+        };
+        let answer = within_deadline(self.admin.reattach(request)).await?;
+        Ok(Lsn::new(answer.after_lsn))
+    }
+
     /// Makes a branch that begins at an LSN of another timeline, or at the newest of that.
     ///
     /// # Errors

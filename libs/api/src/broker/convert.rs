@@ -3,7 +3,8 @@ use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, Wri
 
 use super::{
     AssignedTask, Assignment, BranchView, BranchWriter, ClusterView, DatabaseSize, LeavingWriter,
-    LogicalSize, Member, Promotion, Role, TimelineState, TimelineStatus, TimelineView,
+    LogicalSize, Lost, Member, Promotion, Reattach, Role, TimelineState, TimelineStatus,
+    TimelineView,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -157,6 +158,25 @@ pub(super) fn status_to_wire(
         logical_size_lsn: size.as_ref().map_or(0, |size| size.at.get()),
         logical_size_bytes: size.as_ref().map_or(0, |size| size.total.get()),
         database_sizes: size.map_or_else(Vec::new, databases_to_wire),
+        lost: status.lost.into_iter().map(Into::into).collect(),
+    }
+}
+
+impl From<Lost> for wire::LostSpan {
+    fn from(lost: Lost) -> Self {
+        Self {
+            after_lsn: lost.after.get(),
+            up_to_lsn: lost.up_to.get(),
+        }
+    }
+}
+
+impl From<wire::LostSpan> for Lost {
+    fn from(message: wire::LostSpan) -> Self {
+        Self {
+            after: Lsn::new(message.after_lsn),
+            up_to: Lsn::new(message.up_to_lsn),
+        }
     }
 }
 
@@ -209,6 +229,7 @@ pub fn status_from_wire(
             message.logical_size_bytes,
             message.database_sizes,
         ),
+        lost: message.lost.into_iter().map(Into::into).collect(),
     };
     Ok((message.timeline.try_into()?, status))
 }
@@ -226,6 +247,25 @@ pub fn assignment_to_wire(assignment: Assignment) -> wire::Assignment {
         deleting,
         forget_slot,
         branch_writer: assignment.writer.map(Into::into),
+        reattach: assignment.reattach.map(Into::into),
+    }
+}
+
+impl From<Reattach> for wire::Reattach {
+    fn from(reattach: Reattach) -> Self {
+        Self {
+            after_lsn: reattach.after.get(),
+            request: reattach.request,
+        }
+    }
+}
+
+impl From<wire::Reattach> for Reattach {
+    fn from(message: wire::Reattach) -> Self {
+        Self {
+            after: Lsn::new(message.after_lsn),
+            request: message.request,
+        }
     }
 }
 
@@ -265,6 +305,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             slot: message.slot_name,
             task,
             writer: message.branch_writer.map(Into::into),
+            reattach: message.reattach.map(Into::into),
         })
     }
 }

@@ -5,6 +5,7 @@
 //! | 0–99    | name                                              |
 //! | 100–107 | mode, octal                                       |
 //! | 124–135 | size, octal, or base-256 with the top bit set     |
+//! | 136–147 | time of modification, likewise                    |
 //! | 148–155 | checksum, octal, counted with spaces in its place |
 //! | 156     | type: `0` or NUL file, `5` directory, `2` symlink |
 //! | 157–256 | target of a link                                  |
@@ -22,7 +23,7 @@ pub(super) struct Header {
 }
 
 pub(super) enum Entry {
-    File { size: u64, mode: u32 },
+    File { size: u64, mode: u32, modified: u64 },
     Directory,
     Symlink { target: String },
 }
@@ -30,6 +31,7 @@ pub(super) enum Entry {
 const NAME: Range<usize> = 0..100;
 const MODE: Range<usize> = 100..108;
 const SIZE: Range<usize> = 124..136;
+const MODIFIED: Range<usize> = 136..148;
 const CHECKSUM: Range<usize> = 148..156;
 const TYPE: usize = 156;
 const LINK: Range<usize> = 157..257;
@@ -52,7 +54,12 @@ impl Header {
             b'0' | 0 => {
                 let mode = octal(&block[MODE]).and_then(|mode| u32::try_from(mode).ok());
                 let mode = mode.ok_or_else(|| error("its mode is not a number"))? & 0o7777;
-                Entry::File { size, mode }
+                let modified = number(&block[MODIFIED]);
+                Entry::File {
+                    size,
+                    mode,
+                    modified: modified.ok_or_else(|| error("its time is not a number"))?,
+                }
             }
             b'5' => Entry::Directory,
             b'2' => Entry::Symlink {

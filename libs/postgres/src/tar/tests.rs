@@ -8,6 +8,7 @@ fn header(name: &str, kind: u8, size: &[u8; 12], link: &str) -> Block {
     block[..name.len()].copy_from_slice(name.as_bytes());
     block[100..108].copy_from_slice(b"0000600 ");
     block[124..136].copy_from_slice(size);
+    block[136..148].copy_from_slice(b"14611740000 ");
     block[156] = kind;
     block[157..157 + link.len()].copy_from_slice(link.as_bytes());
     block[257..265].copy_from_slice(b"ustar\x0000");
@@ -81,6 +82,7 @@ fn reads_files_directories_and_links() {
         path: path(name),
         size,
         mode: 0o600,
+        modified: 0o14_611_740_000,
     };
     assert_eq!(
         events,

@@ -65,10 +65,15 @@ impl<E: Engine> TimelineReader<E> {
             .is_pinned(lsn)
     }
 
-    /// What was lost around an LSN, where it is.
+    /// What was lost around an LSN, where it is, or around where one begins of those between: a branch may have been made
+    /// there before that was lost.
     pub(super) fn hole_at(&self, lsn: Lsn) -> Option<LsnSpan> {
-        let reader = self.inherited(|branch| lsn <= branch);
-        LsnSpan::around(reader.layers().holes(), lsn)
+        let stretches = self.history(&(Lsn::ZERO..=lsn));
+        let mut holes = stretches.map(|(reader, lsns)| {
+            let layers = reader.layers();
+            LsnSpan::around(layers.holes(), *lsns.end())
+        });
+        holes.find_map(|hole| hole)
     }
 
     /// The timeline that has an LSN, given whether what begins at another has it from what that begins on.

@@ -23,6 +23,7 @@ mod holes;
 mod images;
 mod manifests;
 mod outside_relations;
+mod same;
 
 const REL: RelTag = RelTag {
     spc: 1663,

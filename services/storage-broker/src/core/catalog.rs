@@ -2,6 +2,7 @@
 
 mod branches;
 mod promotion;
+mod reattach;
 #[cfg(test)]
 mod tests;
 
@@ -102,6 +103,13 @@ pub enum Change {
         /// The branch.
         timeline: TimelineRef,
     },
+    /// A timeline is to go on from a base backup of its tenant's source.
+    Reattach {
+        /// It.
+        timeline: TimelineRef,
+        /// Where it ends.
+        after: Lsn,
+    },
     /// A branch is to go if its time is over, and nothing keeps it.
     ExpireBranch {
         /// It.
@@ -172,6 +180,11 @@ pub enum CatalogError {
     /// Nobody writes the timeline, so nobody can be followed.
     #[error("timeline {0} is written by nobody")]
     NotWritten(TimelineRef),
+    /// It is not what the tenant's source is read to.
+    #[error(
+        "timeline {0} is not what its tenant's source is read to; of a branch's own PostgreSQL, `pal start --discard` makes another"
+    )]
+    NotTheSource(TimelineRef),
     /// A branch goes.
     #[error("branch {0} is being deleted; wait until it is gone")]
     BranchGoes(Name),
@@ -236,6 +249,7 @@ impl CatalogError {
             | Self::Protected(_)
             | Self::HasBranches { .. } => ErrorKind::Conflict,
             Self::NoBranch(_)
+            | Self::NotTheSource(_)
             | Self::BeforeBranch { .. }
             | Self::TooDeep { .. }
             | Self::TooManyBranches { .. } => ErrorKind::Invalid,
@@ -309,6 +323,7 @@ impl Catalog {
                 source,
                 replaces,
             } => self.set_branch_source(*timeline, source, *replaces),
+            Change::Reattach { timeline, after } => self.ask_to_reattach(*timeline, *after),
             Change::ForgetBranchSource { timeline } => {
                 self.forget_branch_source(*timeline);
                 Ok(*timeline)

@@ -2,14 +2,14 @@
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{Branched, LeavingWriter, Promotion},
+    broker::{Branched, LeavingWriter, Member, Promotion, Role, TimelineState, TimelineStatus},
 };
 use palimpsest_manifest::{
     KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
 };
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
-use palimpsest_types::{ByteCount, Key, Lsn, SystemIdentifier, WriterEpoch};
+use palimpsest_types::{ByteCount, Key, Lsn, NodeId, SystemIdentifier, WriterEpoch};
 
 use super::{
     branching::{BranchError, NewBranch},
@@ -88,6 +88,22 @@ impl Site {
         let epoch = self.manifest(timeline).await.unwrap().writer_epoch;
         let writer = LeavingWriter { timeline, epoch };
         self.broker.follow_promotion(writer, promotion).await
+    }
+
+    /// A timeline's writer says what happens to it.
+    pub(super) async fn tell(&self, timeline: TimelineRef, state: TimelineState) {
+        let member = Member {
+            node: NodeId::from_bytes([9; 16]),
+            role: Role::WalIngest,
+            address: "127.0.0.1:1".into(),
+            version: String::new(),
+        };
+        let status = TimelineStatus {
+            state,
+            ..TimelineStatus::default()
+        };
+        let statuses = vec![(timeline, status)];
+        self.broker.heartbeat(member, statuses).await.unwrap();
     }
 
     /// A timeline has come to here.

@@ -11,6 +11,7 @@ mod fixture;
 mod leasing;
 mod membership;
 mod picture;
+mod reattaching;
 mod sweeper;
 mod tenant;
 
@@ -22,4 +23,5 @@ pub use catalog_store::{CatalogStore, CatalogStoreError};
 pub use catalog_writer::ChangeError;
 pub use leasing::{LeaseError, NewLease};
 pub use membership::{Membership, Timing, TooManyMembersError};
-pub use tenant::{Name, NewTenant, Source, Tenant, TenantError, TenantState};
+pub use reattaching::ReattachError;
+pub use tenant::{AskedReattach, Name, NewTenant, Source, Tenant, TenantError, TenantState};

@@ -145,13 +145,17 @@ pub(super) fn assignments(
     let owned = membership.owned_by(node);
     owned
         .filter_map(|timeline| match catalog.tenant(timeline) {
-            Some(tenant) => first_assignment(tenant, membership),
+            Some(tenant) => first_assignment(catalog, tenant, membership),
             None => branch_assignment(catalog, timeline),
         })
         .collect()
 }
 
-fn first_assignment(tenant: &Tenant, membership: &Membership) -> Option<Assignment> {
+fn first_assignment(
+    catalog: &Catalog,
+    tenant: &Tenant,
+    membership: &Membership,
+) -> Option<Assignment> {
     // All that is stored of a tenant goes with its first timeline, so nobody may be writing any more.
     let writes = |branch: &Branch| {
         let timeline = TimelineRef {
@@ -171,6 +175,7 @@ fn first_assignment(tenant: &Tenant, membership: &Membership) -> Option<Assignme
         slot: tenant.slot.clone(),
         task,
         writer: None,
+        reattach: catalog.reattach(tenant.timeline()),
     })
 }
 
@@ -194,5 +199,6 @@ fn branch_assignment(catalog: &Catalog, timeline: TimelineRef) -> Option<Assignm
             false => AssignedTask::Ingest,
         },
         writer: Some(source.writer()),
+        reattach: catalog.reattach(timeline),
     })
 }

@@ -31,6 +31,9 @@ pub struct Tenant {
     /// Where its first timeline ends, if nobody writes that any more: what the source has since is on a branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<Lsn>,
+    /// What is to go on from a base backup of its source, if somebody has asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reattach: Option<AskedReattach>,
     /// Whether it comes or goes.
     pub state: TenantState,
     /// Its other timelines, in the order in which they were made.
@@ -49,6 +52,18 @@ pub enum TenantState {
         /// Do not insist on dropping the slot: the source is gone for good.
         forget_slot: bool,
     },
+}
+
+/// Somebody has asked that a timeline goes on from a base backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskedReattach {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it ended.
+    pub after: Lsn,
+    /// How often somebody has asked.
+    pub request: u64,
 }
 
 /// Of a tenant or a branch: a letter, then letters, digits, '-' and '_'; at most 40 bytes. Of a timeline that was left
@@ -102,6 +117,7 @@ impl Tenant {
             source: new.source,
             cluster: None,
             left: None,
+            reattach: None,
             name: new.name,
             state: TenantState::Attached,
             branches: Vec::new(),

@@ -6,8 +6,8 @@ use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
     DropLeaseRequest, DropLeaseResponse, LeaseLsnRequest, LeaseLsnResponse, ListLeasesRequest,
-    ListLeasesResponse, SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest,
-    UpdateBranchResponse,
+    ListLeasesResponse, ReattachRequest, ReattachResponse, SetBranchSourceRequest,
+    SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
@@ -63,6 +63,18 @@ impl AdminService for AdminApi {
         let timeline = deleted.map_err(|error| failed(&error))?;
         Ok(Response::new(DeleteTenantResponse {
             timeline: Some(timeline.into()),
+        }))
+    }
+
+    async fn reattach(
+        &self,
+        request: Request<ReattachRequest>,
+    ) -> Result<Response<ReattachResponse>, Status> {
+        let timeline = timeline(request.into_inner().timeline)?;
+        let asked = self.broker.reattach(timeline).await;
+        let asked = asked.map_err(|error| error_status(error.fault(), &error))?;
+        Ok(Response::new(ReattachResponse {
+            after_lsn: asked.after.get(),
         }))
     }
 

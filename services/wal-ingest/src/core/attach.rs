@@ -14,13 +14,12 @@ mod attempts;
 mod tests;
 mod undo;
 
-use palimpsest_api::broker::TimelineStatus;
 use palimpsest_manifest::{
-    LayerEntry, ManifestError, SourceCluster, TimelineManifest, TimelineManifests, Versioned,
+    ManifestError, SourceCluster, TimelineManifest, TimelineManifests, Versioned,
 };
-use palimpsest_postgres::{BackupEvent, BackupOptions, Connection, ControlFile};
+use palimpsest_postgres::{BackupStart, Connection};
 use palimpsest_store::StorePath;
-use palimpsest_types::{ByteCount, Lsn, SystemIdentifier, WriterEpoch};
+use palimpsest_types::{ByteCount, SystemIdentifier, WriterEpoch};
 
 use self::{
     attempts::{Attempt, Attempts, BaseBackup, Progress},
@@ -28,23 +27,16 @@ use self::{
 };
 use super::{
     back_off::BackOff,
-    backup::BackupLayers,
+    backup::{self, Backup, Base, Shelf},
     error::{IngestError, Remedy, Stop},
     keeper::{self, Duty},
-    source::{CheckError, SourceReport, connect, connect_to_attach, expect_free_senders, inspect},
+    slotless,
+    source::{CheckError, SourceReport, connect_to_attach, expect_free_senders, inspect},
     timeline::Timeline,
     warnings::Topic,
 };
 
 pub use attempts::AttemptError;
-
-/// A base backup that was read to its end.
-struct Backup {
-    start: Lsn,
-    end: Lsn,
-    layers: Vec<LayerEntry>,
-    control: ControlFile,
-}
 
 /// What there is to do.
 enum Turn {
@@ -252,7 +244,7 @@ async fn complete(
     if backup.control.system_identifier != report.system_identifier {
         return Err(IngestError::Backup("it is of another cluster"));
     }
-    expect_slot(timeline, backup.start).await?;
+    slotless::expect_kept(timeline, &source, backup.start).await?;
     let backup = BaseBackup {
         source,
         start: backup.start,
@@ -264,7 +256,8 @@ async fn complete(
     Ok(backup)
 }
 
-fn cluster(report: &SourceReport) -> SourceCluster {
+/// What is fixed about a source.
+pub(super) fn cluster(report: &SourceReport) -> SourceCluster {
     SourceCluster {
         system_identifier: report.system_identifier,
         pg_version: report.pg_version,
@@ -277,7 +270,7 @@ fn cluster(report: &SourceReport) -> SourceCluster {
 /// Makes the slot, in place of one that an earlier attempt left.
 ///
 /// The source can't be asked whose turn it is. So this is looked up right before each step, and who
-/// sleeps just there is found out by others: by [`expect_slot`], and later by the keeper.
+/// sleeps just there is found out by others: by [`slotless::expect_kept`], and later by the keeper.
 async fn make_slot(
     timeline: &Timeline,
     attempts: &Attempts,
@@ -303,18 +296,6 @@ async fn expect_turn(attempts: &Attempts, ours: &Attempt) -> Result<(), IngestEr
     }
 }
 
-/// The slot must still keep the WAL from the backup's start on. The source asks nobody whose turn it
-/// is, so one who woke up at a bad moment may have dropped it.
-async fn expect_slot(timeline: &Timeline, start: Lsn) -> Result<(), IngestError> {
-    let mut connection = connect(&timeline.assignment.source).await?;
-    let slot = connection.read_replication_slot(&timeline.slot).await?;
-    connection.close().await;
-    match slot.and_then(|slot| slot.restart_lsn) {
-        Some(restart) if restart <= start => Ok(()),
-        Some(_) | None => Err(IngestError::Backup("its slot was dropped meanwhile")),
-    }
-}
-
 /// Another's turn is not an error of the store.
 fn lost_or(error: AttemptError) -> IngestError {
     match error.is_lost() {
@@ -329,54 +310,11 @@ async fn take_backup(
     report: &SourceReport,
     ours: &Attempt,
 ) -> Result<Backup, IngestError> {
-    let label = format!("palimpsest {}", timeline.slot);
-    let mut events = connection.base_backup(&BackupOptions::new(label)).await?;
-    let mut begun: Option<(Lsn, BackupLayers)> = None;
-    let incomplete = || IngestError::Backup("it has no beginning");
-    loop {
-        let event = events.next().await?.ok_or_else(incomplete)?;
-        match event {
-            BackupEvent::Start(start) => {
-                let total = start.total.unwrap_or_default();
-                timeline.update(|status| status.backup_total = total);
-                let store = timeline.shared.store.clone();
-                let directory = timeline.store_path().child("layers");
-                let blocks = report.relation_segment_blocks;
-                let names = (WriterEpoch::FIRST, ours.tag());
-                let layers = BackupLayers::new(store, directory, start.lsn, names, blocks);
-                begun = Some((start.lsn, layers));
-            }
-            BackupEvent::ArchiveStart { tablespace_oid, .. } => {
-                begun
-                    .as_mut()
-                    .ok_or_else(incomplete)?
-                    .1
-                    .begin_archive(tablespace_oid)?;
-            }
-            BackupEvent::Data(data) => {
-                timeline.update(|status| count_progress(status, data.len()));
-                begun.as_mut().ok_or_else(incomplete)?.1.data(data).await?;
-            }
-            BackupEvent::Progress(_) => {}
-            BackupEvent::End { lsn, .. } => {
-                let (start, layers) = begun.ok_or_else(incomplete)?;
-                let (layers, control) = layers.finish().await?;
-                return Ok(Backup {
-                    start,
-                    end: lsn,
-                    layers,
-                    control,
-                });
-            }
-        }
-    }
-}
-
-fn count_progress(status: &mut TimelineStatus, bytes: usize) {
-    let done = ByteCount::new(status.backup_done.get() + bytes as u64);
-    // The total is the source's estimate; it may grow meanwhile.
-    status.backup_total = status.backup_total.max(done);
-    status.backup_done = done;
+    let store = timeline.shared.store.clone();
+    let directory = timeline.store_path().child("layers");
+    let shelf = Shelf::new(store, directory, (WriterEpoch::FIRST, ours.tag()));
+    let form = |start: &BackupStart| Ok(Base::new(shelf, start.lsn));
+    backup::read(timeline, connection, report.relation_segment_blocks, form).await
 }
 
 /// Publishes the first manifest of an attempt that was completed. Others may do the same.

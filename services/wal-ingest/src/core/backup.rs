@@ -1,35 +1,30 @@
-//! A base backup's files as image layers.
+//! A base backup's files as layers.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use bytes::{Bytes, BytesMut};
-use palimpsest_layer::image::{ImageLayerWriter, MAX_RELATION_MAP};
-use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind};
+use palimpsest_layer::image::MAX_RELATION_MAP;
+use palimpsest_manifest::LayerEntry;
 use palimpsest_postgres::{ControlFile, ReplicationOrigins, TarDecoder, TarEvent};
-use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::{
-    BlockNumber, ByteCount, ErrorKind, Fork, Key, Lsn, Oid, PAGE_SIZE, RelTag, SlruKind,
-    WriterEpoch,
-};
+use palimpsest_types::{BlockNumber, Fork, Key, Oid, PAGE_SIZE, RelTag, SlruKind};
 use palimpsest_wal::{OriginProgress, RecordReader, segment_of};
-use tokio::time::Instant;
 
 use self::facts::{control_data_of, next_multixact_of, parameters_of};
-use super::{back_off::BackOff, error::IngestError};
+use super::error::IngestError;
 
+mod changes;
 mod facts;
+mod form;
+mod reading;
 
-/// Turns the files of a backup into layers of bounded size, uploading each when it is full.
-pub(super) struct BackupLayers {
-    store: ObjectStore,
-    directory: StorePath,
-    lsn: Lsn,
-    epoch: WriterEpoch,
-    /// In the names of all layers, and of nobody else's.
-    tag: u64,
+pub(super) use changes::{Before, Changes, is_leftover};
+pub(super) use form::{Base, Form, Shelf};
+pub(super) use reading::{Backup, read};
+
+/// Turns the files of a backup into layers.
+pub(super) struct BackupLayers<F> {
     relation_segment_blocks: u32,
-    open: ImageLayerWriter,
-    uploaded: Vec<LayerEntry>,
+    form: F,
     sizes: BTreeMap<RelTag, BlockNumber>,
     /// The control file, and what it says.
     control: Option<(Bytes, ControlFile)>,
@@ -73,38 +68,24 @@ enum WholeFile {
     Origins,
 }
 
-/// A layer is uploaded when it has this size: as much as is held in memory.
-const LAYER_SIZE: usize = 32 << 20;
-/// So long an object store may be away before the backup is given up.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// A control file is a page.
 const MAX_CONTROL_FILE: usize = PAGE_SIZE;
 /// What is kept of a prepared transaction grows with its locks and dropped relations: some bytes for
 /// each. The log's reader takes no larger record either.
 const MAX_TWO_PHASE_FILE: usize = RecordReader::MAX_RECORD_LEN as usize;
 
+/// Made when the backup begins.
+const BACKUP_LABEL: &str = "backup_label";
+
 const DEFAULT_TABLESPACE: Oid = 1663;
 const GLOBAL_TABLESPACE: Oid = 1664;
 
-impl BackupLayers {
-    /// Layers below `directory`, of versions at `lsn`. The epoch and a tag that nobody else has make
-    /// their names their own.
-    pub(super) fn new(
-        store: ObjectStore,
-        directory: StorePath,
-        lsn: Lsn,
-        (epoch, tag): (WriterEpoch, u64),
-        relation_segment_blocks: u32,
-    ) -> Self {
+impl<F: Form> BackupLayers<F> {
+    /// Layers of this form, of a source whose relations have files of so many blocks.
+    pub(super) fn new(form: F, relation_segment_blocks: u32) -> Self {
         Self {
-            store,
-            directory,
-            lsn,
-            epoch,
-            tag,
             relation_segment_blocks,
-            open: ImageLayerWriter::new(lsn),
-            uploaded: Vec::new(),
+            form,
             sizes: BTreeMap::new(),
             control: None,
             tablespace: None,
@@ -136,14 +117,17 @@ impl BackupLayers {
                 return Ok(());
             };
             match event {
-                TarEvent::File { path, .. } => self.file = self.open_file(&path),
-                TarEvent::Data(data) => self.file_data(&data)?,
+                TarEvent::File { path, modified, .. } => {
+                    if path == BACKUP_LABEL {
+                        self.form.begun_at(modified);
+                    }
+                    self.file = self.open_file(&path);
+                }
+                TarEvent::Data(data) => self.file_data(&data).await?,
                 TarEvent::FileEnd => self.end_file()?,
                 TarEvent::Directory { .. } | TarEvent::Symlink { .. } => {}
             }
-            if self.open.len() >= LAYER_SIZE {
-                self.upload().await?;
-            }
+            self.form.store_full().await?;
         }
     }
 
@@ -151,25 +135,24 @@ impl BackupLayers {
     pub(super) async fn finish(mut self) -> Result<(Vec<LayerEntry>, ControlFile), IngestError> {
         self.finish_archive()?;
         for (rel, blocks) in std::mem::take(&mut self.sizes) {
-            self.open.rel_size(Key::RelSize(rel), blocks);
+            self.form.size(Key::RelSize(rel), blocks);
         }
         let missing = IngestError::Backup("it has no control file");
         let (file, control) = self.control.take().ok_or(missing)?;
         self.cluster(&file, &control);
-        self.upload().await?;
-        Ok((self.uploaded, control))
+        Ok((self.form.finish().await?, control))
     }
 
     /// What the control file says, in the forms in which the log goes on.
     fn cluster(&mut self, file: &[u8], control: &ControlFile) {
         let file = file.get(..ControlFile::LEN).unwrap_or(file);
-        self.open.file(Key::ControlFile, file);
+        self.form.file(Key::ControlFile, file);
         let parameters = parameters_of(control).to_bytes();
-        self.open.file(Key::Parameters, &parameters);
+        self.form.file(Key::Parameters, &parameters);
         let data = control_data_of(control).to_bytes();
-        self.open.file(Key::ControlData, &data);
+        self.form.file(Key::ControlData, &data);
         let next = next_multixact_of(control).to_bytes();
-        self.open.file(Key::NextMultiXact, &next);
+        self.form.file(Key::NextMultiXact, &next);
     }
 
     fn open_file(&self, path: &str) -> OpenFile {
@@ -195,7 +178,7 @@ impl BackupLayers {
         }
     }
 
-    fn file_data(&mut self, mut data: &[u8]) -> Result<(), IngestError> {
+    async fn file_data(&mut self, mut data: &[u8]) -> Result<(), IngestError> {
         match &mut self.file {
             OpenFile::Ignored => {}
             OpenFile::Whole { kind, content } => {
@@ -216,7 +199,7 @@ impl BackupLayers {
                     partial.extend_from_slice(some);
                     data = rest;
                     if let Some(page) = partial.first_chunk() {
-                        self.open.page(area.key(*next), page);
+                        self.form.page(area.key(*next), page).await?;
                         let too_long = IngestError::Backup("a file of pages is too long");
                         *next = next.next().ok_or(too_long)?;
                         partial.clear();
@@ -259,21 +242,21 @@ impl BackupLayers {
             } => {
                 for (origin, up_to) in ReplicationOrigins::parse(&content.freeze())?.iter() {
                     let progress = OriginProgress(up_to).to_bytes();
-                    self.open.file(Key::Origin(origin), &progress);
+                    self.form.file(Key::Origin(origin), &progress);
                 }
             }
             OpenFile::Whole {
                 kind: WholeFile::RelationMap { spc, db },
                 content,
             } => {
-                self.open.file(Key::RelMap { spc, db }, &content);
+                self.form.file(Key::RelMap { spc, db }, &content);
             }
             OpenFile::Whole {
                 kind: WholeFile::TwoPhase(xid),
                 content,
             } => {
                 // It ends with its checksum, as what we make of the log does.
-                self.open.file(Key::TwoPhase(xid), &content);
+                self.form.file(Key::TwoPhase(xid), &content);
             }
         }
         Ok(())
@@ -286,55 +269,7 @@ impl BackupLayers {
         };
         let pages = last % SlruKind::PAGES_PER_SEGMENT + 1;
         let key = Key::SlruSegment(kind, segment_of(last));
-        self.open.rel_size(key, BlockNumber::new(pages));
-    }
-
-    /// Puts a layer into the object store. A backup of hours does not begin anew because of minutes.
-    async fn put(&self, path: &StorePath, layer: Bytes) -> Result<(), IngestError> {
-        let mut back_off = BackOff::default();
-        let begun = Instant::now();
-        loop {
-            // Nobody else's name: the attempt's tag is in it.
-            let put = self.store.put_once(path, layer.clone()).await;
-            match put {
-                Err(error) if error.kind() == ErrorKind::NotReady && begun.elapsed() < PATIENCE => {
-                    let error = IngestError::from(error).in_words();
-                    tracing::warn!(%path, error, "a layer of the base backup can't be stored; trying again");
-                    back_off.wait().await;
-                }
-                outcome => return Ok(outcome?),
-            }
-        }
-    }
-
-    async fn upload(&mut self) -> Result<(), IngestError> {
-        let full = std::mem::replace(&mut self.open, ImageLayerWriter::new(self.lsn));
-        let entries = full.entries();
-        let Some((bytes, keys)) = full.finish() else {
-            return Ok(());
-        };
-        let name = format!(
-            "image-{:016X}-{}-{:016x}-{}",
-            self.lsn.get(),
-            self.epoch,
-            self.tag,
-            self.uploaded.len()
-        );
-        let size = ByteCount::new(bytes.len() as u64);
-        self.put(&self.directory.child(&name), bytes).await?;
-        self.uploaded.push(LayerEntry {
-            name,
-            kind: LayerKind::Base(self.lsn),
-            keys: KeySpan {
-                first: keys.first,
-                last: keys.last,
-            },
-            size,
-            entries,
-            level: 0,
-            epoch: self.epoch,
-        });
-        Ok(())
+        self.form.size(key, BlockNumber::new(pages));
     }
 }
 
@@ -431,22 +366,7 @@ fn hex(name: &str, digits: RangeInclusive<usize>) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_store::faulty::FaultyStore;
-
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn an_object_store_that_is_away_for_a_while_does_not_end_a_backup() {
-        let (faulty, store) = FaultyStore::in_memory().await.unwrap();
-        let directory = StorePath::catalog();
-        let lsn = Lsn::new(1 << 20);
-        let mut layers = BackupLayers::new(store, directory, lsn, (WriterEpoch::FIRST, 7), 131_072);
-        layers.open.file(Key::ControlData, b"some");
-        faulty.refuse_puts(3);
-        faulty.lose_answers(1);
-        layers.upload().await.unwrap();
-        assert_eq!(layers.uploaded.len(), 1);
-    }
 
     fn relation(path: &str, tablespace: Option<Oid>) -> Option<(String, u32)> {
         match parse_path(path, tablespace)? {

@@ -11,14 +11,13 @@ use super::{
     back_off::BackOff,
     error::IngestError,
     source::{connect, connect_to},
+    stream::PATIENCE,
     timeline::Timeline,
 };
 
 /// How often, and after which pause, dropping a slot that is still in use is tried again.
 const SLOT_ATTEMPTS: u32 = 20;
 const SLOT_PAUSE: Duration = Duration::from_millis(100);
-/// For each of several hosts.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Timeline {
     /// Removes everything, trying again until it is done.

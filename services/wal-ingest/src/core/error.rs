@@ -70,6 +70,16 @@ pub enum IngestError {
         #[source]
         source: std::io::Error,
     },
+    /// A base backup begins too soon after the end of what it goes on from.
+    #[error(
+        "a base backup from {start} on begins too soon after {end} to go on from it; there must be more WAL between"
+    )]
+    TooSoon {
+        /// The end of what is here.
+        end: Lsn,
+        /// Where the backup begins.
+        start: Lsn,
+    },
     /// WAL came that does not follow.
     #[error("WAL came from {found} on, {expected} was expected")]
     WalGap {
@@ -114,7 +124,7 @@ pub enum IngestError {
 pub enum Stop {
     /// The source removed WAL before we had it.
     #[error(
-        "the source no longer has the WAL from {from} on (slot {slot:?} did not keep it); delete the tenant and attach again (or, for a branch, `pal start --discard`)"
+        "the source no longer has the WAL from {from} on (slot {slot:?} did not keep it); `pal reattach` goes on from a new base backup (or, for a branch of a compute's, `pal start --discard`)"
     )]
     WalGone {
         /// The slot.
@@ -171,7 +181,7 @@ pub enum Stop {
     },
     /// The slot is gone, or no longer keeps anything.
     #[error(
-        "replication slot {slot:?} was dropped, invalidated or made anew at the source, which may remove the WAL after {from} any time; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
+        "replication slot {slot:?} was dropped, invalidated or made anew at the source, which may remove the WAL after {from} any time; `pal reattach` goes on from a new base backup (or, for a branch of a compute's, `pal start --discard`)"
     )]
     SlotLost {
         /// The slot.
@@ -179,6 +189,21 @@ pub enum Stop {
         /// What the object store has ends here.
         from: Lsn,
     },
+    /// The source has less than is here, on the same PostgreSQL timeline.
+    #[error(
+        "the source's WAL ends at {found}, and what was read of it goes on to {end}: it was set back, as from a snapshot, and what it writes now is another history. Recover it to a PostgreSQL timeline of its own (recovery.signal), which is followed; or, once it has written more than that, `pal reattach`"
+    )]
+    SetBack {
+        /// Where its WAL ends, or a base backup of it begins.
+        found: Lsn,
+        /// The end of what is here.
+        end: Lsn,
+    },
+    /// What redo depends on has changed.
+    #[error(
+        "the source has other settings than what is here was written with: wal_log_hints (or data checksums) or the size of WAL segments; set them back, or delete the tenant and attach again"
+    )]
+    OtherSettings,
     /// Someone else publishes this timeline's manifest.
     #[error("another wal-ingest has taken over this timeline")]
     Superseded,
@@ -192,7 +217,7 @@ pub enum Stop {
     },
     /// The slot held back more WAL than allowed, and was dropped to save the source's disk.
     #[error(
-        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; delete the tenant and attach again (or, for a branch, `pal start --discard`)"
+        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; `pal reattach` goes on from a new base backup (or, for a branch of a compute's, `pal start --discard`)"
     )]
     SlotDropped {
         /// The slot.
@@ -237,6 +262,7 @@ impl IngestError {
             Self::Attempt(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Broker(error) if is_final(error.kind) => Remedy::GiveUp,
             Self::Layers(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
+            Self::Stored(StoredError::Lost { .. }) => Remedy::GiveUp,
             Self::Stored(error) if error.kind() == ErrorKind::Corrupt => Remedy::GiveUp,
             Self::Source(_)
             | Self::Tar(_)
@@ -251,6 +277,7 @@ impl IngestError {
             | Self::WalFile { .. }
             | Self::LayerFile { .. }
             | Self::WalGap { .. }
+            | Self::TooSoon { .. }
             | Self::Switched { .. }
             | Self::Hosts(_)
             | Self::Broker(_) => Remedy::Retry,

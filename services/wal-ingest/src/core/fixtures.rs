@@ -42,6 +42,7 @@ pub(crate) fn timeline_of(
         slot: "palimpsest_test".to_owned(),
         task: AssignedTask::Ingest,
         writer: None,
+        reattach: None,
     };
     let slot = assignment.slot.parse().unwrap();
     Timeline::new(assignment, slot, Arc::new(shared), scope)

@@ -80,6 +80,7 @@ pub(super) fn duty_after(error: &IngestError) -> Option<Duty> {
             Stop::SlotLost { .. }
             | Stop::OtherTimeline { .. }
             | Stop::Left(_)
+            | Stop::SetBack { .. }
             | Stop::OtherCluster { .. },
         ) => Some(Duty::Guard),
         _ => Some(Duty::Follow),
@@ -303,7 +304,8 @@ fn plan(slot: Option<SlotState>, end: Lsn, remote: Option<Lsn>, limit: ByteCount
     if retained > limit {
         return Plan::Drop(retained);
     }
-    match target > restart {
+    // A source that was set back has not come so far.
+    match target > restart && target <= end {
         true => Plan::Move(target),
         false => Plan::Leave,
     }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{TimelineManifest, Versioned};
 use palimpsest_read::{
-    BlockCache, PageCache, ReadError, StoredTimelines, Versions as _, relations_at,
+    BlockCache, PageCache, ReadError, StoredTimelines, TimelineReader, Versions as _, relations_at,
 };
 use palimpsest_redo::NoEngine;
-use palimpsest_types::{ByteCount, Key, Lsn, SlruKind};
+use palimpsest_types::{ByteCount, Key, KeyRange, Lsn, SlruKind};
 use palimpsest_wal::{BaseFacts, Interpreter, RelationSizes, SlruSegments, Value, v15::Parameters};
 
 use super::{cluster::note_cluster, error::IngestError, laggard::Beginning, timeline::Timeline};
@@ -26,12 +26,7 @@ impl Timeline {
         &self,
         manifest: &TimelineManifest,
     ) -> Result<Interpreter, IngestError> {
-        let store = self.shared.store.clone();
-        let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
-        let pages = Arc::new(PageCache::new(PAGES));
-        let TimelineRef { tenant, timeline } = self.id();
-        let stored = StoredTimelines::new(store, tenant, (pages, blocks));
-        let reader = stored.reader(timeline, manifest, None, || NoEngine).await?;
+        let reader = self.stored(manifest).await?;
         let mut sizes = RelationSizes::default();
         for (rel, blocks) in relations_at(&reader, manifest.lsn).await? {
             sizes.set(rel, blocks);
@@ -52,6 +47,19 @@ impl Timeline {
         Ok(interpreter)
     }
 
+    /// A reader of what the object store has of the timeline, and of those that it begins on. It makes no pages.
+    pub(super) async fn stored(
+        &self,
+        manifest: &TimelineManifest,
+    ) -> Result<TimelineReader<NoEngine>, IngestError> {
+        let store = self.shared.store.clone();
+        let blocks = Arc::new(BlockCache::new(SIZES_CACHE));
+        let pages = Arc::new(PageCache::new(PAGES));
+        let TimelineRef { tenant, timeline } = self.id();
+        let stored = StoredTimelines::new(store, tenant, (pages, blocks));
+        Ok(stored.reader(timeline, manifest, None, || NoEngine).await?)
+    }
+
     /// Asks the object store how things are where decoding can begin.
     pub(super) async fn learn_beginning(&self, beginning: &Beginning) -> Result<(), IngestError> {
         if let Some(Versioned { state: newest, .. }) = self.manifests().newest().await? {
@@ -66,7 +74,7 @@ impl Timeline {
 fn base_facts(manifest: &TimelineManifest, settings: &Parameters) -> BaseFacts {
     BaseFacts {
         track_commit_timestamp: settings.track_commit_timestamp,
-        consistent_from: manifest.oldest_readable,
+        consistent_from: manifest.consistent_from(),
         // True also stands for checksums, with which the setting has no effect.
         wal_log_hints: (!manifest.source.wal_log_hints).then_some(false),
     }
@@ -83,6 +91,6 @@ fn parameters(settings: Option<(Lsn, Value)>) -> Result<Parameters, ReadError> {
 }
 
 /// Sizes of all segments of SLRU areas there can be.
-fn all_slru_segments() -> std::ops::Range<Key> {
+fn all_slru_segments() -> KeyRange {
     Key::SlruSegment(SlruKind::Clog, 0)..Key::Parameters
 }

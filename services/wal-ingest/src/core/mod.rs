@@ -3,6 +3,7 @@
 //! ```text
 //! Node ─ one Timeline task per assignment
 //!          attach: checks ─▶ slot ─▶ base backup ─▶ image layers ─▶ manifest
+//!          reattach: base backup ─▶ delta layers ─▶ manifest, where WAL was lost
 //!          stream: replication ─▶ WAL files (fsync) ─▶ Decoder ─▶ Tail ─▶ feed subscribers
 //!          keeper: moves the slot at the source to what the object store has
 //!          flush:  frozen pieces of the tail ─▶ local layers (fsync) ─▶ object store ─▶ manifest
@@ -34,7 +35,9 @@ mod local_layers;
 mod logical_size;
 mod metrics;
 mod node;
+mod reattach;
 mod replay;
+mod set_back;
 mod slotless;
 mod source;
 mod stays;

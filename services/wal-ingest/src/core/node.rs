@@ -347,6 +347,7 @@ impl Running {
         self.task == assignment.task
             && own.source == assignment.source
             && own.writer == assignment.writer
+            && own.reattach == assignment.reattach
     }
 }
 

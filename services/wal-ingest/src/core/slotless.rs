@@ -19,6 +19,8 @@ use tokio::time::{sleep, timeout};
 use super::{
     error::{IngestError, Stop},
     keeper::{self, Duty, INTERVAL, VISIT},
+    source::connect_to,
+    stream::PATIENCE,
     timeline::Timeline,
     warnings::Topic,
 };
@@ -220,8 +222,25 @@ async fn look(timeline: &Timeline, source: &SourceCluster) -> Result<Step, Inges
     Ok(step)
 }
 
+/// The slot must still keep the WAL from a base backup's start on. The source asks nobody whose turn it
+/// is, so one who woke up at a bad moment may have dropped it.
+pub(super) async fn expect_kept(
+    timeline: &Timeline,
+    source: &SourceCluster,
+    start: Lsn,
+) -> Result<(), IngestError> {
+    let conninfo = &timeline.assignment.source;
+    let (mut connection, _) = connect_to(conninfo, "palimpsest", source, PATIENCE).await?;
+    let slot = connection.read_replication_slot(&timeline.slot).await?;
+    connection.close().await;
+    match slot.and_then(|slot| slot.restart_lsn) {
+        Some(restart) if restart <= start => Ok(()),
+        Some(_) | None => Err(IngestError::Backup("its slot was dropped meanwhile")),
+    }
+}
+
 /// Whoever took the timeline over, or deleted it, has looked after the slot: it is not ours to make.
-async fn expect_ours(timeline: &Timeline) -> Result<(), IngestError> {
+pub(super) async fn expect_ours(timeline: &Timeline) -> Result<(), IngestError> {
     let newest = timeline.manifests().newest().await?;
     let epoch = newest.map(|newest| newest.state.writer_epoch);
     match epoch == Some(timeline.status().epoch) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use palimpsest_manifest::SourceCluster;
 use palimpsest_postgres::{ClientError, ConnInfo, Connection, SystemIdentity};
-use palimpsest_types::{ByteCount, ErrorKind, PAGE_SIZE, SystemIdentifier};
+use palimpsest_types::{ByteCount, ErrorKind, Lsn, PAGE_SIZE, SystemIdentifier};
 use palimpsest_wal::SegmentSize;
 use tokio::time::timeout;
 
@@ -162,9 +162,10 @@ fn none_of(mut failed: Vec<IngestError>) -> IngestError {
 }
 
 /// The larger, the better: a server of another cluster comes after all others.
-fn rank(identity: &SystemIdentity, cluster: &SourceCluster) -> (bool, u32) {
+fn rank(identity: &SystemIdentity, cluster: &SourceCluster) -> (bool, u32, Lsn) {
     let is_same = identity.system_id == cluster.system_identifier;
-    (is_same, identity.timeline)
+    // Of two on one timeline, one is a copy that was left behind.
+    (is_same, identity.timeline, identity.xlogpos)
 }
 
 async fn connect_by(info: &ConnInfo) -> Result<Connection, IngestError> {
@@ -327,8 +328,6 @@ fn parse_size(value: &str) -> Option<ByteCount> {
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_types::Lsn;
-
     use super::*;
 
     #[test]

@@ -5,7 +5,8 @@ use std::{cmp::Ordering, pin::pin, time::Duration};
 use palimpsest_api::broker::{Promotion, TimelineState};
 use palimpsest_manifest::TimelineManifest;
 use palimpsest_postgres::{
-    ClientError, Connection, ReplicationEvent, ReplicationStream, StandbyStatus, Tli,
+    ClientError, Connection, ReplicationEvent, ReplicationStream, StandbyStatus, TimelineHistory,
+    Tli,
 };
 use palimpsest_types::{ErrorKind, Lsn};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
@@ -28,7 +29,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is gone, whatever TCP thinks.
 const SILENCE: Duration = Duration::from_secs(60);
 /// For each of several hosts. With one it is what the connection string says.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look for room while paused.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -39,10 +40,9 @@ pub(super) enum End {
     Stop(IngestError),
     /// The local files failed: the timeline is to be taken over anew from what is on disk.
     Reopen(IngestError),
-    /// Another cluster goes on where this one's WAL ends.
-    Renewed,
-    /// The source goes on with another PostgreSQL timeline where the one that we read ends.
-    Switched(Switch),
+    /// Something else goes on where the WAL that was read ends: the source's next PostgreSQL timeline, if this says so, or
+    /// another cluster, or a base backup.
+    Renewed(Option<Switch>),
     /// The node leaves.
     Left,
 }
@@ -75,7 +75,7 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
             (Ok(Given::Left), _) => return End::Left,
             (Ok(Given::Switched(_)), Err(error)) => error,
             (Ok(Given::Switched(switch)), Ok(())) => match switched(timeline, switch) {
-                Ok(()) => return End::Switched(switch),
+                Ok(()) => return End::Renewed(Some(switch)),
                 Err(error) => error.into(),
             },
             (Err(error), decoded) => worse(error, decoded),
@@ -305,6 +305,11 @@ async fn open(
         connection.close().await;
         return Ok(Opened::AtEnd(switch));
     }
+    let end = timeline.status().last_record;
+    if identity.timeline == source.pg_timeline && identity.xlogpos < end {
+        let found = identity.xlogpos;
+        return Err(Stop::SetBack { found, end }.into());
+    }
     // Without the slot: see the keeper.
     let stream = connection.start_physical_replication(None, from, source.pg_timeline);
     stream
@@ -321,22 +326,9 @@ async fn end_of(
     manifest: &TimelineManifest,
 ) -> Result<Option<Switch>, IngestError> {
     let expected = manifest.source.pg_timeline;
-    if found < expected {
-        // The primary of before a promotion that was followed: the right one may be there again any time.
-        return Err(IngestError::Switched { found, expected });
-    }
-    let begun = &manifest.pg_timeline_history;
-    if found == expected && begun.len() < 2 {
+    let Some(history) = expect_history(connection, found, manifest).await? else {
         return Ok(None);
-    }
-    let history = connection.timeline_history(found).await?;
-    let foreign = || Err(Stop::OtherTimeline { found, expected }.into());
-    if !is_of(&history, begun) {
-        return foreign();
-    }
-    if found == expected {
-        return Ok(None);
-    }
+    };
     let end = timeline.status().last_record;
     match succession(&history, (expected, end), found) {
         Succession::Follows(switch) => {
@@ -348,7 +340,30 @@ async fn end_of(
             slotless::make_early(timeline, connection).await;
             Err(left(switch, end).into())
         }
-        Succession::Foreign => foreign(),
+        Succession::Foreign => Err(Stop::OtherTimeline { found, expected }.into()),
+    }
+}
+
+/// The history of a server that has what the manifest knows of the PostgreSQL timelines before; none if it is on the newest
+/// of those.
+pub(super) async fn expect_history(
+    connection: &mut Connection,
+    found: Tli,
+    manifest: &TimelineManifest,
+) -> Result<Option<TimelineHistory>, IngestError> {
+    let expected = manifest.source.pg_timeline;
+    if found < expected {
+        // The primary of before a promotion that was followed: the right one may be there again any time.
+        return Err(IngestError::Switched { found, expected });
+    }
+    let begun = &manifest.pg_timeline_history;
+    if found == expected && begun.len() < 2 {
+        return Ok(None);
+    }
+    let history = connection.timeline_history(found).await?;
+    match is_of(&history, begun) {
+        false => Err(Stop::OtherTimeline { found, expected }.into()),
+        true => Ok((found != expected).then_some(history)),
     }
 }
 

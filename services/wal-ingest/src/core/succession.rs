@@ -71,6 +71,27 @@ pub(super) fn succession(
     }
 }
 
+/// The PostgreSQL timelines that a server has begun since ours was left, each with where, up to the one that it is on.
+/// None if ours is no ancestor.
+pub(super) fn since(
+    history: &TimelineHistory,
+    ours: Tli,
+    found: Tli,
+) -> Option<Vec<PgTimelineBegin>> {
+    let ancestors = &history.ancestors;
+    let left = ancestors.iter().position(|one| one.timeline == ours)?;
+    let left = ancestors.get(left..)?;
+    let next = left.iter().skip(1).map(|one| one.timeline).chain([found]);
+    let begun = left
+        .iter()
+        .zip(next)
+        .map(|(one, pg_timeline)| PgTimelineBegin {
+            pg_timeline,
+            begin: one.end,
+        });
+    Some(begun.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     pin::pin,
     sync::{
-        Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex as StdMutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -23,7 +23,7 @@ use palimpsest_read::{StoredError, Tail};
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::StorePath;
 use palimpsest_types::{Lsn, WriterEpoch};
-use palimpsest_wal::{LogIdentity, SegmentSize};
+use palimpsest_wal::SegmentSize;
 use tokio::{
     sync::{Mutex, mpsc::UnboundedReceiver, watch},
     task::JoinHandle,
@@ -37,12 +37,13 @@ use super::{
     file_work::FileWork,
     flush,
     growth::Growth,
-    keeper::{self, Duty},
+    keeper::Duty,
     laggard::{Beginning, LocalHistory},
     local_layers::LocalLayers,
     node::Shared,
+    reattach,
     replay::replay,
-    slotless,
+    set_back, slotless,
     stream::{self, End},
     subscribers::Subscribers,
     succession::Switch,
@@ -104,13 +105,6 @@ pub(super) struct Resumed {
     pub(super) decoder: Decoder,
 }
 
-/// Who writes a timeline from an LSN on.
-#[derive(Debug, Clone, Copy)]
-struct Successor {
-    cluster: SourceCluster,
-    begin: Lsn,
-}
-
 /// What the change feed tells of a timeline.
 #[derive(Debug)]
 pub(super) struct Feed {
@@ -128,6 +122,8 @@ pub(super) struct Feed {
     pub(super) over: CancellationToken,
 }
 
+mod guarding;
+mod take_over;
 #[cfg(test)]
 mod tests;
 
@@ -188,25 +184,6 @@ impl Timeline {
         });
     }
 
-    /// A primary on a later PostgreSQL timeline than the one that is read was seen.
-    pub(super) fn note_later(&self, found: Tli) {
-        self.later.send_replace(Some(found));
-    }
-
-    /// What was seen before is not to be waited for: whoever is read from now on was found among all.
-    pub(super) fn forget_later(&self) {
-        self.later.send_replace(None);
-    }
-
-    /// Waits until a primary on a later PostgreSQL timeline than this one is seen.
-    pub(super) async fn later_than(&self, read_from: Tli) -> Tli {
-        let mut seen = self.later.subscribe();
-        let is_later = |found: &Option<Tli>| found.is_some_and(|found| found > read_from);
-        // It can't fail: the sender is ours.
-        let found = seen.wait_for(is_later).await;
-        found.map_or(read_from, |found| found.unwrap_or(read_from))
-    }
-
     /// Says in the status what is to be said about a topic from now on; whether that is news.
     pub(super) fn warn(&self, topic: Topic, texts: Vec<String>) -> bool {
         let mut warnings = (self.warnings.lock()).unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +209,22 @@ impl Timeline {
     /// The changes in memory, once the timeline was taken over.
     pub(super) fn growth(&self) -> Option<Arc<Growth>> {
         Some(Arc::clone(&self.opened()?.growth))
+    }
+
+    /// Ends the feeds: what comes next is not of this writer.
+    pub(super) fn close(&self) {
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether all that is here is in the object store, before something else goes on.
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody has asked that it goes on from a base backup, and nobody has done it yet.
+    fn is_to_reattach(&self, manifest: &TimelineManifest) -> bool {
+        let asked = self.assignment.reattach;
+        asked.is_some_and(|asked| !manifest.was_reread_after(asked.after))
     }
 
     fn opened(&self) -> Option<Arc<Opened>> {
@@ -268,20 +261,6 @@ impl Timeline {
         self.work.spawn(work)
     }
 
-    /// The slot at this cluster may be ours from now on.
-    pub(super) fn note_source(&self, source: SourceCluster) {
-        *self.lock_source() = Some(source);
-    }
-
-    /// No slot is ours there any more.
-    pub(super) fn forget_source(&self) {
-        *self.lock_source() = None;
-    }
-
-    fn lock_source(&self) -> MutexGuard<'_, Option<SourceCluster>> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn wal_directory(&self) -> PathBuf {
         self.directory().join("pg_wal")
     }
@@ -312,13 +291,11 @@ impl Timeline {
             // Boxed: its state is large, and starts anew with each turn.
             let error = match Box::pin(self.run_once()).await {
                 End::Left => return,
-                End::Renewed => {
-                    self.settled.store(true, Ordering::Relaxed);
-                    self.work.finished().await;
-                    continue;
-                }
-                End::Switched(switch) => {
-                    *self.switch.lock().unwrap_or_else(PoisonError::into_inner) = Some(switch);
+                End::Renewed(switch) => {
+                    if let Some(switch) = switch {
+                        let mut known = self.switch.lock().unwrap_or_else(PoisonError::into_inner);
+                        *known = Some(switch);
+                    }
                     self.settled.store(true, Ordering::Relaxed);
                     self.work.finished().await;
                     continue;
@@ -369,11 +346,15 @@ impl Timeline {
         // Cancel-safe: an attach that is cut off begins anew, and a take-over is repeated.
         let (opened, resumed, frozen) = match leaving.run_until_cancelled(self.prepare()).await {
             Some(Ok(prepared)) => prepared,
-            Some(Err(error)) => return End::Stop(error),
+            Some(Err(error)) => {
+                self.note_set_back(&error).await;
+                return End::Stop(error);
+            }
             None => return End::Left,
         };
         let source = resumed.manifest.source;
-        let is_renewed = self.successor(&resumed.manifest).is_some();
+        let manifest = &resumed.manifest;
+        let is_renewed = self.successor(manifest).is_some() || self.is_to_reattach(manifest);
         let working = async {
             // Cancel-safe: what was decoded is in the tail, and the rest is decoded by the next start.
             let resumed = match leaving.run_until_cancelled(replay(self, resumed)).await {
@@ -383,7 +364,7 @@ impl Timeline {
                 None => return End::Left,
             };
             match is_renewed {
-                true => End::Renewed,
+                true => End::Renewed(None),
                 false => stream::run(self, resumed).await,
             }
         };
@@ -402,8 +383,11 @@ impl Timeline {
         };
         match &end {
             End::Reopen(_) => return end,
-            End::Stop(error) => self.stop(error),
-            End::Renewed | End::Switched(_) | End::Left => {}
+            End::Stop(error) => {
+                self.note_set_back(error).await;
+                self.stop(error);
+            }
+            End::Renewed(_) | End::Left => {}
         }
         // What has come until now is history that the object store is to have. Who leaves gives it
         // no more than a limited time, and the slot is not looked after meanwhile.
@@ -412,7 +396,7 @@ impl Timeline {
             match end {
                 End::Left => self.flushed().await,
                 // The slot is at a server whose history is not read yet.
-                End::Switched(_) | End::Stop(IngestError::Stop(Stop::Left(_))) => {
+                End::Renewed(Some(_)) | End::Stop(IngestError::Stop(Stop::Left(_))) => {
                     self.guarding_as(Duty::Guard, self.flushed()).await;
                 }
                 _ => self.guarding(self.flushed()).await,
@@ -421,6 +405,15 @@ impl Timeline {
         tokio::select! {
             Err(error) = &mut flushing => End::Stop(error),
             () = flushed => end,
+        }
+    }
+
+    /// Remembers that the source was set back, if an error says so, before anybody hears of it.
+    async fn note_set_back(&self, error: &IngestError) {
+        if set_back::tells(error) {
+            // Cancel-safe: whoever goes on sees the same.
+            let remembering = set_back::remember(self);
+            self.shared.leaving.run_until_cancelled(remembering).await;
         }
     }
 
@@ -469,71 +462,6 @@ impl Timeline {
         }
     }
 
-    /// A timeline that has stopped still has a slot, which must not fill the source's disk.
-    async fn guard_slot(&self, error: &IngestError) {
-        let Some(source) = *self.lock_source() else {
-            return;
-        };
-        let mut duty = keeper::duty_after(error);
-        while let Some(held) = duty {
-            let end = IngestError::from(keeper::run(self, &source, held).await);
-            let next = keeper::duty_after(&end);
-            if (held, next) == (Duty::Guard, Some(Duty::Guard)) {
-                // It is gone, as was said already.
-                return;
-            }
-            self.warn_of_slot(&end);
-            duty = next.filter(|next| *next != held);
-        }
-    }
-
-    /// Waits for something, and looks after the slot meanwhile, if there may be one.
-    pub(super) async fn guarding<T>(&self, waiting: impl Future<Output = T>) -> T {
-        // A slot that is there again, or still, may keep too much.
-        let duty = match self.is_slotless() {
-            true => Duty::Guard,
-            false => Duty::Follow,
-        };
-        self.guarding_as(duty, waiting).await
-    }
-
-    async fn guarding_as<T>(&self, duty: Duty, waiting: impl Future<Output = T>) -> T {
-        let mut waiting = pin!(waiting);
-        let source = *self.lock_source();
-        if let Some(source) = source {
-            // Cancel-safe: `waiting` stays, and the next visit does what this one has not.
-            let stop = tokio::select! {
-                done = &mut waiting => return done,
-                stop = keeper::run(self, &source, duty) => stop,
-            };
-            if duty == Duty::Follow {
-                self.warn_of_slot(&stop.into());
-            }
-        }
-        waiting.await
-    }
-
-    /// The slot is not what it was, while something else goes on or has ended.
-    fn warn_of_slot(&self, end: &IngestError) {
-        let reason = end.in_words();
-        tracing::error!(timeline = %self.id(), reason, "the slot");
-        self.warn(Topic::Slot, vec![reason]);
-    }
-
-    /// Whether the timeline goes on without a slot, which was dropped to save the source's disk.
-    pub(super) fn is_slotless(&self) -> bool {
-        self.slotless.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn note_slotless(&self, slotless: bool) {
-        self.slotless.store(slotless, Ordering::Relaxed);
-    }
-
-    /// Whether this writer ended because another took over.
-    pub(super) fn is_superseded(&self) -> bool {
-        self.superseded.load(Ordering::Relaxed)
-    }
-
     /// What can't be done at the moment is tried again; an attach that fails and was undone is not.
     async fn prepare(&self) -> Result<Prepared, IngestError> {
         let mut back_off = BackOff::default();
@@ -543,9 +471,16 @@ impl Timeline {
                 Err(error) => Err(error),
             };
             let outcome = match newest {
+                Ok(Some(manifest)) if self.is_to_reattach(&manifest.state) && self.is_settled() => {
+                    // Boxed: its state is large, and needed seldom.
+                    match Box::pin(reattach::reattach(self, manifest)).await {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
                 Ok(Some(manifest)) => {
                     let source = manifest.state.source;
-                    let id = |successor: Successor| successor.cluster.system_identifier;
+                    let id = |successor: take_over::Successor| successor.cluster.system_identifier;
                     match self.successor(&manifest.state).map(id) {
                         // What is told of the timeline so far is not about the slot there.
                         Some(id) if id != source.system_identifier => self.forget_source(),
@@ -594,130 +529,6 @@ impl Timeline {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Takes the timeline over under a new epoch.
-    async fn take_over(
-        &self,
-        newest: Versioned<TimelineManifest>,
-    ) -> Result<Prepared, IngestError> {
-        let taken = self.taken(newest).await?;
-        let manifest = taken.state.clone();
-        let (epoch, start) = (manifest.writer_epoch, manifest.lsn);
-        let interpreter = self.interpreter(&manifest).await?;
-        let beginning = Beginning::new(start, interpreter.clone());
-        let tail = Arc::new(Tail::new(epoch, start));
-        let limits = &self.shared.limits;
-        let share = self.shared.budget.share();
-        let (growth, frozen) = Growth::new(tail, share, limits.layer_size);
-        let growth = Arc::new(growth);
-        let segment_size = SegmentSize::new(manifest.source.wal_segment_size.get())
-            .unwrap_or(SegmentSize::DEFAULT);
-        let decoder = Decoder::new(start, segment_size, interpreter, Arc::clone(&growth));
-        let decoder = decoder.of(LogIdentity {
-            system_identifier: manifest.source.system_identifier,
-            timeline: manifest.source.pg_timeline,
-        });
-        let disk = Arc::clone(&self.shared.disk);
-        let (wal, layers) = (self.wal_directory(), self.directory().join("layers"));
-        let pg_timeline = manifest.source.pg_timeline;
-        let work = self.work.clone();
-        let opening = self.spawn_blocking(move || {
-            let local_layers = LocalLayers::prepare(Arc::clone(&disk), layers, work)?;
-            let files = WalFiles::open(disk, wal, segment_size, pg_timeline, start)?;
-            Ok::<_, IngestError>((local_layers, files))
-        });
-        let opening = opening.await.map_err(|error| self.wal_failed(error))?;
-        let (local_layers, files) = opening?;
-        growth.share().set_wal(files.size());
-        let opened = Arc::new(Opened {
-            epoch,
-            epoch_start: start,
-            growth,
-            local_layers,
-            wal: files.trim(),
-            wal_reader: files.reader(),
-            segment_size,
-            beginning: Arc::new(beginning),
-            manifest: Mutex::new(taken),
-            over: self.scope.token().child_token(),
-        });
-        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&opened));
-        self.update(|status| {
-            status.reason.clear();
-            status.epoch = epoch;
-            status.disk_consistent = start;
-            status.remote_consistent = start;
-            status.oldest_readable = manifest.oldest_readable;
-            status.last_record = start;
-        });
-        tracing::info!(timeline = %self.id(), %epoch, at = %start, "timeline taken over");
-        let resumed = Resumed {
-            manifest,
-            files,
-            decoder,
-        };
-        Ok((opened, resumed, frozen))
-    }
-
-    /// The manifest under a new epoch, and of the cluster that goes on where it ends, if that is another.
-    async fn taken(
-        &self,
-        newest: Versioned<TimelineManifest>,
-    ) -> Result<Versioned<TimelineManifest>, IngestError> {
-        let Some(successor) = self.successor(&newest.state) else {
-            return Ok(self.manifests().take_over(newest).await?);
-        };
-        let (Successor { cluster, begin }, end) = (successor, newest.state.lsn);
-        if begin >= end && !self.settled.load(Ordering::Relaxed) {
-            // First what is here of the earlier one: it may be acknowledged.
-            return Ok(self.manifests().take_over(newest).await?);
-        }
-        if begin != end {
-            return Err(Stop::NotTheEnd { end, begin }.into());
-        }
-        // All that was history of it is in the object store.
-        self.remove_directory().await?;
-        if cluster.system_identifier == newest.state.source.system_identifier {
-            slotless::after_promotion(self).await?;
-        }
-        let manifests = self.manifests();
-        let taken = manifests.take_over_from(newest, (cluster, begin)).await?;
-        let SourceCluster {
-            system_identifier,
-            pg_timeline,
-            ..
-        } = cluster;
-        tracing::info!(timeline = %self.id(), cluster = %system_identifier, pg_timeline, at = %end, "another history goes on");
-        Ok(taken)
-    }
-
-    /// Who writes the timeline where what the manifest tells of ends, if that is another than it says.
-    fn successor(&self, manifest: &TimelineManifest) -> Option<Successor> {
-        let source = manifest.source;
-        let switch = *self.switch.lock().unwrap_or_else(PoisonError::into_inner);
-        let promoted = switch.map(|Switch { at, next }| Successor {
-            begin: at,
-            cluster: SourceCluster {
-                pg_timeline: next,
-                ..source
-            },
-        });
-        let writer = self.assignment.writer.map(|writer| Successor {
-            begin: writer.begin,
-            cluster: SourceCluster {
-                system_identifier: writer.system_identifier,
-                pg_timeline: writer.pg_timeline,
-                ..source
-            },
-        });
-        // Where the manifest is, or beyond, nothing succeeds any more: who was promoted since has a later number.
-        let later = |successor: &Successor| {
-            let cluster = successor.cluster;
-            cluster.system_identifier != source.system_identifier
-                || cluster.pg_timeline > source.pg_timeline
-        };
-        writer.filter(later).or(promoted.filter(later))
     }
 
     pub(super) fn wal_failed(&self, error: tokio::task::JoinError) -> IngestError {

@@ -1,6 +1,6 @@
 //! After WAL was lost.
 
-use palimpsest_manifest::Reread;
+use palimpsest_manifest::{Ancestor, Reread};
 
 use super::*;
 
@@ -93,4 +93,36 @@ async fn p1_the_newest_is_waited_for_until_the_backup_s_end() {
         reader.tail.extend(vec![last], lsn, room).unwrap();
     });
     assert_eq!(newest.unwrap(), Lsn::new(232));
+}
+
+#[tokio::test(start_paused = true)]
+async fn p1_a_branch_that_begins_where_changes_were_lost_since_is_not_read() {
+    let fixture = reread(&[record(210, 0, 3), record(240, 1, 4)]).await;
+    let parent = Arc::new(fixture.reader().await);
+    let patience = Duration::from_secs(1);
+    for (at, is_lost) in [
+        (110, false),
+        (118, true),
+        (200, true),
+        (229, true),
+        (230, false),
+    ] {
+        let at = Lsn::new(at);
+        let mut manifest = TimelineManifest::new(fixture.manifest.source, at, at);
+        let timeline = TimelineId::from_bytes([7; 16]);
+        manifest.ancestor = Some(Ancestor { timeline, lsn: at });
+        let layers = Layers::open(fixture.files.clone(), &manifest, None).await;
+        let tail = Arc::new(Tail::new(WriterEpoch::FIRST, at));
+        let room = ByteCount::mib(1);
+        tail.extend(Vec::new(), Lsn::new(300), room).unwrap();
+        let shared = (Arc::new(PageCache::new(room)), AddingEngine);
+        let timeline = TimelineId::from_bytes([8; 16]);
+        let branch = TimelineReader::new(timeline, layers.unwrap(), tail, shared);
+        let branch = branch.with_ancestor(Arc::clone(&parent), at);
+        for lsn in [at, Lsn::new(300)] {
+            let settled = branch.settle(Some(lsn), None, patience).await;
+            let is_refused = matches!(settled, Err(ReadError::InHole { .. }));
+            assert_eq!(is_refused, is_lost, "{at}, read at {lsn}: {settled:?}");
+        }
+    }
 }

@@ -8,9 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use palimpsest_api::broker::TimelineState;
-use palimpsest_manifest::{KeySpan, LayerKind};
+use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind};
 use palimpsest_store::faulty::FaultyStore;
-use palimpsest_types::Key;
+use palimpsest_types::{Key, Lsn};
 use tokio::time::timeout;
 
 use super::{attempts::Fate, *};

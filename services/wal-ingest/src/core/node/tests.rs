@@ -101,6 +101,7 @@ fn deletion() -> Assignment {
         slot: "palimpsest_test".to_owned(),
         task: AssignedTask::Delete { forget_slot: false },
         writer: None,
+        reattach: None,
     }
 }
 

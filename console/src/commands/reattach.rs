@@ -97,15 +97,17 @@ async fn follow(
 ) -> Phase {
     let mut progress = Progress::start();
     progress.show(&Step::new("waiting for wal-ingest"));
+    let mut has_begun = false;
     let look = |view: &ClusterView| {
         let view = view.timeline(timeline)?;
         match phase(view, after) {
             Phase::Working(step) => {
+                has_begun = true;
                 progress.show(&step);
                 None
             }
             // What was said before it was asked: with each try the timeline is taken over.
-            Phase::Stopped { .. } if view.status.epoch == before => {
+            Phase::Stopped { .. } if !has_begun && view.status.epoch == before => {
                 let waiting = match view.writer {
                     Some(_) => "waiting for wal-ingest",
                     None => "there is no wal-ingest; waiting for one",

@@ -99,9 +99,11 @@ impl<E: Engine> TimelineReader<E> {
 
     /// The oldest and the newest LSN that can be read now.
     pub fn readable(&self) -> (Lsn, Lsn) {
-        let newest = self.newest_arrived();
-        let hole = self.hole_at(newest);
-        (self.oldest(), hole.map_or(newest, |hole| hole.after))
+        let mut newest = self.newest_arrived();
+        while let Some(hole) = self.hole_at(newest) {
+            newest = hole.after;
+        }
+        (self.oldest(), newest)
     }
 
     /// The LSN to read at: `lsn` when everything that the caller needs of it has arrived, for which
@@ -125,17 +127,20 @@ impl<E: Engine> TimelineReader<E> {
         }
         lsn.map_or(Ok(()), |lsn| self.expect_no_hole(lsn))?;
         let needed = self.behind_hole(lsn).map_or(needed, |end| end.max(needed));
-        let at = |newest: Lsn| lsn.map_or(newest, |lsn| lsn.min(newest.max(needed)));
+        let at = |newest: Lsn| {
+            let at = lsn.map_or(newest, |lsn| lsn.min(newest.max(needed)));
+            self.expect_no_hole(at).map(|()| at)
+        };
         // Nearly always: without a timer.
         let newest = self.newest_arrived();
         if newest >= needed {
-            return Ok(at(newest));
+            return at(newest);
         }
         // Cancel-safe: waiting changes nothing.
         let waited = tokio::time::timeout(patience, self.arrival(needed)).await;
         let newest = self.newest_arrived();
         match waited {
-            Ok(()) if newest >= needed => Ok(at(newest)),
+            Ok(()) if newest >= needed => at(newest),
             Ok(()) | Err(_) => Err(ReadError::NotYet {
                 lsn: needed,
                 newest,

@@ -191,7 +191,7 @@ pub enum Stop {
     },
     /// The source has less than is here, on the same PostgreSQL timeline.
     #[error(
-        "the source's WAL ends at {found}, and what was read of it goes on to {end}: it was set back, as from a snapshot, and what it writes now is another history. Recover it to a PostgreSQL timeline of its own (recovery.signal), which is followed; or, once it has written more than that, `pal reattach`"
+        "the source's WAL ends at {found}, and what was read of it goes on to {end}: it was set back, as from a snapshot, and what it writes now is another history. Recover it to a PostgreSQL timeline of its own (recovery.signal), or wait until it has written more than that; then `pal reattach`"
     )]
     SetBack {
         /// Where its WAL ends, or a base backup of it begins.

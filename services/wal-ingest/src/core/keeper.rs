@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     back_off::BackOff,
     error::{IngestError, Stop},
-    slotless,
+    set_back, slotless,
     source::{connect_to, warnings},
     timeline::Timeline,
     warnings::Topic,
@@ -237,6 +237,8 @@ pub(super) async fn connect(
     // prefix, because the server cuts long names off at their end.
     let name = format!("keeper_{}", timeline.slot);
     let conninfo = &timeline.assignment.source;
+    // Before the source is asked, as more may come meanwhile.
+    let end = timeline.status().last_record;
     let (mut connection, identity) = connect_to(conninfo, &name, source, PATIENCE).await?;
     let is_same = identity.system_id == source.system_identifier;
     if is_same && identity.timeline > source.pg_timeline {
@@ -246,6 +248,10 @@ pub(super) async fn connect(
         }
     }
     expect_same(&identity, source, duty)?;
+    // Else a slot that is not there in a copy of the source would be what is seen first.
+    if duty == Duty::Follow {
+        set_back::expect_whole(timeline, (end, identity.xlogpos)).await?;
+    }
     Ok((connection, identity))
 }
 

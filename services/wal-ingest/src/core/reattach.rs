@@ -24,7 +24,7 @@ use super::{
     error::{IngestError, Stop},
     keeper::{self, Duty},
     set_back, slotless,
-    source::{connect_to, expect_free_senders, inspect},
+    source::{CheckError, connect_to, expect_free_senders, inspect},
     stream::{PATIENCE, expect_history},
     succession::since,
     timeline::Timeline,
@@ -59,6 +59,10 @@ pub(super) async fn reattach(
     } = reach(timeline, &newest.state).await?;
     // Whoever was its writer can't publish any more, and what we make is ours alone.
     let mut taken = timeline.manifests().take_over(newest).await?;
+    if !timeline.is_to_reattach(&taken.state) {
+        // Ours was published before, and its answer lost.
+        return Ok(());
+    }
     let (epoch, end) = (taken.state.writer_epoch, taken.state.lsn);
     timeline.close();
     timeline.update(|status| {
@@ -88,8 +92,7 @@ pub(super) async fn reattach(
             let (found, expected) = (start.timeline, cluster.pg_timeline);
             return Err(IngestError::Switched { found, expected });
         }
-        expect_behind(end, start.lsn)?;
-        if start.lsn == end {
+        if start.lsn <= end {
             let start = start.lsn;
             return Err(IngestError::TooSoon { end, start });
         }
@@ -166,22 +169,22 @@ async fn reach(timeline: &Timeline, manifest: &TimelineManifest) -> Result<Sourc
         })
         .into());
     }
-    expect_behind(manifest.lsn, identity.xlogpos)?;
-    expect_free_senders(conninfo).await?;
+    if begun.is_empty() {
+        set_back::expect_whole(timeline, (manifest.lsn, identity.xlogpos)).await?;
+    }
+    expect_free_senders(conninfo)
+        .await
+        .map_err(|error| match error {
+            // One may be free soon.
+            IngestError::Check(CheckError::NoFreeSender(error)) => IngestError::Source(*error),
+            error => error,
+        })?;
     Ok(Source {
         connection,
         cluster: found,
         relation_segment_blocks: report.relation_segment_blocks,
         begun,
     })
-}
-
-/// The source's history must not end before ours does, or it is another.
-fn expect_behind(end: Lsn, found: Lsn) -> Result<(), Stop> {
-    match end <= found {
-        true => Ok(()),
-        false => Err(Stop::SetBack { found, end }),
-    }
 }
 
 /// Makes the slot, in place of one that keeps what is of no use any more.

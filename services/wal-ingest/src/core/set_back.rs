@@ -6,21 +6,36 @@
 
 use bytes::Bytes;
 use palimpsest_store::StorePath;
-use palimpsest_types::ErrorKind;
-use palimpsest_wal::WalError;
+use palimpsest_types::{ErrorKind, Lsn};
 
 use super::{
     back_off::BackOff,
     error::{IngestError, Stop},
+    source::expect_all_answer,
+    stream::PATIENCE,
     timeline::Timeline,
 };
 
-/// Whether an error means that the source was set back.
+/// Whether an error may mean that the source was set back. WAL that does not follow is another's, wherever its records begin.
+/// If it was only damaged, the next base backup is larger than it need be.
 pub(super) fn tells(error: &IngestError) -> bool {
     matches!(
         error,
-        IngestError::Stop(Stop::SetBack { .. }) | IngestError::Wal(WalError::Previous { .. })
+        IngestError::Stop(Stop::SetBack { .. }) | IngestError::Wal(_)
     )
+}
+
+/// The source must have all that is here, unless it is on another PostgreSQL timeline. Of several hosts all must have answered:
+/// one may be a copy that was left behind.
+pub(super) async fn expect_whole(
+    timeline: &Timeline,
+    (end, found): (Lsn, Lsn),
+) -> Result<(), IngestError> {
+    if end <= found {
+        return Ok(());
+    }
+    expect_all_answer(&timeline.assignment.source, PATIENCE).await?;
+    Err(Stop::SetBack { found, end }.into())
 }
 
 /// Remembers it, however long that takes: before anybody hears that the timeline has stopped.

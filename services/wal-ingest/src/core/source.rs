@@ -143,6 +143,34 @@ pub(super) async fn connect_to(
     latest.ok_or_else(|| none_of(failed.into_iter().filter_map(Result::err).collect()))
 }
 
+/// Whether each of several hosts answers, be it as a standby.
+pub(super) async fn expect_all_answer(
+    conninfo: &str,
+    patience: Duration,
+) -> Result<(), IngestError> {
+    let info = parse(conninfo)?;
+    if info.endpoints().len() < 2 {
+        return Ok(());
+    }
+    let asked = info.each_endpoint().map(async |info| {
+        let answered = timeout(patience, identified(&info)).await;
+        match answered {
+            Ok(Ok((connection, _))) => {
+                connection.close().await;
+                true
+            }
+            Ok(Err(IngestError::Source(ClientError::Standby { .. }))) => true,
+            Ok(Err(_)) | Err(_) => false,
+        }
+    });
+    match join_all(asked).await.into_iter().all(|answers| answers) {
+        true => Ok(()),
+        false => Err(IngestError::Hosts(
+            "who answers has less than is here, and some do not answer".to_owned(),
+        )),
+    }
+}
+
 async fn identified(info: &ConnInfo) -> Result<(Connection, SystemIdentity), IngestError> {
     let mut connection = connect_by(info).await?;
     let identity = connection.identify_system().await?;

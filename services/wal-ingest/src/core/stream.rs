@@ -17,7 +17,7 @@ use super::{
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
     intake::{self, Intake},
-    slotless,
+    set_back, slotless,
     source::connect_to,
     succession::{Succession, Switch, is_of, succession},
     timeline::{Resumed, Timeline},
@@ -306,9 +306,8 @@ async fn open(
         return Ok(Opened::AtEnd(switch));
     }
     let end = timeline.status().last_record;
-    if identity.timeline == source.pg_timeline && identity.xlogpos < end {
-        let found = identity.xlogpos;
-        return Err(Stop::SetBack { found, end }.into());
+    if identity.timeline == source.pg_timeline {
+        set_back::expect_whole(timeline, (end, identity.xlogpos)).await?;
     }
     // Without the slot: see the keeper.
     let stream = connection.start_physical_replication(None, from, source.pg_timeline);

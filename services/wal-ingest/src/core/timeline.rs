@@ -222,7 +222,7 @@ impl Timeline {
     }
 
     /// Whether somebody has asked that it goes on from a base backup, and nobody has done it yet.
-    fn is_to_reattach(&self, manifest: &TimelineManifest) -> bool {
+    pub(super) fn is_to_reattach(&self, manifest: &TimelineManifest) -> bool {
         let asked = self.assignment.reattach;
         asked.is_some_and(|asked| !manifest.was_reread_after(asked.after))
     }
@@ -347,8 +347,10 @@ impl Timeline {
         let (opened, resumed, frozen) = match leaving.run_until_cancelled(self.prepare()).await {
             Some(Ok(prepared)) => prepared,
             Some(Err(error)) => {
-                self.note_set_back(&error).await;
-                return End::Stop(error);
+                return match self.note_set_back(&error).await {
+                    true => End::Stop(error),
+                    false => End::Left,
+                };
             }
             None => return End::Left,
         };
@@ -384,7 +386,9 @@ impl Timeline {
         match &end {
             End::Reopen(_) => return end,
             End::Stop(error) => {
-                self.note_set_back(error).await;
+                if !self.note_set_back(error).await {
+                    return End::Left;
+                }
                 self.stop(error);
             }
             End::Renewed(_) | End::Left => {}
@@ -408,13 +412,20 @@ impl Timeline {
         }
     }
 
-    /// Remembers that the source was set back, if an error says so, before anybody hears of it.
-    async fn note_set_back(&self, error: &IngestError) {
-        if set_back::tells(error) {
-            // Cancel-safe: whoever goes on sees the same.
-            let remembering = set_back::remember(self);
-            self.shared.leaving.run_until_cancelled(remembering).await;
+    /// Remembers that the source was set back, if an error says so, before anybody hears that it has stopped. False if the
+    /// node leaves before it is done: whoever goes on sees the same.
+    async fn note_set_back(&self, error: &IngestError) -> bool {
+        if !set_back::tells(error) {
+            return true;
         }
+        let reason = error.in_words();
+        self.update(|status| {
+            status.state = TimelineState::Disconnected;
+            status.reason = reason;
+        });
+        let remembering = self.guarding_as(Duty::Guard, set_back::remember(self));
+        let leaving = &self.shared.leaving;
+        leaving.run_until_cancelled(remembering).await.is_some()
     }
 
     /// Waits until the object store has all that was decoded.

@@ -119,10 +119,10 @@ async fn p1_a_branch_that_begins_where_changes_were_lost_since_is_not_read() {
         let timeline = TimelineId::from_bytes([8; 16]);
         let branch = TimelineReader::new(timeline, layers.unwrap(), tail, shared);
         let branch = branch.with_ancestor(Arc::clone(&parent), at);
-        for lsn in [at, Lsn::new(300)] {
-            let settled = branch.settle(Some(lsn), None, patience).await;
+        for lsn in [Some(at), Some(Lsn::new(300)), None] {
+            let settled = branch.settle(lsn, None, patience).await;
             let is_refused = matches!(settled, Err(ReadError::InHole { .. }));
-            assert_eq!(is_refused, is_lost, "{at}, read at {lsn}: {settled:?}");
+            assert_eq!(is_refused, is_lost, "{at}, read at {lsn:?}: {settled:?}");
         }
     }
 }

@@ -296,7 +296,7 @@ async fn p9_a_slot_dropped_by_hand_stops_the_timeline_and_says_what_to_do() {
         .unwrap();
     let reason = stopped.reason;
     assert!(reason.contains("palimpsest_gone"), "{reason}");
-    assert!(reason.contains("attach again"), "{reason}");
+    assert!(reason.contains("pal reattach"), "{reason}");
     assert_eq!(slots(&cluster).unwrap(), "", "it was not made anew");
     services.stop().await;
 }

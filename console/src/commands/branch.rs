@@ -521,12 +521,12 @@ mod tests {
 
     fn view(remote: u64) -> ClusterView {
         ClusterView {
-            members: Vec::new(),
             timelines: vec![
                 timeline("main", 1, None, remote),
                 timeline("a", 2, Some((1, 100)), 100),
                 timeline("b", 3, Some((2, 100)), 100),
             ],
+            ..ClusterView::default()
         }
     }
 

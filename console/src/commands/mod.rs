@@ -15,6 +15,7 @@ pub mod start;
 mod status;
 pub mod stop;
 pub mod tenant;
+mod tenant_config;
 pub mod timeline;
 pub mod up;
 

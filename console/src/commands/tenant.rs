@@ -13,6 +13,7 @@ use palimpsest_api::{
 };
 use serde::Serialize;
 
+use super::tenant_config::{self, TenantConfigCommand};
 use crate::{
     cli::Common,
     client::{Client, Watch},
@@ -26,6 +27,9 @@ use crate::{
 pub enum TenantCommand {
     /// List the attached clusters.
     List,
+    /// Show or change the settings of a tenant.
+    #[command(subcommand)]
+    Config(TenantConfigCommand),
     /// Stop reading a cluster's WAL, drop the slot there, and remove every page stored of it.
     Delete(DeleteArgs),
 }
@@ -71,10 +75,13 @@ pub(crate) async fn run(
     output: Output,
 ) -> Result<(), CliError> {
     let mut client = Client::new(common)?;
-    let view = client.cluster().await?;
     match command {
-        TenantCommand::List => list(&view, output),
-        TenantCommand::Delete(arguments) => delete(&mut client, &view, arguments, output).await,
+        TenantCommand::Config(command) => tenant_config::run(&mut client, command, output).await,
+        TenantCommand::List => list(&client.cluster().await?, output),
+        TenantCommand::Delete(arguments) => {
+            let view = client.cluster().await?;
+            delete(&mut client, &view, arguments, output).await
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{env, fs, path::Path};
 
+use palimpsest_api::tenant_settings::TenantSettings;
 use palimpsest_service_kit::ProcessSettings;
 use palimpsest_settings::reference;
 
@@ -19,9 +20,17 @@ fn generated() -> String {
         reference::<palimpsest_page_serve::Settings>(),
         reference::<palimpsest_redo_worker::Settings>(),
         reference::<palimpsest_compactor::Settings>(),
+        of_tenants(),
         END.to_owned(),
     ]
     .join("\n")
+}
+
+fn of_tenants() -> String {
+    let title = "## Of tenants\n\n| setting | what it is |\n|---|---|\n".to_owned();
+    let settings = TenantSettings::all().into_iter();
+    let rows = settings.map(|setting| format!("| `{}` | {} |\n", setting.key, setting.help));
+    title + &rows.collect::<String>()
 }
 
 #[test]

@@ -46,5 +46,6 @@ mod support;
 mod tablespaces;
 mod tail_room;
 mod telemetry;
+mod tenant_settings;
 mod torn_backup;
 mod under_load;

@@ -4,9 +4,11 @@ mod client;
 mod convert;
 mod logical_size;
 
-use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, WriterEpoch};
+use palimpsest_types::{
+    ByteCount, Lsn, NodeId, SystemIdentifier, TenantId, TimelineId, WriterEpoch,
+};
 
-use crate::convert::TimelineRef;
+use crate::{convert::TimelineRef, tenant_settings::TenantSettings};
 
 pub use client::{BrokerClient, watch_cluster};
 pub(crate) use client::{malformed, within_deadline};
@@ -43,6 +45,8 @@ pub struct Member {
     pub address: String,
     /// Version of its program; empty if it does not say.
     pub version: String,
+    /// What it does with a tenant that has set nothing, where it goes by such settings.
+    pub tenant_defaults: TenantSettings,
 }
 
 /// What happens to a timeline.
@@ -192,6 +196,19 @@ pub struct ClusterView {
     pub members: Vec<Member>,
     /// The timelines of the catalog.
     pub timelines: Vec<TimelineView>,
+    /// The tenants of the catalog.
+    pub tenants: Vec<TenantView>,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantView {
+    /// Which.
+    pub tenant: TenantId,
+    /// What people call it.
+    pub name: String,
+    /// What it has set for itself.
+    pub settings: TenantSettings,
 }
 
 /// A timeline and its writer.
@@ -272,6 +289,12 @@ impl ClusterView {
     pub fn addresses(&self, role: Role) -> Vec<String> {
         let members = self.members.iter().filter(|member| member.role == role);
         members.map(|member| member.address.clone()).collect()
+    }
+
+    /// What a tenant has set for itself; nothing of one that is not known.
+    pub fn settings(&self, tenant: TenantId) -> TenantSettings {
+        let found = self.tenants.iter().find(|view| view.tenant == tenant);
+        found.map_or_else(TenantSettings::default, |view| view.settings)
     }
 
     /// A timeline by id.

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod page;
 pub mod redo;
 mod status;
+pub mod tenant_settings;
 
 pub use convert::{InvalidMessageError, TimelineRef, lsn_from_wire, rel_tag, rel_tag_to_wire};
 pub use status::{RemoteError, error_detail, error_status};

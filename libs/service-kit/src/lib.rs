@@ -22,7 +22,10 @@ pub mod threads;
 
 use std::net::SocketAddr;
 
-use palimpsest_api::broker::{Member, Role};
+use palimpsest_api::{
+    broker::{Member, Role},
+    tenant_settings::TenantSettings,
+};
 use palimpsest_types::NodeId;
 
 pub use address::{BindError, check_broker};
@@ -38,5 +41,6 @@ pub fn new_member(role: Role, address: SocketAddr) -> Member {
         role,
         address: address.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        tenant_defaults: TenantSettings::default(),
     }
 }

@@ -44,6 +44,19 @@ pub fn inventory<S: Settings>(defaults: &S) -> Result<Vec<Setting>, Problem> {
     Ok(settings)
 }
 
+/// Keys and values of settings, as a person writes them; without those that have no value.
+///
+/// # Errors
+/// If a value can't be written.
+pub fn written<S: Settings>(settings: &S) -> Result<Vec<(String, String)>, Problem> {
+    let text = |value: toml::Value| match value {
+        toml::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    let values = table(settings)?;
+    Ok((values.into_iter().map(|(key, value)| (key, text(value)))).collect())
+}
+
 /// A setting's key: the long name of its flag.
 pub(crate) fn key(argument: &Arg) -> &str {
     argument

@@ -26,7 +26,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use command_line::{ConfigArgs, command, flags};
 pub use file::TomlFile;
-pub use inventory::{Setting, inventory};
+pub use inventory::{Setting, inventory, written};
 pub use merge::{Effective, merge};
 pub use ports::{ParsePortBaseError, PortBase, SIDE_PORT_OFFSET};
 pub use problem::{Problem, Problems};

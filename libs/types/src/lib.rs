@@ -9,6 +9,7 @@ mod error_kind;
 mod ids;
 mod key;
 mod lsn;
+mod percent;
 mod reason;
 mod rel;
 
@@ -18,6 +19,7 @@ pub use error_kind::ErrorKind;
 pub use ids::{LeaseId, NodeId, ParseIdError, SystemIdentifier, TenantId, TimelineId};
 pub use key::{InvalidKeyError, Key, KeyRange, SlruKind};
 pub use lsn::{Lsn, ParseLsnError};
+pub use percent::{ParsePercentError, Percent};
 pub use reason::{Fault, Reason};
 pub use rel::{BlockNumber, Fork, InvalidForkError, Oid, ParseRelTagError, RelTag};
 

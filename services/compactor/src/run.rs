@@ -2,7 +2,7 @@ use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
-    broker::{Role, watch_cluster},
+    broker::{Member, Role, watch_cluster},
 };
 use palimpsest_runtime::{BackgroundLimits, BackgroundThreads, TaskScope};
 use palimpsest_service_kit::{
@@ -83,7 +83,11 @@ pub async fn run_on(
     let compactor = Arc::new(Compactor::new(store, cluster, policy, scope.clone()));
     compactor.metrics().register(&mut metrics);
     compactor.redo().register(&mut metrics);
-    Heartbeat::new(&settings.broker, new_member(Role::Compactor, address))
+    let member = Member {
+        tenant_defaults: settings.tenant_defaults(),
+        ..new_member(Role::Compactor, address)
+    };
+    Heartbeat::new(&settings.broker, member)
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
     let server = server.with_metrics(metrics);

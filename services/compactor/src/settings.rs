@@ -1,5 +1,10 @@
-use std::{num::NonZeroUsize, path::Path, time::Duration};
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::Path,
+    time::Duration,
+};
 
+use palimpsest_api::tenant_settings::TenantSettings;
 use palimpsest_settings::{PortBase, Service, duration};
 use palimpsest_store::StoreLocation;
 use palimpsest_types::ByteCount;
@@ -47,6 +52,17 @@ const LARGEST: ByteCount = ByteCount::gib(1);
 const SHORTEST_CLAIM: Duration = Duration::from_secs(1);
 const LONGEST_CLAIM: Duration = Duration::from_secs(600);
 
+impl Settings {
+    /// What holds for a tenant that has set nothing.
+    pub(crate) fn tenant_defaults(&self) -> TenantSettings {
+        TenantSettings {
+            compaction_threshold: NonZeroU32::try_from(self.compaction_threshold).ok(),
+            image_threshold: NonZeroU32::try_from(self.image_threshold).ok(),
+            ..TenantSettings::default()
+        }
+    }
+}
+
 impl palimpsest_settings::Settings for Settings {
     const SERVICE: Option<Service> = Some(Service::Compactor);
 
@@ -69,10 +85,7 @@ impl palimpsest_settings::Settings for Settings {
 
     fn check(&self) -> Vec<(&'static str, String)> {
         let mut problems = palimpsest_service_kit::check_broker(&self.broker);
-        if self.compaction_threshold.get() < 2 {
-            let problem = "one layer alone needs no compaction; give 2 or more";
-            problems.push(("compaction-threshold", problem.to_owned()));
-        }
+        problems.extend(self.tenant_defaults().check());
         if self.compaction_inputs < self.compaction_threshold {
             let threshold = self.compaction_threshold;
             let problem = format!("is less than compaction-threshold, {threshold}");

@@ -2,10 +2,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use palimpsest_api::{
     RemoteError,
-    broker::{Role, watch_cluster},
+    broker::{Member, Role, watch_cluster},
     channel::MAX_MESSAGE,
     lease::LeaseClient,
     redo::RedoPool,
+    tenant_settings::TenantSettings,
 };
 use palimpsest_proto::page::v1::page_service_server::PageServiceServer;
 use palimpsest_runtime::TaskScope;
@@ -16,7 +17,7 @@ use palimpsest_service_kit::{
 use palimpsest_settings::Service;
 use palimpsest_store::{ObjectStore, StoreError};
 use palimpsest_telemetry::{Sampled, registry};
-use palimpsest_types::{ByteCount, ErrorKind};
+use palimpsest_types::{ByteCount, ErrorKind, Percent};
 
 use crate::{
     core::{Limits, Timelines},
@@ -49,6 +50,12 @@ pub enum StartError {
 const UNTOLD: &str = "waiting for what the storage-broker knows";
 const OPENING: &str = "opening timelines";
 
+/// What holds for a tenant that has set nothing: all memory that others leave, and pages as fast as they are made.
+const TENANT_DEFAULTS: TenantSettings = TenantSettings {
+    memory_share: Some(Percent::WHOLE),
+    ..TenantSettings::NONE
+};
+
 /// Starts a page-serve in `scope`; it ends with the scope's token.
 ///
 /// # Errors
@@ -71,7 +78,11 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     redo.register(&mut metrics);
     let timelines = Timelines::start(store, redo, cluster, limits, scope.clone());
 
-    Heartbeat::new(&settings.broker, new_member(Role::PageServe, address))
+    let member = Member {
+        tenant_defaults: TENANT_DEFAULTS,
+        ..new_member(Role::PageServe, address)
+    };
+    Heartbeat::new(&settings.broker, member)
         .start(scope, Vec::new, drop)
         .map_err(StartError::Broker)?;
     timelines.metrics().register(&mut metrics);

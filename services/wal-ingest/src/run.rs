@@ -1,6 +1,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
-use palimpsest_api::{RemoteError, broker::Role};
+use palimpsest_api::{
+    RemoteError,
+    broker::{Member, Role},
+};
 use palimpsest_disk::{Disk, OsDisk};
 use palimpsest_proto::ingest::v1::feed_service_server::FeedServiceServer;
 use palimpsest_runtime::TaskScope;
@@ -82,7 +85,9 @@ pub async fn run_on(
         layer_size: settings.layer_size,
         layer_age: settings.layer_age,
         slot_retention: settings.slot_retention_limit,
+        ..Limits::default()
     };
+    let tenant_defaults = settings.tenant_defaults();
     let mut metrics = registry(Service::WalIngest.name());
     store.metrics().register(&mut metrics);
     let node = Arc::new(Node::new(
@@ -106,7 +111,11 @@ pub async fn run_on(
     });
     let readiness = Readiness::waiting(UNTOLD);
     let (reporting, assigned, told) = (Arc::clone(&node), Arc::clone(&node), readiness.clone());
-    Heartbeat::new(&settings.broker, new_member(Role::WalIngest, address))
+    let member = Member {
+        tenant_defaults,
+        ..new_member(Role::WalIngest, address)
+    };
+    Heartbeat::new(&settings.broker, member)
         .start(
             scope,
             move || reporting.statuses(),

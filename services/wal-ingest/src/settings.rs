@@ -3,9 +3,10 @@ use std::{
     time::Duration,
 };
 
+use palimpsest_api::tenant_settings::TenantSettings;
 use palimpsest_settings::{PortBase, Service, duration};
 use palimpsest_store::StoreLocation;
-use palimpsest_types::ByteCount;
+use palimpsest_types::{ByteCount, Percent};
 use serde::{Deserialize, Serialize};
 
 /// Settings of a wal-ingest.
@@ -50,11 +51,23 @@ pub struct Settings {
 
 /// With less, timelines would be paused for ever.
 const LEAST_MEMORY: ByteCount = ByteCount::mib(16);
-const LEAST_LAYER: ByteCount = ByteCount::mib(1);
 /// Less than the storage-broker waits for a heartbeat: then it gives the timelines to others.
 const LONGEST_FLUSH: Duration = Duration::from_secs(4);
 /// Some segments of the usual size.
 const LEAST_DISK: ByteCount = ByteCount::mib(64);
+
+impl Settings {
+    /// What holds for a tenant that has set nothing.
+    pub(crate) fn tenant_defaults(&self) -> TenantSettings {
+        TenantSettings {
+            layer_size: Some(self.layer_size),
+            layer_age: Some(self.layer_age),
+            slot_retention_limit: Some(self.slot_retention_limit),
+            memory_share: Some(Percent::WHOLE),
+            ..TenantSettings::default()
+        }
+    }
+}
 
 impl palimpsest_settings::Settings for Settings {
     const SERVICE: Option<Service> = Some(Service::WalIngest);
@@ -80,9 +93,9 @@ impl palimpsest_settings::Settings for Settings {
 
     fn check(&self) -> Vec<(&'static str, String)> {
         let mut wrong = palimpsest_service_kit::check_broker(&self.broker);
+        wrong.extend(self.tenant_defaults().check());
         let least = [
             ("memory", self.memory, LEAST_MEMORY),
-            ("layer-size", self.layer_size, LEAST_LAYER),
             ("local-disk", self.local_disk, LEAST_DISK),
         ];
         for (name, value, least) in least {

@@ -386,6 +386,7 @@ mod tests {
     use palimpsest_api::{
         TimelineRef,
         broker::{TimelineStatus, TimelineView},
+        tenant_settings::TenantSettings,
     };
     use palimpsest_types::{NodeId, TenantId, TimelineId};
 
@@ -462,6 +463,7 @@ mod tests {
             role: Role::PageServe,
             address: "127.0.0.1:7702".to_owned(),
             version: version.to_owned(),
+            tenant_defaults: TenantSettings::default(),
         };
         let seen = |all: &[&str]| {
             let view = ClusterView {

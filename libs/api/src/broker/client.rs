@@ -14,6 +14,7 @@ use crate::{
     channel::{Channel, MAX_MESSAGE, connect_lazily},
     convert::{InvalidMessageError, TimelineRef, id_to_wire},
     status::RemoteError,
+    tenant_settings::EffectiveSetting,
 };
 
 /// A client of the storage-broker.
@@ -166,6 +167,41 @@ impl BrokerClient {
         };
         let answer = within_deadline(self.admin.delete_tenant(request)).await?;
         answer.timeline.try_into().map_err(malformed)
+    }
+
+    /// The settings of a tenant, and what holds where it has none.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn tenant_settings(
+        &mut self,
+        name: &str,
+    ) -> Result<Vec<EffectiveSetting>, RemoteError> {
+        let request = admin::GetTenantSettingsRequest {
+            name: name.to_owned(),
+        };
+        let answer = within_deadline(self.admin.get_tenant_settings(request)).await?;
+        Ok(answer.settings.into_iter().map(Into::into).collect())
+    }
+
+    /// Sets some of a tenant's settings, by name and value, and takes others back; tells what holds then.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn set_tenant_settings(
+        &mut self,
+        name: &str,
+        set: Vec<(String, String)>,
+        unset: Vec<String>,
+    ) -> Result<Vec<EffectiveSetting>, RemoteError> {
+        let setting = |(name, value)| admin::patch_tenant_settings_request::Setting { name, value };
+        let request = admin::PatchTenantSettingsRequest {
+            name: name.to_owned(),
+            set: set.into_iter().map(setting).collect(),
+            unset,
+        };
+        let answer = within_deadline(self.admin.patch_tenant_settings(request)).await?;
+        Ok(answer.settings.into_iter().map(Into::into).collect())
     }
 
     /// Has a timeline that has stopped go on from a base backup; tells where it ended.

@@ -1,10 +1,12 @@
 use palimpsest_proto::broker::v1 as wire;
-use palimpsest_types::{ByteCount, Lsn, NodeId, SystemIdentifier, TimelineId, WriterEpoch};
+use palimpsest_types::{
+    ByteCount, Lsn, NodeId, SystemIdentifier, TenantId, TimelineId, WriterEpoch,
+};
 
 use super::{
     AssignedTask, Assignment, BranchView, BranchWriter, ClusterView, DatabaseSize, LeavingWriter,
-    LogicalSize, Lost, Member, Promotion, Reattach, Role, TimelineState, TimelineStatus,
-    TimelineView,
+    LogicalSize, Lost, Member, Promotion, Reattach, Role, TenantView, TimelineState,
+    TimelineStatus, TimelineView,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -21,6 +23,7 @@ impl From<Member> for wire::Member {
             role: role.into(),
             address: member.address,
             version: member.version,
+            tenant_defaults: Some(member.tenant_defaults.into()),
         }
     }
 }
@@ -100,6 +103,7 @@ impl TryFrom<wire::Member> for Member {
             role,
             address: message.address,
             version: message.version,
+            tenant_defaults: message.tenant_defaults.unwrap_or_default().into(),
         })
     }
 }
@@ -325,6 +329,29 @@ pub fn view_to_wire(view: ClusterView) -> wire::WatchClusterResponse {
     wire::WatchClusterResponse {
         members: view.members.into_iter().map(wire::Member::from).collect(),
         timelines: view.timelines.into_iter().map(timeline).collect(),
+        tenants: view.tenants.into_iter().map(Into::into).collect(),
+    }
+}
+
+impl From<TenantView> for wire::watch_cluster_response::Tenant {
+    fn from(tenant: TenantView) -> Self {
+        Self {
+            tenant_id: id_to_wire(tenant.tenant.as_bytes()),
+            name: tenant.name,
+            settings: Some(tenant.settings.into()),
+        }
+    }
+}
+
+impl TryFrom<wire::watch_cluster_response::Tenant> for TenantView {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::watch_cluster_response::Tenant) -> Result<Self, Self::Error> {
+        Ok(Self {
+            tenant: TenantId::from_bytes(id_bytes("tenant_id", &message.tenant_id)?),
+            name: message.name,
+            settings: message.settings.unwrap_or_default().into(),
+        })
     }
 }
 
@@ -361,6 +388,11 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
                 .timelines
                 .into_iter()
                 .map(timeline)
+                .collect::<Result<_, _>>()?,
+            tenants: message
+                .tenants
+                .into_iter()
+                .map(TenantView::try_from)
                 .collect::<Result<_, _>>()?,
         })
     }

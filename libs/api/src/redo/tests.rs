@@ -15,7 +15,7 @@ use wire::redo_service_server::{RedoService, RedoServiceServer};
 use palimpsest_types::Fault;
 
 use super::*;
-use crate::{broker::Member, status::error_detail};
+use crate::{broker::Member, status::error_detail, tenant_settings::TenantSettings};
 
 /// What a worker does with a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,7 @@ async fn pool(manners: &[Manner]) -> (RedoPool, Vec<Arc<AtomicUsize>>, watch::Se
             role: Role::RedoWorker,
             address: listener.local_addr().unwrap().to_string(),
             version: String::new(),
+            tenant_defaults: TenantSettings::default(),
         });
         let jobs = Arc::new(AtomicUsize::new(0));
         counts.push(Arc::clone(&jobs));
@@ -123,7 +124,7 @@ async fn pool(manners: &[Manner]) -> (RedoPool, Vec<Arc<AtomicUsize>>, watch::Se
     }
     let (sender, cluster) = watch::channel(ClusterView {
         members,
-        timelines: Vec::new(),
+        ..ClusterView::default()
     });
     let pool = RedoPool {
         silence: SILENCE,

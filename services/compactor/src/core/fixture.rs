@@ -201,8 +201,8 @@ pub(super) fn view(state: TimelineState) -> ClusterView {
         source_cluster: None,
     };
     ClusterView {
-        members: Vec::new(),
         timelines: vec![timeline],
+        ..ClusterView::default()
     }
 }
 

@@ -3,8 +3,9 @@
 use palimpsest_api::{
     TimelineRef,
     broker::{ClusterView, TimelineState, TimelineView},
+    tenant_settings::TenantSettings,
 };
-use palimpsest_types::Lsn;
+use palimpsest_types::{Lsn, TenantId};
 use tokio::sync::watch;
 
 use super::error::CompactError;
@@ -27,6 +28,11 @@ impl Known {
         staying
             .map(|view| (view.timeline, view.status.remote_consistent))
             .collect()
+    }
+
+    /// What a tenant has set for itself.
+    pub(super) fn settings(&self, tenant: TenantId) -> TenantSettings {
+        self.0.borrow().settings(tenant)
     }
 
     /// Whether a timeline stays. Asked before anything is put into the store: what is put there after a

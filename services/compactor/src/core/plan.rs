@@ -1,7 +1,8 @@
 //! What to compact next. Pure.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
+use palimpsest_api::tenant_settings::TenantSettings;
 use palimpsest_manifest::{KeySpan, LayerEntry, LayerKind, LsnSpan};
 use palimpsest_types::{ByteCount, WriterEpoch};
 
@@ -18,6 +19,19 @@ pub struct Policy {
     pub target: ByteCount,
     /// How long a claim of a timeline holds unless it is renewed.
     pub claim: Duration,
+}
+
+impl Policy {
+    /// The same for the timelines of a tenant that has set these. How much memory a compaction takes is not theirs to say.
+    pub fn of_tenant(self, set: &TenantSettings) -> Self {
+        let number = |set: Option<NonZeroU32>| set.map(|set| set.get() as usize);
+        let threshold = number(set.compaction_threshold).map(|set| set.min(self.at_once));
+        Self {
+            threshold: threshold.unwrap_or(self.threshold),
+            images: number(set.image_threshold).unwrap_or(self.images),
+            ..self
+        }
+    }
 }
 
 /// Layers to make others of.

@@ -52,6 +52,8 @@ pub struct Compactor<R = RedoPool> {
     backlogs: Mutex<HashMap<TimelineRef, i64>>,
     /// With compacted layers up to here no more images were worth it.
     settled: Mutex<HashMap<TimelineRef, Lsn>>,
+    /// What was gone by when timelines were looked at.
+    policies: Mutex<HashMap<TimelineRef, Policy>>,
     checks: Checks,
     setbacks: Setbacks,
 }
@@ -112,6 +114,7 @@ impl<R: Engines> Compactor<R> {
             manifests: Mutex::default(),
             backlogs: Mutex::default(),
             settled: Mutex::default(),
+            policies: Mutex::default(),
             checks: Checks::default(),
             setbacks: Setbacks::default(),
         }
@@ -161,12 +164,33 @@ impl<R: Engines> Compactor<R> {
             .choose(timeline, layers, policy, Instant::now())
     }
 
-    /// What it goes by, but that so many layers are worth it.
-    pub fn policy_with(&self, threshold: Option<usize>) -> Policy {
+    /// What it goes by with a timeline.
+    pub fn policy(&self, timeline: TimelineRef) -> Policy {
+        let set = self.shop.known().settings(timeline.tenant);
+        self.policy.of_tenant(&set)
+    }
+
+    /// The same, but that so many layers are worth it, if that is asked for.
+    pub fn policy_with(&self, timeline: TimelineRef, threshold: Option<usize>) -> Policy {
+        let policy = self.policy(timeline);
         Policy {
-            threshold: threshold.unwrap_or(self.policy.threshold),
-            ..self.policy
+            threshold: threshold.unwrap_or(policy.threshold),
+            ..policy
         }
+    }
+
+    /// What it goes by with a timeline. If that is news, what was found out by another policy is forgotten.
+    fn policy_for(&self, timeline: TimelineRef, looks: [&mut Looks; 2]) -> Policy {
+        let policy = self.policy(timeline);
+        let before = lock(&self.policies).insert(timeline, policy);
+        if before.is_some_and(|before| before != policy) {
+            tracing::info!(%timeline, threshold = policy.threshold, images = policy.images, "settings have changed");
+            for looks in looks {
+                looks.forget(timeline);
+            }
+            lock(&self.settled).remove(&timeline);
+        }
+        policy
     }
 
     /// Goes on until the scope's token is cancelled; what is half done then is left.
@@ -180,11 +204,12 @@ impl<R: Engines> Compactor<R> {
             looks_for_images.retain(&known);
             let mut did = false;
             for (timeline, lsn) in known {
+                let policy = self.policy_for(timeline, [&mut looks, &mut looks_for_images]);
                 if self.setbacks.have_ended(timeline, Instant::now()) {
                     looks.forget(timeline);
                 }
                 if looks.is_due(timeline, lsn, Instant::now()) {
-                    let compact = self.in_turn(Box::pin(self.compact(timeline, &self.policy)));
+                    let compact = self.in_turn(Box::pin(self.compact(timeline, &policy)));
                     // Cancel-safe: files that nobody refers to may be left, as by a crash.
                     let Some(outcome) = token.run_until_cancelled(compact).await else {
                         return;
@@ -205,7 +230,7 @@ impl<R: Engines> Compactor<R> {
                 }
                 // Apart, so that an image that can't be made holds up no layers.
                 if looks_for_images.is_due(timeline, lsn, Instant::now()) {
-                    let image = self.in_turn(Box::pin(self.image(timeline, &self.policy)));
+                    let image = self.in_turn(Box::pin(self.image(timeline, &policy)));
                     // Cancel-safe, likewise.
                     let Some(outcome) = token.run_until_cancelled(image).await else {
                         return;
@@ -304,6 +329,7 @@ impl<R: Engines> Compactor<R> {
         lock(&self.manifests).retain(|timeline, _| known.contains(timeline));
         lock(&self.backlogs).retain(|timeline, _| known.contains(timeline));
         lock(&self.settled).retain(|timeline, _| known.contains(timeline));
+        lock(&self.policies).retain(|timeline, _| known.contains(timeline));
         self.checks.retain(&known);
         self.setbacks.retain(&known);
         self.note_backlog(None);

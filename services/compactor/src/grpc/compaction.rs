@@ -75,7 +75,9 @@ impl CompactionService for CompactionApi {
         let request = request.into_inner();
         let timeline = named(request.timeline)?;
         let manifest = self.compactor.manifest(timeline).await.map_err(failed)?;
-        let policy = self.compactor.policy_with(threshold(request.threshold));
+        let policy = self
+            .compactor
+            .policy_with(timeline, threshold(request.threshold));
         let next = self.compactor.next(timeline, &manifest, &policy);
         let plan = plan_info(next, manifest.claimed_for(SystemTime::now()));
         Ok(Response::new(plan.into()))
@@ -87,7 +89,9 @@ impl CompactionService for CompactionApi {
     ) -> Result<Response<CompactResponse>, Status> {
         let request = request.into_inner();
         let timeline = named(request.timeline)?;
-        let policy = self.compactor.policy_with(threshold(request.threshold));
+        let policy = self
+            .compactor
+            .policy_with(timeline, threshold(request.threshold));
         // Who asks for a timeline that is not there should hear so.
         self.compactor.manifest(timeline).await.map_err(failed)?;
         let compactor = Arc::clone(&self.compactor);

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use palimpsest_api::TimelineRef;
 use palimpsest_read::ReadError;
@@ -37,6 +37,16 @@ pub enum ServeError {
         /// For how long it was waited for.
         waited: Duration,
     },
+    /// Its tenant asks for more pages than it may have.
+    #[error(
+        "the tenant asks for more than {limit} pages in a second, its pages-per-second, and this would wait longer than {patience:?}; ask more slowly"
+    )]
+    TooFast {
+        /// How many pages.
+        limit: NonZeroU32,
+        /// How long a request waits at most.
+        patience: Duration,
+    },
     /// Making the answer took too long: whoever is waited for takes too much time.
     #[error("the answer was not ready within {limit:?}; ask again later")]
     Late {
@@ -61,9 +71,10 @@ impl ServeError {
             Self::UnknownTimeline(_) => ErrorKind::NotFound,
             Self::NotHeard(_) | Self::NotOpen { .. } => ErrorKind::NotReady,
             Self::Damaged { .. } => ErrorKind::Corrupt,
-            Self::Overloaded { .. } | Self::Late { .. } | Self::TooManyStreams { .. } => {
-                ErrorKind::Throttled
-            }
+            Self::Overloaded { .. }
+            | Self::TooFast { .. }
+            | Self::Late { .. }
+            | Self::TooManyStreams { .. } => ErrorKind::Throttled,
             Self::Read(error) => error.kind(),
         }
     }
@@ -74,9 +85,10 @@ impl ServeError {
             Self::UnknownTimeline(_) => Reason::UnknownTimeline,
             Self::NotHeard(_) | Self::NotOpen { .. } => Reason::NotOpen,
             Self::Damaged { .. } => Reason::Damaged,
-            Self::Overloaded { .. } | Self::Late { .. } | Self::TooManyStreams { .. } => {
-                Reason::Overloaded
-            }
+            Self::Overloaded { .. }
+            | Self::TooFast { .. }
+            | Self::Late { .. }
+            | Self::TooManyStreams { .. } => Reason::Overloaded,
             Self::Read(error) => error.reason(),
         };
         Fault::new(self.kind(), reason)

@@ -7,6 +7,7 @@ mod error;
 mod follow;
 mod metrics;
 mod opening;
+mod pace;
 mod room;
 mod served;
 mod timelines;

@@ -8,16 +8,30 @@ use std::{
     },
 };
 
-use palimpsest_api::TimelineRef;
-use palimpsest_types::ByteCount;
+use palimpsest_api::{TimelineRef, broker::TenantView};
+use palimpsest_types::{ByteCount, TenantId};
 use tokio::sync::Notify;
 
 /// What the tails of all timelines take together. When there is no more room, the largest one grows no
-/// further; if another needs room meanwhile, it lets go of what it has.
+/// further; if another needs room meanwhile, it lets go of what it has. The same holds within what one tenant may have.
 #[derive(Debug)]
 pub(super) struct TailRoom {
     limit: ByteCount,
-    parts: Mutex<HashMap<TimelineRef, Arc<Part>>>,
+    taken: Mutex<Taken>,
+}
+
+/// Who has what, and may have.
+#[derive(Debug, Default)]
+struct Taken {
+    parts: HashMap<TimelineRef, Arc<Part>>,
+    /// What tenants may have that may not have all.
+    shares: HashMap<TenantId, ByteCount>,
+}
+
+/// Timelines that share some room, and what each has.
+struct Bounded {
+    limit: ByteCount,
+    sizes: Vec<(TimelineRef, u64)>,
 }
 
 /// One timeline's part. Given back when dropped.
@@ -50,7 +64,7 @@ impl TailRoom {
     pub(super) fn new(limit: ByteCount) -> Arc<Self> {
         Arc::new(Self {
             limit,
-            parts: Mutex::default(),
+            taken: Mutex::default(),
         })
     }
 
@@ -62,7 +76,7 @@ impl TailRoom {
     /// A part for a timeline, with nothing in it yet.
     pub(super) fn join(self: &Arc<Self>, timeline: TimelineRef) -> Share {
         let part = Arc::<Part>::default();
-        self.lock().insert(timeline, Arc::clone(&part));
+        self.lock().parts.insert(timeline, Arc::clone(&part));
         Share {
             room: Arc::clone(self),
             timeline,
@@ -70,8 +84,36 @@ impl TailRoom {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TimelineRef, Arc<Part>>> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// These are the tenants, and what they have set.
+    pub(super) fn set_shares(&self, tenants: &[TenantView]) {
+        let share = |view: &TenantView| {
+            let share = view.settings.memory_share?;
+            Some((view.tenant, ByteCount::new(share.of(self.limit.get()))))
+        };
+        self.lock().shares = tenants.iter().filter_map(share).collect();
+    }
+
+    /// What bounds a timeline: the room of its tenant, if that has one, and all room.
+    fn bounds(&self, taken: &Taken, timeline: TimelineRef) -> impl Iterator<Item = Bounded> {
+        let size = |(timeline, part): (&TimelineRef, &Arc<Part>)| {
+            (*timeline, part.bytes.load(Ordering::Relaxed))
+        };
+        let sizes: Vec<_> = taken.parts.iter().map(size).collect();
+        let of_tenant = taken.shares.get(&timeline.tenant).map(|limit| {
+            let own = sizes.iter().copied();
+            Bounded {
+                limit: *limit,
+                sizes: own
+                    .filter(|(one, _)| one.tenant == timeline.tenant)
+                    .collect(),
+            }
+        });
+        let limit = self.limit;
+        of_tenant.into_iter().chain([Bounded { limit, sizes }])
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,12 +125,15 @@ impl Share {
 
     /// Whether it may hold more. If another timeline is in the way, that one is told so.
     pub(super) fn may_grow(&self) -> bool {
-        let parts = self.room.lock();
-        match verdict(self.timeline, self.room.limit, &sizes(&parts)) {
+        let taken = self.room.lock();
+        let bounds = self.room.bounds(&taken, self.timeline);
+        let mut verdicts = bounds.map(|bounded| bounded.verdict(self.timeline));
+        let first_no = verdicts.find(|verdict| *verdict != Verdict::Yes);
+        match first_no.unwrap_or(Verdict::Yes) {
             Verdict::Yes => true,
             Verdict::No => false,
             Verdict::After(largest) => {
-                if let Some(part) = parts.get(&largest) {
+                if let Some(part) = taken.parts.get(&largest) {
                     part.told.notify_one();
                 }
                 false
@@ -98,19 +143,19 @@ impl Share {
 
     /// Whether there would be room left with so much more.
     pub(super) fn has_room_for(&self, more: ByteCount) -> bool {
-        let taken: u64 = sizes(&self.room.lock()).iter().map(|(_, size)| size).sum();
-        taken.saturating_add(more.get()) < self.room.limit.get()
+        let taken = self.room.lock();
+        let mut bounds = self.room.bounds(&taken, self.timeline);
+        bounds.all(|bounded| bounded.taken().saturating_add(more.get()) < bounded.limit.get())
     }
 
     /// Waits until another timeline needs this one's room. Cancel-safe.
     pub(super) async fn is_needed(&self) {
         loop {
             self.part.told.notified().await;
-            let parts = self.room.lock();
-            let sizes = sizes(&parts);
+            let taken = self.room.lock();
             // It may have been told long ago.
-            let full = verdict(self.timeline, self.room.limit, &sizes) != Verdict::Yes;
-            if full && largest(&sizes) == Some(self.timeline) {
+            let is_in_the_way = |bounded: Bounded| bounded.in_the_way() == Some(self.timeline);
+            if self.room.bounds(&taken, self.timeline).any(is_in_the_way) {
                 return;
             }
         }
@@ -119,7 +164,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut parts = self.room.lock();
+        let parts = &mut self.room.lock().parts;
         // The timeline may have come back with another part.
         if parts
             .get(&self.timeline)
@@ -130,32 +175,31 @@ impl Drop for Share {
     }
 }
 
-fn sizes(parts: &HashMap<TimelineRef, Arc<Part>>) -> Vec<(TimelineRef, u64)> {
-    let size = |(timeline, part): (&TimelineRef, &Arc<Part>)| {
-        (*timeline, part.bytes.load(Ordering::Relaxed))
-    };
-    parts.iter().map(size).collect()
-}
+impl Bounded {
+    fn taken(&self) -> u64 {
+        self.sizes.iter().map(|(_, size)| size).sum()
+    }
 
-fn largest(sizes: &[(TimelineRef, u64)]) -> Option<TimelineRef> {
-    let largest = sizes
-        .iter()
-        .max_by_key(|(timeline, size)| (*size, *timeline));
-    largest.map(|(timeline, _)| *timeline)
-}
+    /// The largest, if there is no more room.
+    fn in_the_way(&self) -> Option<TimelineRef> {
+        let largest = (self.sizes.iter()).max_by_key(|(timeline, size)| (*size, *timeline));
+        let full = self.taken() >= self.limit.get();
+        largest.map(|(timeline, _)| *timeline).filter(|_| full)
+    }
 
-fn verdict(asking: TimelineRef, limit: ByteCount, sizes: &[(TimelineRef, u64)]) -> Verdict {
-    let taken: u64 = sizes.iter().map(|(_, size)| size).sum();
-    match largest(sizes) {
-        _ if taken < limit.get() => Verdict::Yes,
-        Some(largest) if largest != asking => Verdict::After(largest),
-        _ => Verdict::No,
+    fn verdict(&self, asking: TimelineRef) -> Verdict {
+        match self.in_the_way() {
+            None => Verdict::Yes,
+            Some(largest) if largest == asking => Verdict::No,
+            Some(largest) => Verdict::After(largest),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
+    use palimpsest_api::tenant_settings::TenantSettings;
     use palimpsest_types::{TenantId, TimelineId};
 
     use super::*;
@@ -199,6 +243,36 @@ mod tests {
             "it would be told again"
         );
         assert!(large.is_needed().now_or_never().is_none(), "told once");
+    }
+
+    #[test]
+    fn p7_a_tenant_has_no_more_than_its_share_however_much_room_there_is() {
+        let room = TailRoom::new(ByteCount::new(100));
+        let branch = TimelineRef {
+            timeline: TimelineId::from_bytes([9; 16]),
+            ..timeline(1)
+        };
+        let [main, other] = [1, 2].map(|number| room.join(timeline(number)));
+        let branch = room.join(branch);
+        let settings = TenantSettings {
+            memory_share: "20%".parse().ok(),
+            ..TenantSettings::default()
+        };
+        let tenant = TenantView {
+            tenant: timeline(1).tenant,
+            name: "shop".to_owned(),
+            settings,
+        };
+        room.set_shares(&[tenant]);
+        main.hold(ByteCount::new(15));
+        assert!(main.may_grow() && branch.may_grow());
+        main.hold(ByteCount::new(20));
+        assert!(!main.may_grow() && other.may_grow());
+        assert!(!branch.may_grow());
+        assert!(main.is_needed().now_or_never().is_some(), "by the branch");
+        assert!(!branch.has_room_for(ByteCount::new(1)));
+        room.set_shares(&[]);
+        assert!(main.may_grow() && branch.may_grow());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use palimpsest_read::{BlockCache, PageCache, TimelineReader};
 use palimpsest_runtime::TaskScope;
 use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::Sample;
-use palimpsest_types::ByteCount;
-use tokio::sync::watch;
+use palimpsest_types::{ByteCount, TenantId};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     admission::Admission,
@@ -22,6 +22,7 @@ use super::{
     error::ServeError,
     follow::FollowError,
     metrics::{self, ReadMetrics},
+    pace::Pace,
     room::TailRoom,
     served::Served,
 };
@@ -33,6 +34,7 @@ pub struct Timelines {
     /// Whether the timelines are those that the storage-broker told of. Changes with them locked.
     heard: watch::Sender<bool>,
     admission: Admission,
+    pace: Pace,
     scope: TaskScope,
 }
 
@@ -97,6 +99,7 @@ impl Timelines {
             shared: Arc::new(shared),
             heard: watch::Sender::new(false),
             admission: Admission::new(limits.answers),
+            pace: Pace::default(),
             scope,
         });
         let following = Arc::clone(&timelines);
@@ -151,6 +154,14 @@ impl Timelines {
         &self.admission
     }
 
+    /// Waits until a tenant may have so many more pages.
+    ///
+    /// # Errors
+    /// If it asks for far more than it may.
+    pub async fn in_turn(&self, tenant: TenantId, pages: usize) -> Result<(), ServeError> {
+        self.pace.wait(tenant, pages).await
+    }
+
     /// What is measured here.
     pub fn metrics(&self) -> &ReadMetrics {
         &self.shared.metrics
@@ -189,12 +200,15 @@ impl Timelines {
                     }
                 }
             }
-            let known: HashMap<_, _> = cluster
-                .borrow_and_update()
-                .timelines
-                .iter()
-                .map(|view| (view.timeline, Use::of(view)))
-                .collect();
+            let known: HashMap<_, _> = {
+                let view = cluster.borrow_and_update();
+                self.pace.set(&view.tenants, Instant::now());
+                self.shared.room.set_shares(&view.tenants);
+                let timelines = view.timelines.iter();
+                timelines
+                    .map(|view| (view.timeline, Use::of(view)))
+                    .collect()
+            };
             self.open_and_close(&known);
         }
     }

@@ -22,7 +22,7 @@ use palimpsest_proto::{
 use palimpsest_read::{ReadError, TimeAt, TimelineReader, lsn_at_time};
 use palimpsest_runtime::TaskScope;
 use palimpsest_telemetry::trace;
-use palimpsest_types::{Fault, Lsn};
+use palimpsest_types::{Fault, Lsn, SlruKind};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
@@ -104,6 +104,12 @@ impl PageHandler {
         let reader = self.timelines.reader(timeline).await.map_err(status)?;
         let lsn = self.settle(&reader, read_lsn.into()).await;
         let lsn = lsn.map_err(failed)?;
+        // What else there is is no page, or is read at its own pace.
+        if call == Call::SlruSegment {
+            let pages = SlruKind::PAGES_PER_SEGMENT as usize;
+            let turn = self.timelines.in_turn(timeline.tenant, pages).await;
+            turn.map_err(status)?;
+        }
         let room = self.timelines.admission().call(call).await;
         let room = room.map_err(status)?;
         Ok(Reading { reader, lsn, room })
@@ -141,6 +147,8 @@ impl PageHandler {
         // Before there is room for it: who waits for an LSN keeps nobody else from working.
         let lsn = self.settle(&reader, request.at).await?;
         timer.settled();
+        let tenant = request.timeline.tenant;
+        self.timelines.in_turn(tenant, request.blocks.len()).await?;
         let room = lane.enter(request.blocks.len()).await?;
         let made = reader.pages(request.rel, &request.blocks, lsn);
         let late = ServeError::Late {

@@ -15,6 +15,7 @@ use std::{
 use palimpsest_api::{
     broker::{ClusterView, Member, Role},
     redo::{RedoPool, RedoTenant, TenantRedo},
+    tenant_settings::TenantSettings,
 };
 use palimpsest_redo::Engine as _;
 use palimpsest_redo_worker::{Running, Settings, run};
@@ -64,10 +65,11 @@ fn pool(workers: &[&Worker]) -> Pool {
         role: Role::RedoWorker,
         address: worker.running.address().to_string(),
         version: String::new(),
+        tenant_defaults: TenantSettings::default(),
     });
     let view = ClusterView {
         members: members.collect(),
-        timelines: Vec::new(),
+        ..ClusterView::default()
     };
     let (cluster, view) = watch::channel(view);
     let pool = RedoPool::new(view, TaskScope::default());

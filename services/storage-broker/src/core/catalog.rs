@@ -1,12 +1,13 @@
 //! The tenants that exist, and how the list of them may change.
 
 mod branches;
+mod configuring;
 mod promotion;
 mod reattach;
 #[cfg(test)]
 mod tests;
 
-use palimpsest_api::{TimelineRef, broker::Promotion};
+use palimpsest_api::{TimelineRef, broker::Promotion, tenant_settings::InvalidTenantSettingsError};
 use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier, TenantId};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,8 @@ use super::{
     branch::{Branch, BranchSource},
     tenant::{Name, NewTenant, Source, Tenant, TenantState},
 };
+
+pub use configuring::SettingsChange;
 
 /// All tenants. The only durable state of the storage-broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -109,6 +112,13 @@ pub enum Change {
         timeline: TimelineRef,
         /// Where it ends.
         after: Lsn,
+    },
+    /// A tenant's settings are to be different.
+    Configure {
+        /// Its name.
+        name: Name,
+        /// What changes.
+        change: SettingsChange,
     },
     /// A branch is to go if its time is over, and nothing keeps it.
     ExpireBranch {
@@ -214,6 +224,9 @@ pub enum CatalogError {
         /// How many there may be.
         limit: usize,
     },
+    /// A setting can't be so.
+    #[error(transparent)]
+    Settings(#[from] InvalidTenantSettingsError),
     /// Two tenants can't read from one slot.
     #[error("tenant {owner} uses slot {slot} of that source already; name another slot")]
     SlotTaken {
@@ -249,6 +262,7 @@ impl CatalogError {
             | Self::Protected(_)
             | Self::HasBranches { .. } => ErrorKind::Conflict,
             Self::NoBranch(_)
+            | Self::Settings(_)
             | Self::NotTheSource(_)
             | Self::BeforeBranch { .. }
             | Self::TooDeep { .. }
@@ -324,6 +338,7 @@ impl Catalog {
                 replaces,
             } => self.set_branch_source(*timeline, source, *replaces),
             Change::Reattach { timeline, after } => self.ask_to_reattach(*timeline, *after),
+            Change::Configure { name, change } => self.configure(name, change),
             Change::ForgetBranchSource { timeline } => {
                 self.forget_branch_source(*timeline);
                 Ok(*timeline)

@@ -3,6 +3,7 @@
 use palimpsest_api::{
     TimelineRef,
     broker::{Branched, LeavingWriter, Member, Promotion, Role, TimelineState, TimelineStatus},
+    tenant_settings::TenantSettings,
 };
 use palimpsest_manifest::{
     KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
@@ -97,6 +98,7 @@ impl Site {
             role: Role::WalIngest,
             address: "127.0.0.1:1".into(),
             version: String::new(),
+            tenant_defaults: TenantSettings::default(),
         };
         let status = TimelineStatus {
             state,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use palimpsest_api::{TimelineRef, lease::Lease};
+use palimpsest_api::{TimelineRef, lease::Lease, tenant_settings::TenantSettings};
 use palimpsest_manifest::{
     ManifestError, Pin, PinError, PinKind, Publisher, TimelineManifest, TimelineManifests,
     UpdateError, Versioned,
@@ -29,7 +29,7 @@ pub struct NewLease {
     pub id: LeaseId,
     /// What is to be read at; that of the lease, or else the newest, without it.
     pub lsn: Option<Lsn>,
-    /// How long from now it lasts; ten minutes without it.
+    /// How long from now it lasts; as the tenant has set it, or ten minutes, without it.
     pub length: Option<Duration>,
 }
 
@@ -37,7 +37,7 @@ pub struct NewLease {
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// Longer than anybody may keep something.
-    #[error("a lease lasts at most {} days; extend it in time", LONGEST.as_secs() / DAY)]
+    #[error("a lease lasts at most {} days; extend it in time", TenantSettings::LONGEST_LEASE.as_secs() / DAY)]
     TooLong,
     /// It is not there.
     #[error("there is no timeline {0}")]
@@ -69,10 +69,13 @@ pub enum LeaseError {
     Catalog(#[from] CatalogStoreError),
 }
 
-/// How long a lease lasts unless one says so.
+/// How long a lease lasts unless one says so, or the tenant has set it.
 const LENGTH: Duration = Duration::from_secs(10 * 60);
-/// No lease lasts longer.
-const LONGEST: Duration = Duration::from_secs(30 * DAY);
+/// What holds for a tenant that has set nothing.
+pub(super) const TENANT_DEFAULTS: TenantSettings = TenantSettings {
+    lease_length: Some(LENGTH),
+    ..TenantSettings::NONE
+};
 const DAY: u64 = 24 * 60 * 60;
 /// Of one timeline: branches begin on it as well, and each is a pin.
 const LEASES: usize = 4096;
@@ -99,8 +102,12 @@ impl Broker {
             lsn: asked,
             length,
         } = new;
-        let length = length.unwrap_or(LENGTH);
-        if length > LONGEST {
+        let set = self
+            .catalog()
+            .tenant_of(timeline.tenant)
+            .and_then(|tenant| tenant.settings.lease_length);
+        let length = length.or(set).unwrap_or(LENGTH);
+        if length > TenantSettings::LONGEST_LEASE {
             return Err(LeaseError::TooLong);
         }
         self.expect_timeline(timeline).await?;

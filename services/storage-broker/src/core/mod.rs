@@ -6,6 +6,7 @@ mod broker;
 mod catalog;
 mod catalog_store;
 mod catalog_writer;
+mod configuring;
 #[cfg(test)]
 mod fixture;
 mod leasing;
@@ -18,7 +19,7 @@ mod tenant;
 pub use branch::{Branch, BranchSource};
 pub use branching::{BranchError, NewBranch};
 pub use broker::{Broker, BrokerError};
-pub use catalog::{Catalog, CatalogError, Change};
+pub use catalog::{Catalog, CatalogError, Change, SettingsChange};
 pub use catalog_store::{CatalogStore, CatalogStoreError};
 pub use catalog_writer::ChangeError;
 pub use leasing::{LeaseError, NewLease};

@@ -3,8 +3,8 @@
 use palimpsest_api::{
     TimelineRef,
     broker::{
-        AssignedTask, Assignment, BranchView, ClusterView, TimelineState, TimelineStatus,
-        TimelineView,
+        AssignedTask, Assignment, BranchView, ClusterView, TenantView, TimelineState,
+        TimelineStatus, TimelineView,
     },
 };
 use palimpsest_types::{Lsn, NodeId};
@@ -23,9 +23,15 @@ pub(super) fn view(catalog: &Catalog, membership: &Membership) -> ClusterView {
         let branches = branches.map(|branch| branch_view(tenant, branch, membership));
         std::iter::once(first_view(tenant, membership)).chain(branches)
     });
+    let tenants = catalog.tenants().iter().map(|tenant| TenantView {
+        tenant: tenant.id,
+        name: tenant.name.to_string(),
+        settings: tenant.settings,
+    });
     ClusterView {
         members: membership.members().cloned().collect(),
         timelines: timelines.collect(),
+        tenants: tenants.collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use palimpsest_api::{TimelineRef, broker::MAIN};
+use palimpsest_api::{TimelineRef, broker::MAIN, tenant_settings::TenantSettings};
 use palimpsest_postgres::{ConnInfo, ConnInfoError, InvalidSlotNameError, SlotName};
 use palimpsest_types::{Lsn, SystemIdentifier, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,9 @@ pub struct Tenant {
     /// What is to go on from a base backup of its source, if somebody has asked for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reattach: Option<AskedReattach>,
+    /// What was set for it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub settings: TenantSettings,
     /// Whether it comes or goes.
     pub state: TenantState,
     /// Its other timelines, in the order in which they were made.
@@ -102,6 +105,10 @@ pub enum TenantError {
     Slot(#[from] InvalidSlotNameError),
 }
 
+fn is_default(settings: &TenantSettings) -> bool {
+    *settings == TenantSettings::default()
+}
+
 const MAX_NAME: usize = 40;
 /// Between a name and where what it named was left.
 const LEFT: char = '@';
@@ -118,6 +125,7 @@ impl Tenant {
             cluster: None,
             left: None,
             reattach: None,
+            settings: TenantSettings::default(),
             name: new.name,
             state: TenantState::Attached,
             branches: Vec::new(),

@@ -5,9 +5,10 @@ use palimpsest_postgres::SlotName;
 use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
-    DropLeaseRequest, DropLeaseResponse, LeaseLsnRequest, LeaseLsnResponse, ListLeasesRequest,
-    ListLeasesResponse, ReattachRequest, ReattachResponse, SetBranchSourceRequest,
-    SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
+    DropLeaseRequest, DropLeaseResponse, GetTenantSettingsRequest, GetTenantSettingsResponse,
+    LeaseLsnRequest, LeaseLsnResponse, ListLeasesRequest, ListLeasesResponse,
+    PatchTenantSettingsRequest, PatchTenantSettingsResponse, ReattachRequest, ReattachResponse,
+    SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
@@ -15,7 +16,8 @@ use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
 use tonic::{Request, Response, Status};
 
 use crate::core::{
-    BranchSource, Broker, ChangeError, LeaseError, NewBranch, NewLease, NewTenant, TenantError,
+    BranchSource, Broker, CatalogError, ChangeError, LeaseError, Name, NewBranch, NewLease,
+    NewTenant, SettingsChange, TenantError,
 };
 
 /// `AdminService`.
@@ -63,6 +65,41 @@ impl AdminService for AdminApi {
         let timeline = deleted.map_err(|error| failed(&error))?;
         Ok(Response::new(DeleteTenantResponse {
             timeline: Some(timeline.into()),
+        }))
+    }
+
+    async fn get_tenant_settings(
+        &self,
+        request: Request<GetTenantSettingsRequest>,
+    ) -> Result<Response<GetTenantSettingsResponse>, Status> {
+        let name = tenant_name(&request.into_inner().name)?;
+        let settings = self
+            .broker
+            .settings(&name)
+            .map_err(|error| refused(&error))?;
+        Ok(Response::new(GetTenantSettingsResponse {
+            settings: settings.into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn patch_tenant_settings(
+        &self,
+        request: Request<PatchTenantSettingsRequest>,
+    ) -> Result<Response<PatchTenantSettingsResponse>, Status> {
+        let PatchTenantSettingsRequest { name, set, unset } = request.into_inner();
+        let name = tenant_name(&name)?;
+        let set = set.into_iter().map(|setting| (setting.name, setting.value));
+        let set = set.collect();
+        let changed = self
+            .broker
+            .configure(name.clone(), SettingsChange { set, unset });
+        changed.await.map_err(|error| failed(&error))?;
+        let settings = self
+            .broker
+            .settings(&name)
+            .map_err(|error| refused(&error))?;
+        Ok(Response::new(PatchTenantSettingsResponse {
+            settings: settings.into_iter().map(Into::into).collect(),
         }))
     }
 
@@ -220,6 +257,10 @@ fn branch_source(request: &SetBranchSourceRequest) -> Result<BranchSource, Tenan
     })
 }
 
+fn tenant_name(name: &str) -> Result<Name, Status> {
+    name.parse().map_err(|error| invalid(&error))
+}
+
 /// 0 is never.
 fn some_time(unix_ms: u64) -> Option<u64> {
     (unix_ms > 0).then_some(unix_ms)
@@ -235,6 +276,10 @@ fn malformed(error: &InvalidMessageError) -> Status {
 
 fn unleased(error: &LeaseError) -> Status {
     error_status(error.fault(), error)
+}
+
+fn refused(error: &CatalogError) -> Status {
+    error_status(error.kind(), error)
 }
 
 fn invalid(error: &TenantError) -> Status {

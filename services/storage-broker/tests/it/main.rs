@@ -12,17 +12,19 @@ use std::{
 use palimpsest_api::{
     TimelineRef,
     broker::{
-        AssignedTask, Assignment, BrokerClient, ClusterView, Role, TimelineState, TimelineStatus,
-        watch_cluster,
+        AssignedTask, Assignment, BrokerClient, ClusterView, Member, Role, TimelineState,
+        TimelineStatus, watch_cluster,
     },
+    tenant_settings::{EffectiveSetting, SettingOrigin, TenantSettings},
 };
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{Heartbeat, new_member};
 use palimpsest_storage_broker::{Settings, core::Timing, run};
-use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
+use palimpsest_types::{ByteCount, ErrorKind, Lsn, SystemIdentifier};
 use tokio::{sync::watch, time::timeout};
 
 const SOURCE: &str = "host=127.0.0.1 user=replicator password=hunter2";
+const OTHER_SOURCE: &str = "host=127.0.0.2 user=replicator password=hunter2";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A broker in a scope of its own.
@@ -59,7 +61,13 @@ impl FakeIngest {
         let scope = TaskScope::default();
         let assigned = Arc::new(Mutex::new(Vec::new()));
         let address = "127.0.0.1:7701".parse().unwrap();
-        let member = new_member(Role::WalIngest, address);
+        let member = Member {
+            tenant_defaults: TenantSettings {
+                layer_size: Some(ByteCount::mib(256)),
+                ..TenantSettings::default()
+            },
+            ..new_member(Role::WalIngest, address)
+        };
         let (reports, orders) = (Arc::clone(&assigned), Arc::clone(&assigned));
         let mut heartbeat = Heartbeat::new(broker, member);
         heartbeat.period = Duration::from_millis(100);
@@ -169,6 +177,94 @@ async fn a_cluster_that_two_claim_at_once_is_ones_until_that_is_deleted() {
     assert_eq!(client.claim_cluster(loser, cluster).await.unwrap(), None);
     let nobody = client.claim_cluster(loser, SystemIdentifier::new(0)).await;
     assert_eq!(nobody.unwrap_err().kind, ErrorKind::Invalid);
+    ingest.scope.stop().await;
+    scope.stop().await;
+    broker.scope.stop().await;
+}
+
+#[tokio::test]
+async fn settings_of_a_tenant_are_kept_told_to_all_and_taken_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = start("127.0.0.1:0", directory.path().to_owned()).await;
+    let mut client = BrokerClient::new(&broker.address).unwrap();
+    let timeline = client.attach_tenant("shop", SOURCE, None).await.unwrap();
+    client
+        .attach_tenant("other", OTHER_SOURCE, None)
+        .await
+        .unwrap();
+    let ingest = FakeIngest::start(&broker.address);
+    let scope = TaskScope::default();
+    let mut views = watch_cluster(&broker.address, &scope).unwrap();
+    wait_for(&mut views, |view| !view.members.is_empty()).await;
+
+    let set = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+    let named = |settings: &[EffectiveSetting], name: &str| {
+        let found = settings.iter().find(|setting| setting.name == name);
+        let found = found.unwrap();
+        (found.value.clone().unwrap_or_default(), found.origin)
+    };
+    let told = client.tenant_settings("shop").await.unwrap();
+    let layers = ("256MiB".to_owned(), SettingOrigin::Service);
+    assert_eq!(
+        named(&told, "layer-size"),
+        layers,
+        "as the wal-ingest has it"
+    );
+    assert_eq!(named(&told, "lease-length").0, "10m");
+    assert_eq!(named(&told, "pages-per-second").1, SettingOrigin::Nobody);
+    let told = client
+        .set_tenant_settings("shop", set("layer-size", "64MiB"), vec![])
+        .await;
+    let own = ("64MiB".to_owned(), SettingOrigin::Tenant);
+    assert_eq!(named(&told.unwrap(), "layer-size"), own);
+    let is_told =
+        |view: &ClusterView| view.settings(timeline.tenant).layer_size == Some(ByteCount::mib(64));
+    wait_for(&mut views, is_told).await;
+    let told = client.tenant_settings("other").await.unwrap();
+    assert_eq!(
+        named(&told, "layer-size"),
+        layers,
+        "of another it is as before"
+    );
+
+    for (wrong, part) in [
+        (set("layer-sise", "64MiB"), "layer-size"),
+        (set("layer-size", "1KiB"), "at least 1.0 MiB"),
+    ] {
+        let both = [set("layer-age", "7s"), wrong].concat();
+        let error = client
+            .set_tenant_settings("shop", both, vec![])
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let nobody = client.set_tenant_settings("nobody", vec![], vec![]).await;
+    assert_eq!(nobody.unwrap_err().kind, ErrorKind::NotFound);
+    broker.scope.stop().await;
+
+    let broker = start(&broker.address, directory.path().to_owned()).await;
+    let told = client.tenant_settings("shop").await.unwrap();
+    assert_eq!(named(&told, "layer-size"), own, "after a restart");
+    assert_ne!(
+        named(&told, "layer-age").1,
+        SettingOrigin::Tenant,
+        "all or nothing"
+    );
+    let back = vec!["layer-size".to_owned()];
+    let told = client
+        .set_tenant_settings("shop", vec![], back.clone())
+        .await
+        .unwrap();
+    assert_ne!(named(&told, "layer-size").1, SettingOrigin::Tenant);
+    client
+        .set_tenant_settings("shop", vec![], back)
+        .await
+        .unwrap();
+    wait_for(&mut views, |view| {
+        !view.tenants.is_empty() && view.settings(timeline.tenant).layer_size.is_none()
+    })
+    .await;
     ingest.scope.stop().await;
     scope.stop().await;
     broker.scope.stop().await;

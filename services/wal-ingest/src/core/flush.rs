@@ -69,7 +69,7 @@ async fn write_all(
         timeline.shared.metrics.layers_written.inc();
         opened.growth.share().set_layers(files.add(layer.size));
         opened.growth.note_on_disk(lsn);
-        opened.growth.relieve(timeline.shared.budget.pressure());
+        opened.growth.relieve();
         timeline.update(|status| status.disk_consistent = lsn);
         // Without the other half the timeline is ending.
         let _ = written.send(layer);

@@ -1,19 +1,23 @@
 //! A timeline's changes in memory, and how they leave it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use palimpsest_layer::{LogRecord, OpenLayer};
 use palimpsest_read::Tail;
-use palimpsest_types::{ByteCount, Lsn};
+use palimpsest_types::{ByteCount, Lsn, TenantId};
 use tokio::sync::mpsc;
 
 use super::{
     budget::{Pressure, Share},
     error::IngestError,
     freeze::Growing,
+    node::Limits,
     subscribers::Subscribers,
 };
 
@@ -22,7 +26,8 @@ use super::{
 pub(super) struct Growth {
     tail: Arc<Tail>,
     share: Share,
-    layer_size: ByteCount,
+    /// In bytes. It may change while the timeline is written.
+    layer_size: AtomicU64,
     subscribers: Subscribers,
     /// Held while freezing, so that pieces are sent in the order in which they were frozen.
     state: Mutex<State>,
@@ -48,7 +53,7 @@ impl Growth {
     pub(super) fn new(
         tail: Arc<Tail>,
         share: Share,
-        layer_size: ByteCount,
+        limits: &Limits,
     ) -> (Self, mpsc::UnboundedReceiver<Arc<OpenLayer>>) {
         let (flush, frozen) = mpsc::unbounded_channel();
         let state = State {
@@ -60,10 +65,11 @@ impl Growth {
         let growth = Self {
             tail,
             share,
-            layer_size,
+            layer_size: AtomicU64::default(),
             subscribers: Subscribers::default(),
             state: Mutex::new(state),
         };
+        growth.set_limits(limits);
         (growth, frozen)
     }
 
@@ -80,6 +86,13 @@ impl Growth {
         &self.share
     }
 
+    /// These hold from now on.
+    pub(super) fn set_limits(&self, limits: &Limits) {
+        let size = limits.layer_size.get();
+        self.layer_size.store(size, Ordering::Relaxed);
+        self.share.set_tenant_limit(limits.tenant_memory());
+    }
+
     /// Adds records, makes everything up to `up_to` readable, and freezes what has grown enough.
     pub(super) fn extend(&self, records: Vec<LogRecord>, up_to: Lsn) -> Result<(), IngestError> {
         self.tail.extend(records, up_to, NO_LIMIT)?;
@@ -89,7 +102,7 @@ impl Growth {
             pieces.open_size()
         };
         self.state().since.get_or_insert_with(Instant::now);
-        if open >= self.layer_size {
+        if open.get() >= self.layer_size.load(Ordering::Relaxed) {
             self.freeze();
         }
         Ok(())
@@ -115,10 +128,14 @@ impl Growth {
     }
 
     /// The growing piece; `None` if nothing came since the last was frozen.
-    pub(super) fn growing(&self) -> Option<Growing> {
+    pub(super) fn growing(&self, tenant: TenantId, limits: &Limits) -> Option<Growing> {
         let age = self.state().since?.elapsed();
-        let size = self.tail.read().open_size();
-        Some(Growing { size, age })
+        Some(Growing {
+            size: self.tail.read().open_size(),
+            is_old: age >= limits.layer_age,
+            tenant,
+            tenant_memory: limits.tenant_memory(),
+        })
     }
 
     /// Local layer files have everything up to `lsn`.
@@ -127,8 +144,8 @@ impl Growth {
     }
 
     /// Lets go of what local files have, though the object store does not yet, as memory is short.
-    pub(super) fn relieve(&self, pressure: Pressure) {
-        let on_disk = self.state().on_disk;
+    pub(super) fn relieve(&self) {
+        let (on_disk, pressure) = (self.state().on_disk, self.share.pressure());
         if let Some(up_to) = superfluous(pressure, on_disk, self.subscribers.slowest()) {
             self.let_go(up_to);
         }

@@ -188,7 +188,7 @@ async fn visit(
     let slot = &timeline.slot;
     let (mut connection, identity) = connect(timeline, source, duty).await?;
     let state = connection.read_replication_slot(slot).await?;
-    let limit = timeline.shared.limits.slot_retention;
+    let limit = timeline.limits().slot_retention;
     match plan(state, identity.xlogpos, remote, limit) {
         Plan::Lost => {
             connection.close().await;
@@ -263,7 +263,7 @@ async fn guard(
 ) -> Result<(), ClientError> {
     let slot = &timeline.slot;
     let state = connection.read_replication_slot(slot).await?;
-    let limit = timeline.shared.limits.slot_retention;
+    let limit = timeline.limits().slot_retention;
     if let Plan::Drop(retained) = plan(state, end, None, limit) {
         connection.drop_slot(slot).await?;
         tracing::error!(timeline = %timeline.id(), %slot, %retained, %limit, "the slot at the promoted server kept too much and was dropped");

@@ -11,12 +11,13 @@ use futures::future::join_all;
 use palimpsest_api::{
     TimelineRef,
     broker::{AssignedTask, Assignment, TimelineState, TimelineStatus},
+    tenant_settings::TenantSettings,
 };
 use palimpsest_disk::Disk;
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::Sample;
-use palimpsest_types::{ByteCount, Lsn};
+use palimpsest_types::{ByteCount, Lsn, Percent, TenantId};
 use tokio::{
     sync::Semaphore,
     time::{interval, timeout},
@@ -33,7 +34,8 @@ use super::{
     timeline::Timeline,
 };
 
-/// Bounds on what wal-ingest holds, here and at the source.
+/// Bounds on what wal-ingest holds, here and at the source. The first two are the node's, of all tenants; the others may
+/// be a tenant's own.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Changes kept in memory, of all timelines.
@@ -46,6 +48,8 @@ pub struct Limits {
     pub layer_age: Duration,
     /// WAL that our slot may hold back on the source's disk before it is dropped.
     pub slot_retention: ByteCount,
+    /// Part of the memory that a tenant's timelines may have together.
+    pub memory_share: Percent,
 }
 
 /// What all timelines use.
@@ -105,7 +109,26 @@ impl Default for Limits {
             layer_size: ByteCount::mib(256),
             layer_age: Duration::from_secs(300),
             slot_retention: ByteCount::gib(10),
+            memory_share: Percent::WHOLE,
         }
+    }
+}
+
+impl Limits {
+    /// The same for a tenant that has set these.
+    pub(super) fn of_tenant(self, set: &TenantSettings) -> Self {
+        Self {
+            layer_size: set.layer_size.unwrap_or(self.layer_size),
+            layer_age: set.layer_age.unwrap_or(self.layer_age),
+            slot_retention: set.slot_retention_limit.unwrap_or(self.slot_retention),
+            memory_share: set.memory_share.unwrap_or(self.memory_share),
+            ..self
+        }
+    }
+
+    /// Memory that a tenant's timelines may have together.
+    pub(super) fn tenant_memory(&self) -> ByteCount {
+        ByteCount::new(self.memory_share.of(self.memory.get()))
     }
 }
 
@@ -128,6 +151,11 @@ impl Shared {
             metrics: IngestMetrics::default(),
             leaving: CancellationToken::new(),
         }
+    }
+
+    /// What holds for a tenant's timelines at the moment.
+    pub(super) fn limits_of(&self, tenant: TenantId) -> Limits {
+        self.limits.of_tenant(&self.broker.settings(tenant))
     }
 }
 
@@ -199,7 +227,6 @@ impl Node {
     }
 
     fn freeze_due(&self) {
-        let pressure = self.shared.budget.pressure();
         let begun_on = self.shared.broker.begun_on();
         let timelines = self.lock();
         let grown: Vec<_> = timelines
@@ -207,17 +234,19 @@ impl Node {
             .iter()
             .filter_map(|(id, running)| {
                 let growth = running.timeline.growth()?;
-                growth.relieve(pressure);
+                let limits = self.shared.limits_of(id.tenant);
+                growth.set_limits(&limits);
+                growth.relieve();
                 if let Some(needed) = begun_on.get(id) {
                     growth.freeze_up_to(*needed);
                 }
-                let growing = growth.growing()?;
+                let growing = growth.growing(id.tenant, &limits)?;
                 Some((growth, growing))
             })
             .collect();
         drop(timelines);
         let growing: Vec<_> = grown.iter().map(|(_, growing)| *growing).collect();
-        for at in freeze::due(&growing, &self.shared.limits) {
+        for at in freeze::due(&growing, self.shared.limits.memory) {
             if let Some((growth, _)) = grown.get(at) {
                 growth.freeze();
             }

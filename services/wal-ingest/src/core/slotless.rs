@@ -191,7 +191,7 @@ async fn look(timeline: &Timeline, source: &SourceCluster) -> Result<Step, Inges
     let state = connection.read_replication_slot(slot).await?;
     let (remote, limit) = (
         timeline.status().remote_consistent,
-        timeline.shared.limits.slot_retention,
+        timeline.limits().slot_retention,
     );
     let step = step(state, identity.xlogpos, remote, limit);
     match step {

@@ -40,7 +40,7 @@ use super::{
     keeper::Duty,
     laggard::{Beginning, LocalHistory},
     local_layers::LocalLayers,
-    node::Shared,
+    node::{Limits, Shared},
     reattach,
     replay::replay,
     set_back, slotless,
@@ -166,6 +166,11 @@ impl Timeline {
 
     pub(super) fn id(&self) -> TimelineRef {
         self.assignment.timeline
+    }
+
+    /// What holds for it at the moment.
+    pub(super) fn limits(&self) -> Limits {
+        self.shared.limits_of(self.id().tenant)
     }
 
     pub(super) fn status(&self) -> TimelineStatus {

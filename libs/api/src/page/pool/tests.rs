@@ -11,7 +11,7 @@ use super::{
     super::stream::tests::{Server, request},
     *,
 };
-use crate::broker::Member;
+use crate::{broker::Member, tenant_settings::TenantSettings};
 
 const ANYWHERE: &str = "127.0.0.1:0";
 const QUICK: Duration = Duration::from_millis(300);
@@ -44,10 +44,11 @@ fn view(addresses: &[SocketAddr]) -> ClusterView {
         role: Role::PageServe,
         address: address.to_string(),
         version: String::new(),
+        tenant_defaults: TenantSettings::default(),
     };
     ClusterView {
         members: addresses.iter().map(member).collect(),
-        timelines: Vec::new(),
+        ..ClusterView::default()
     }
 }
 

@@ -1,4 +1,7 @@
-use palimpsest_api::broker::{AssignedTask, Role};
+use palimpsest_api::{
+    broker::{AssignedTask, Role},
+    tenant_settings::TenantSettings,
+};
 use palimpsest_types::NodeId;
 use tokio::time::{advance, sleep};
 
@@ -19,6 +22,7 @@ fn ingest(number: u8) -> Member {
         role: Role::WalIngest,
         address: format!("127.0.0.1:{number}"),
         version: "1.2.3".to_owned(),
+        tenant_defaults: TenantSettings::default(),
     }
 }
 

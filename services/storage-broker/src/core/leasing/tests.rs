@@ -69,7 +69,7 @@ async fn only_what_can_be_read_is_leased() {
     };
     assert_eq!(lease(site.main, Some(112), HOUR).await, ErrorKind::Invalid);
     assert_eq!(lease(site.main, None, HOUR).await, ErrorKind::NotReady);
-    let long = LONGEST + Duration::from_millis(1);
+    let long = TenantSettings::LONGEST_LEASE + Duration::from_millis(1);
     assert_eq!(lease(site.main, Some(160), long).await, ErrorKind::Invalid);
     let timeline = TimelineId::from_bytes([9; 16]);
     let other = TimelineRef {

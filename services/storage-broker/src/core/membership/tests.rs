@@ -1,4 +1,4 @@
-use palimpsest_api::broker::TimelineState;
+use palimpsest_api::{broker::TimelineState, tenant_settings::TenantSettings};
 use palimpsest_types::{TenantId, TimelineId, WriterEpoch};
 
 use super::*;
@@ -25,6 +25,7 @@ fn ingest(number: u8) -> Member {
         role: Role::WalIngest,
         address: format!("127.0.0.1:{number}"),
         version: "1.2.3".to_owned(),
+        tenant_defaults: TenantSettings::default(),
     }
 }
 

@@ -32,8 +32,8 @@ impl Full {
         };
         let timeline = timeline(store, directory, limits);
         let tail = Arc::new(Tail::new(WriterEpoch::FIRST, START));
-        let share = timeline.shared.budget.share();
-        let (growth, frozen) = Growth::new(tail, share, limits.layer_size);
+        let share = timeline.shared.budget.share(timeline.id().tenant);
+        let (growth, frozen) = Growth::new(tail, share, &limits);
         let growth = Arc::new(growth);
         let segment = SegmentSize::new(SEGMENT.get()).unwrap();
         let name = segment.file_name(1, segment.number_of(START));

@@ -43,9 +43,8 @@ impl Timeline {
         let interpreter = self.interpreter(&manifest).await?;
         let beginning = Beginning::new(start, interpreter.clone());
         let tail = Arc::new(Tail::new(epoch, start));
-        let limits = &self.shared.limits;
-        let share = self.shared.budget.share();
-        let (growth, frozen) = Growth::new(tail, share, limits.layer_size);
+        let share = self.shared.budget.share(self.id().tenant);
+        let (growth, frozen) = Growth::new(tail, share, &self.limits());
         let growth = Arc::new(growth);
         let segment_size = SegmentSize::new(manifest.source.wal_segment_size.get())
             .unwrap_or(SegmentSize::DEFAULT);

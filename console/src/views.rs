@@ -1,10 +1,13 @@
 //! What is printed about services and timelines.
 
-use palimpsest_api::broker::{ClusterView, DatabaseSize, Lost, Member, Role, TimelineView};
+use palimpsest_api::{
+    admin::StoredTimeline,
+    broker::{ClusterView, DatabaseSize, Lost, Member, Role, TimelineView, WalReceiver},
+};
 use palimpsest_types::{ByteCount, Lsn, Oid};
 use serde::Serialize;
 
-use crate::{client::full_name, output::Column};
+use crate::{client::full_name, moment, output::Column};
 
 /// A service instance.
 #[derive(Debug, Serialize)]
@@ -42,6 +45,29 @@ pub(crate) struct TimelineLine {
     databases: Vec<DatabaseLine>,
     warnings: Vec<String>,
     lost: Vec<LostLine>,
+    wal_receiver: Option<ReceiverLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<StoredLine>,
+}
+
+/// What came over the connection to the source, and when.
+#[derive(Debug, Serialize)]
+struct ReceiverLine {
+    connected_since: Option<String>,
+    last_heard: String,
+    source_lsn: Lsn,
+    pg_timeline: u32,
+}
+
+/// What the object store has of a timeline.
+#[derive(Debug, Serialize)]
+struct StoredLine {
+    manifest: u64,
+    gc_cutoff: Option<Lsn>,
+    layers: u64,
+    layer_bytes: u64,
+    branches: u32,
+    leases: u32,
 }
 
 /// LSNs at which nothing can be read; the two ends can.
@@ -108,7 +134,9 @@ impl From<&TimelineView> for TimelineLine {
             disk_consistent: known(status.disk_consistent),
             remote_consistent: known(status.remote_consistent),
             oldest_readable: known(status.oldest_readable),
-            lag_bytes: status.received.saturating_sub(status.last_record),
+            lag_bytes: status.lag().get(),
+            wal_receiver: status.receiver.map(ReceiverLine::from),
+            stored: None,
             slot_retained_bytes: status.slot_retained.get(),
             backup_done_bytes: status.backup_done.get(),
             backup_total_bytes: status.backup_total.get(),
@@ -117,6 +145,30 @@ impl From<&TimelineView> for TimelineLine {
             databases: databases.iter().map(DatabaseLine::from).collect(),
             warnings: status.warnings.clone(),
             lost: status.lost.iter().map(LostLine::from).collect(),
+        }
+    }
+}
+
+impl From<WalReceiver> for ReceiverLine {
+    fn from(receiver: WalReceiver) -> Self {
+        Self {
+            connected_since: receiver.connected_unix_ms.map(moment::shown),
+            last_heard: moment::shown(receiver.heard_unix_ms),
+            source_lsn: receiver.source_end,
+            pg_timeline: receiver.pg_timeline,
+        }
+    }
+}
+
+impl From<StoredTimeline> for StoredLine {
+    fn from(stored: StoredTimeline) -> Self {
+        Self {
+            manifest: stored.manifest,
+            gc_cutoff: known(stored.gc_cutoff),
+            layers: stored.layers,
+            layer_bytes: stored.layer_bytes.get(),
+            branches: stored.branches,
+            leases: stored.leases,
         }
     }
 }
@@ -192,6 +244,14 @@ impl TimelineLine {
             .collect()
     }
 
+    /// The same with what the object store has.
+    pub(crate) fn with_stored(self, stored: Option<StoredTimeline>) -> Self {
+        Self {
+            stored: stored.map(StoredLine::from),
+            ..self
+        }
+    }
+
     /// Everything, as names and values.
     pub(crate) fn details(&self) -> Vec<(&'static str, String)> {
         let bytes = |bytes| ByteCount::new(bytes).to_string();
@@ -224,6 +284,8 @@ impl TimelineLine {
                 ),
             ),
         ];
+        details.extend(self.wal_receiver.iter().flat_map(ReceiverLine::details));
+        details.extend(self.stored.iter().flat_map(StoredLine::details));
         details.extend(self.sizes());
         details.extend(self.lost.iter().map(|LostLine { after, up_to }| {
             let lost = format!("after {after}, up to {up_to}, where nothing can be read");
@@ -233,6 +295,46 @@ impl TimelineLine {
             details.insert(4, ("reason", self.reason.clone()));
         }
         details.extend(self.warnings.iter().map(|text| ("warning", text.clone())));
+        details
+    }
+}
+
+impl ReceiverLine {
+    fn details(&self) -> [(&'static str, String); 2] {
+        let Self {
+            source_lsn,
+            last_heard,
+            pg_timeline,
+            ..
+        } = self;
+        let since = match &self.connected_since {
+            Some(since) => {
+                format!("connected since {since}, reads PostgreSQL timeline {pg_timeline}")
+            }
+            None => "not connected".to_owned(),
+        };
+        let source = format!("WAL up to {source_lsn}, heard {last_heard}");
+        [("WAL receiver", since), ("source has", source)]
+    }
+}
+
+impl StoredLine {
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            manifest,
+            layers,
+            branches,
+            leases,
+            ..
+        } = self;
+        let size = ByteCount::new(self.layer_bytes);
+        let own = format!("{layers} layers of its own, {size}; manifest {manifest}");
+        let kept = format!("{branches} branches, {leases} leases");
+        let mut details = vec![("stored", own), ("kept readable for", kept)];
+        details.extend(self.gc_cutoff.map(|cutoff| {
+            let removed = format!("below {cutoff}, but for what is kept");
+            ("removed", removed)
+        }));
         details
     }
 }

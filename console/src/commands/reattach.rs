@@ -5,7 +5,7 @@ use palimpsest_api::{
     TimelineRef,
     broker::{ClusterView, Lost, TimelineState, TimelineView},
 };
-use palimpsest_types::{ByteCount, Lsn, WriterEpoch};
+use palimpsest_types::{ByteCount, Lsn, RequestId, WriterEpoch};
 use serde::Serialize;
 use tokio::signal::ctrl_c;
 
@@ -50,7 +50,8 @@ pub(crate) async fn run(
     let timeline = find(&view, &arguments.name)?;
     let before = timeline.status.epoch;
     let (name, timeline) = (full_name(timeline), timeline.timeline);
-    let asked = client.broker().reattach(timeline).await;
+    let id = RequestId::from_bytes(rand::random());
+    let asked = client.broker().reattach(timeline, id).await;
     let after = asked
         .map_err(|error| client.refused(format!("going on from a base backup of {name}"), error))?;
     let mut watch = client.watch()?;

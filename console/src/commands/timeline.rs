@@ -1,6 +1,7 @@
 //! `pal timeline`.
 
 use clap::Subcommand;
+use palimpsest_api::admin::AdminClient;
 
 use crate::{
     cli::Common,
@@ -27,7 +28,8 @@ pub(crate) async fn run(
     command: TimelineCommand,
     output: Output,
 ) -> Result<(), CliError> {
-    let view = Client::new(common)?.cluster().await?;
+    let mut client = Client::new(common)?;
+    let view = client.cluster().await?;
     match command {
         TimelineCommand::List => {
             let lines = TimelineLine::all(&view);
@@ -38,12 +40,17 @@ pub(crate) async fn run(
             output.table(&TIMELINE_COLUMNS, rows)
         }
         TimelineCommand::Show { name } => {
-            let line = TimelineLine::from(find(&view, &name)?);
+            let admin = AdminClient::new(client.endpoint());
+            let admin = admin.map_err(CliError::remote("the address of the storage-broker"))?;
+            let told = admin.timeline(find(&view, &name)?.timeline).await;
+            let (timeline, stored) =
+                told.map_err(|error| client.refused(format!("asking for {name}"), error))?;
+            let line = TimelineLine::from(&timeline).with_stored(stored);
             if output.is_json() {
                 return output.json(&line);
             }
             for (name, value) in line.details() {
-                output.line(format!("{name:<16}  {value}"))?;
+                output.line(format!("{name:<17}  {value}"))?;
             }
             Ok(())
         }

@@ -1,4 +1,6 @@
-//! The bytes in `docs/formats/get-pages.md` are the bytes of the generated code.
+//! The bytes in `docs/formats/get-pages.md` are the bytes of the generated code, and `docs/admin.md` knows all calls.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use palimpsest_api::{
@@ -7,9 +9,11 @@ use palimpsest_api::{
     rel_tag_to_wire,
 };
 use palimpsest_proto::{common::v1 as common, page::v1 as wire};
-use palimpsest_types::{BlockNumber, Lsn, PAGE_SIZE, TenantId, TimelineId};
+use palimpsest_types::{BlockNumber, Lsn, PAGE_SIZE, Reason, TenantId, TimelineId};
 use prost::Message as _;
 
+const ADMIN: &str = include_str!("../../../docs/admin.md");
+const ADMIN_PROTO: &str = include_str!("../../../proto/palimpsest/admin/v1/admin.proto");
 const DOCUMENT: &str = include_str!("../../../docs/formats/get-pages.md");
 /// Length and type, flags, stream.
 const FRAME_HEAD: usize = 9;
@@ -174,8 +178,51 @@ fn every_kind_and_every_reason_is_documented_under_its_number() {
             format!("{number} `{name}`"),
         ];
         assert!(
-            DOCUMENT.contains(&row) || DOCUMENT.contains(&text),
+            DOCUMENT.contains(&row) || DOCUMENT.contains(&text) || ADMIN.contains(&text),
             "{name} is not documented"
         );
+    }
+}
+
+#[test]
+fn every_call_of_the_admin_service_is_documented_and_no_other() {
+    let calls = ADMIN_PROTO.lines().filter_map(|line| {
+        let (name, _) = line.trim().strip_prefix("rpc ")?.split_once('(')?;
+        Some(name)
+    });
+    let calls: BTreeSet<_> = calls.collect();
+    let documented = ADMIN.lines().filter_map(|line| {
+        let (name, _) = line.strip_prefix("| `")?.split_once('`')?;
+        name.starts_with(|first: char| first.is_uppercase())
+            .then_some(name)
+    });
+    let kinds = [
+        "INVALID",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "CONFLICT",
+        "FENCED",
+        "NOT_READY",
+    ];
+    let kinds = kinds
+        .into_iter()
+        .chain(["THROTTLED", "CORRUPT", "INTERNAL"]);
+    let kinds: BTreeSet<_> = kinds.collect();
+    let documented: BTreeSet<_> = documented.filter(|name| !kinds.contains(name)).collect();
+    assert_eq!(documented, calls);
+    assert!(calls.len() > 15, "{calls:?}");
+}
+
+#[test]
+fn every_documented_reason_is_one() {
+    let (_, reasons) = ADMIN.split_once("Reasons that this service gives").unwrap();
+    let rows = reasons.lines().filter_map(|line| line.strip_prefix("| `"));
+    let named = rows.flat_map(|row| row.split('|').next().unwrap().split('`'));
+    let named = named.filter(|part| part.starts_with(|first: char| first.is_lowercase()));
+    let named: Vec<_> = named.collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        let known = Reason::ALL.iter().any(|reason| reason.name() == name);
+        assert!(known, "{name}");
     }
 }

@@ -28,7 +28,7 @@ use palimpsest_integration::{
 };
 use palimpsest_runtime::TaskScope;
 use palimpsest_testkit::{Cluster, ClusterOptions};
-use palimpsest_types::{Lsn, Reason};
+use palimpsest_types::{Lsn, Reason, RequestId};
 use palimpsest_wal::SegmentSize;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use tempfile::TempDir;
@@ -261,7 +261,7 @@ async fn lose_and_go_on(random: &mut StdRng, size: JudgeSize, judge: &mut Judge)
 
     // Taken while the source works, and begun anew if whoever does it goes away.
     let work = source.work()?;
-    let after = services.broker().reattach(timeline).await?;
+    let after = services.broker().reattach(timeline, another()).await?;
     let ingest = match random.random() {
         true => ingest,
         false => {
@@ -391,7 +391,7 @@ async fn set_back(random: &mut StdRng, judge: &mut Judge) -> Result<()> {
     ensure!(stopped.reason.contains("set back"), "{}", stopped.reason);
 
     // Not before it has passed the end of what is here.
-    services.broker().reattach(timeline).await?;
+    services.broker().reattach(timeline, another()).await?;
     let again = |view: &TimelineView| is_stopped(view) && view.status.epoch != stopped.epoch;
     let early = wait_for(&services, timeline, again).await?.status;
     ensure!(early.reason.contains("set back"), "{}", early.reason);
@@ -406,7 +406,7 @@ async fn set_back(random: &mut StdRng, judge: &mut Judge) -> Result<()> {
         }
         Ok::<_, anyhow::Error>(())
     })?;
-    services.broker().reattach(timeline).await?;
+    services.broker().reattach(timeline, another()).await?;
     wait_for(&services, timeline, goes_on).await?;
     let (expected, end) = block_in_place(|| {
         // Who reads sets hint bits, and logs pages for that.
@@ -540,4 +540,9 @@ fn logged(cluster: &Cluster) -> Result<String> {
 
 async fn some_time(random: &mut StdRng) {
     sleep(Duration::from_millis(random.random_range(500..2000))).await;
+}
+
+/// A request that is not another's repetition.
+fn another() -> RequestId {
+    RequestId::from_bytes(rand::random())
 }

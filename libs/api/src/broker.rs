@@ -16,6 +16,7 @@ pub use convert::{
     assignment_to_wire, claim_from_wire, leaving_from_wire, promotion_from_wire, status_from_wire,
     view_to_wire,
 };
+pub(crate) use convert::{state_from_wire, state_to_wire};
 pub use logical_size::{DatabaseSize, LogicalSize};
 
 /// Name of the first timeline of every tenant.
@@ -108,6 +109,21 @@ pub struct TimelineStatus {
     pub logical_size: Option<LogicalSize>,
     /// What of its history was lost at the source, and can't be read.
     pub lost: Vec<Lost>,
+    /// What its WAL receiver last heard, once it has connected.
+    pub receiver: Option<WalReceiver>,
+}
+
+/// The connection to a source, over which WAL comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalReceiver {
+    /// Since when there is one, in milliseconds since 1970; `None` if there is none at the moment.
+    pub connected_unix_ms: Option<u64>,
+    /// When something last came over it, likewise.
+    pub heard_unix_ms: u64,
+    /// Up to where the source had WAL then.
+    pub source_end: Lsn,
+    /// PostgreSQL timeline that is read.
+    pub pg_timeline: u32,
 }
 
 /// LSNs at which nothing can be read, because changes were lost. The two ends can.
@@ -269,6 +285,19 @@ pub struct Branched {
     pub begins_on: TimelineRef,
     /// Where it begins.
     pub lsn: Lsn,
+}
+
+impl TimelineStatus {
+    /// WAL that the source is known to have and that is not readable yet.
+    pub fn lag(&self) -> ByteCount {
+        let source = self.receiver.map_or(Lsn::ZERO, |heard| heard.source_end);
+        let end = self.received.max(source);
+        // Until WAL is read nothing is late.
+        match self.last_record {
+            Lsn::ZERO => ByteCount::ZERO,
+            last => ByteCount::new(end.saturating_sub(last)),
+        }
+    }
 }
 
 impl TimelineView {

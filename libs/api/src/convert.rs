@@ -1,6 +1,8 @@
 use bytes::Bytes;
 use palimpsest_proto::common::v1 as wire;
-use palimpsest_types::{ErrorKind, Fault, Fork, Lsn, Reason, RelTag, TenantId, TimelineId};
+use palimpsest_types::{
+    ErrorKind, Fault, Fork, Lsn, Reason, RelTag, RequestId, TenantId, TimelineId,
+};
 use palimpsest_wal::RawRecord;
 
 /// A message lacks a field, or a field's value can't be.
@@ -79,6 +81,17 @@ pub(crate) fn id_to_wire(bytes: &[u8; 16]) -> Bytes {
 pub(crate) fn id_bytes(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], InvalidMessageError> {
     let problem = || InvalidMessageError::new(field, format!("has {} bytes, not 16", bytes.len()));
     bytes.try_into().map_err(|_| problem())
+}
+
+/// By what a request is told from others; empty if it is not.
+///
+/// # Errors
+/// If it has neither 0 nor 16 bytes.
+pub fn request_id(bytes: &[u8]) -> Result<Option<RequestId>, InvalidMessageError> {
+    match bytes {
+        [] => Ok(None),
+        bytes => Ok(Some(RequestId::from_bytes(id_bytes("request_id", bytes)?))),
+    }
 }
 
 /// A relation fork from its message.

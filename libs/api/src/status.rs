@@ -127,6 +127,17 @@ const fn reason_to_wire(reason: Reason) -> wire::ErrorReason {
         Reason::Unsupported => wire::ErrorReason::Unsupported,
         Reason::Defect => wire::ErrorReason::Defect,
         Reason::Lost => wire::ErrorReason::Lost,
+        Reason::UnknownTenant => wire::ErrorReason::UnknownTenant,
+        Reason::NameTaken => wire::ErrorReason::NameTaken,
+        Reason::SourceTaken => wire::ErrorReason::SourceTaken,
+        Reason::BeingDeleted => wire::ErrorReason::BeingDeleted,
+        Reason::Needed => wire::ErrorReason::Needed,
+        Reason::Protected => wire::ErrorReason::Protected,
+        Reason::InUse => wire::ErrorReason::InUse,
+        Reason::NotABranch => wire::ErrorReason::NotABranch,
+        Reason::NotStopped => wire::ErrorReason::NotStopped,
+        Reason::WrongEnd => wire::ErrorReason::WrongEnd,
+        Reason::LimitReached => wire::ErrorReason::LimitReached,
     }
 }
 

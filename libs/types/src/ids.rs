@@ -78,6 +78,10 @@ id! {
     LeaseId
 }
 id! {
+    /// One request, also when it is sent again; whoever asks chooses it.
+    RequestId
+}
+id! {
     /// One running service instance; a new one at every start.
     NodeId
 }

@@ -16,7 +16,7 @@ mod rel;
 pub use byte_count::{ByteCount, ParseByteCountError};
 pub use epoch::WriterEpoch;
 pub use error_kind::ErrorKind;
-pub use ids::{LeaseId, NodeId, ParseIdError, SystemIdentifier, TenantId, TimelineId};
+pub use ids::{LeaseId, NodeId, ParseIdError, RequestId, SystemIdentifier, TenantId, TimelineId};
 pub use key::{InvalidKeyError, Key, KeyRange, SlruKind};
 pub use lsn::{Lsn, ParseLsnError};
 pub use percent::{ParsePercentError, Percent};

@@ -45,6 +45,28 @@ pub enum Reason {
     Defect,
     /// Changes before the LSN were lost at the source, and it comes before the base backup that is read on from.
     Lost,
+    /// There is no such tenant.
+    UnknownTenant,
+    /// Another has that name.
+    NameTaken,
+    /// The cluster, or the slot there, is another tenant's.
+    SourceTaken,
+    /// It is being deleted.
+    BeingDeleted,
+    /// Other timelines begin on it.
+    Needed,
+    /// Somebody has said that it is to stay.
+    Protected,
+    /// A PostgreSQL writes it.
+    InUse,
+    /// It is what its tenant's source is read to, or, where that is asked for, it is not.
+    NotABranch,
+    /// It goes on, and only what has stopped can be asked for this.
+    NotStopped,
+    /// It does not end where the new writer's WAL begins.
+    WrongEnd,
+    /// There are as many as there may be.
+    LimitReached,
 }
 
 /// A failure in a form for programs: what the caller may do and, where that is known, why.
@@ -58,7 +80,7 @@ pub struct Fault {
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 30] = [
         Self::Malformed,
         Self::UnknownTimeline,
         Self::MissingRelation,
@@ -78,6 +100,17 @@ impl Reason {
         Self::Unsupported,
         Self::Defect,
         Self::Lost,
+        Self::UnknownTenant,
+        Self::NameTaken,
+        Self::SourceTaken,
+        Self::BeingDeleted,
+        Self::Needed,
+        Self::Protected,
+        Self::InUse,
+        Self::NotABranch,
+        Self::NotStopped,
+        Self::WrongEnd,
+        Self::LimitReached,
     ];
 
     /// A stable lower-case name.
@@ -102,6 +135,17 @@ impl Reason {
             Self::Unsupported => "unsupported",
             Self::Defect => "defect",
             Self::Lost => "lost",
+            Self::UnknownTenant => "unknown-tenant",
+            Self::NameTaken => "name-taken",
+            Self::SourceTaken => "source-taken",
+            Self::BeingDeleted => "being-deleted",
+            Self::Needed => "needed",
+            Self::Protected => "protected",
+            Self::InUse => "in-use",
+            Self::NotABranch => "not-a-branch",
+            Self::NotStopped => "not-stopped",
+            Self::WrongEnd => "wrong-end",
+            Self::LimitReached => "limit-reached",
         }
     }
 }

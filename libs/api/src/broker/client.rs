@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use palimpsest_proto::{admin::v1 as admin, broker::v1 as wire};
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{ErrorKind, Lsn, NodeId, SystemIdentifier};
+use palimpsest_types::{ErrorKind, Lsn, NodeId, RequestId, SystemIdentifier};
 use tokio::sync::watch;
 use tonic::Streaming;
 
@@ -204,13 +204,19 @@ impl BrokerClient {
         Ok(answer.settings.into_iter().map(Into::into).collect())
     }
 
-    /// Has a timeline that has stopped go on from a base backup; tells where it ended.
+    /// Has a timeline that has stopped go on from a base backup; tells where it ended. Asked again by the same id it tells the same,
+    /// and nothing more is done.
     ///
     /// # Errors
     /// What the broker says.
-    pub async fn reattach(&mut self, timeline: TimelineRef) -> Result<Lsn, RemoteError> {
+    pub async fn reattach(
+        &mut self,
+        timeline: TimelineRef,
+        id: RequestId,
+    ) -> Result<Lsn, RemoteError> {
         let request = admin::ReattachRequest {
             timeline: Some(timeline.into()),
+            request_id: id_to_wire(id.as_bytes()),
         };
         let answer = within_deadline(self.admin.reattach(request)).await?;
         Ok(Lsn::new(answer.after_lsn))

@@ -6,7 +6,7 @@ use palimpsest_types::{
 use super::{
     AssignedTask, Assignment, BranchView, BranchWriter, ClusterView, DatabaseSize, LeavingWriter,
     LogicalSize, Lost, Member, Promotion, Reattach, Role, TenantView, TimelineState,
-    TimelineStatus, TimelineView,
+    TimelineStatus, TimelineView, WalReceiver,
 };
 use crate::convert::{InvalidMessageError, TimelineRef, id_bytes, id_to_wire};
 
@@ -108,7 +108,7 @@ impl TryFrom<wire::Member> for Member {
     }
 }
 
-const fn state_to_wire(state: TimelineState) -> wire::TimelineState {
+pub(crate) const fn state_to_wire(state: TimelineState) -> wire::TimelineState {
     match state {
         TimelineState::Unknown => wire::TimelineState::Unspecified,
         TimelineState::Attaching => wire::TimelineState::Attaching,
@@ -123,7 +123,7 @@ const fn state_to_wire(state: TimelineState) -> wire::TimelineState {
     }
 }
 
-const fn state_from_wire(state: wire::TimelineState) -> TimelineState {
+pub(crate) const fn state_from_wire(state: wire::TimelineState) -> TimelineState {
     match state {
         wire::TimelineState::Unspecified => TimelineState::Unknown,
         wire::TimelineState::Attaching => TimelineState::Attaching,
@@ -163,6 +163,29 @@ pub(super) fn status_to_wire(
         logical_size_bytes: size.as_ref().map_or(0, |size| size.total.get()),
         database_sizes: size.map_or_else(Vec::new, databases_to_wire),
         lost: status.lost.into_iter().map(Into::into).collect(),
+        wal_receiver: status.receiver.map(Into::into),
+    }
+}
+
+impl From<WalReceiver> for wire::WalReceiver {
+    fn from(receiver: WalReceiver) -> Self {
+        Self {
+            connected_unix_ms: receiver.connected_unix_ms.unwrap_or(0),
+            heard_unix_ms: receiver.heard_unix_ms,
+            source_lsn: receiver.source_end.get(),
+            pg_timeline: receiver.pg_timeline,
+        }
+    }
+}
+
+impl From<wire::WalReceiver> for WalReceiver {
+    fn from(message: wire::WalReceiver) -> Self {
+        Self {
+            connected_unix_ms: Some(message.connected_unix_ms).filter(|at| *at > 0),
+            heard_unix_ms: message.heard_unix_ms,
+            source_end: Lsn::new(message.source_lsn),
+            pg_timeline: message.pg_timeline,
+        }
     }
 }
 
@@ -234,6 +257,7 @@ pub fn status_from_wire(
             message.database_sizes,
         ),
         lost: message.lost.into_iter().map(Into::into).collect(),
+        receiver: message.wal_receiver.map(Into::into),
     };
     Ok((message.timeline.try_into()?, status))
 }
@@ -316,24 +340,53 @@ impl TryFrom<wire::Assignment> for Assignment {
 
 /// The whole picture as a message.
 pub fn view_to_wire(view: ClusterView) -> wire::WatchClusterResponse {
-    let timeline = |timeline: TimelineView| wire::watch_cluster_response::Timeline {
-        tenant_name: timeline.tenant_name,
-        timeline_name: timeline.timeline_name,
-        status: Some(status_to_wire(timeline.timeline, timeline.status)),
-        writer_address: timeline.writer.unwrap_or_default(),
-        source: timeline.source,
-        slot_name: timeline.slot,
-        branch: timeline.branch.map(Into::into),
-        source_system_identifier: timeline.source_cluster.map_or(0, SystemIdentifier::get),
-    };
     wire::WatchClusterResponse {
         members: view.members.into_iter().map(wire::Member::from).collect(),
-        timelines: view.timelines.into_iter().map(timeline).collect(),
+        timelines: view.timelines.into_iter().map(Into::into).collect(),
         tenants: view.tenants.into_iter().map(Into::into).collect(),
     }
 }
 
-impl From<TenantView> for wire::watch_cluster_response::Tenant {
+impl From<TimelineView> for wire::Timeline {
+    fn from(view: TimelineView) -> Self {
+        Self {
+            tenant_name: view.tenant_name,
+            timeline_name: view.timeline_name,
+            status: Some(status_to_wire(view.timeline, view.status)),
+            writer_address: view.writer.unwrap_or_default(),
+            source: view.source,
+            slot_name: view.slot,
+            branch: view.branch.map(Into::into),
+            source_system_identifier: view.source_cluster.map_or(0, SystemIdentifier::get),
+        }
+    }
+}
+
+impl TryFrom<wire::Timeline> for TimelineView {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::Timeline) -> Result<Self, Self::Error> {
+        let status = message
+            .status
+            .ok_or_else(|| InvalidMessageError::missing("status"))?;
+        let (timeline, status) = status_from_wire(status)?;
+        Ok(Self {
+            timeline,
+            tenant_name: message.tenant_name,
+            timeline_name: message.timeline_name,
+            status,
+            writer: (!message.writer_address.is_empty()).then_some(message.writer_address),
+            source: message.source,
+            slot: message.slot_name,
+            branch: message.branch.map(TryInto::try_into).transpose()?,
+            source_cluster: Some(message.source_system_identifier)
+                .filter(|cluster| *cluster > 0)
+                .map(SystemIdentifier::new),
+        })
+    }
+}
+
+impl From<TenantView> for wire::Tenant {
     fn from(tenant: TenantView) -> Self {
         Self {
             tenant_id: id_to_wire(tenant.tenant.as_bytes()),
@@ -343,10 +396,10 @@ impl From<TenantView> for wire::watch_cluster_response::Tenant {
     }
 }
 
-impl TryFrom<wire::watch_cluster_response::Tenant> for TenantView {
+impl TryFrom<wire::Tenant> for TenantView {
     type Error = InvalidMessageError;
 
-    fn try_from(message: wire::watch_cluster_response::Tenant) -> Result<Self, Self::Error> {
+    fn try_from(message: wire::Tenant) -> Result<Self, Self::Error> {
         Ok(Self {
             tenant: TenantId::from_bytes(id_bytes("tenant_id", &message.tenant_id)?),
             name: message.name,
@@ -359,25 +412,6 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
     type Error = InvalidMessageError;
 
     fn try_from(message: wire::WatchClusterResponse) -> Result<Self, Self::Error> {
-        let timeline = |message: wire::watch_cluster_response::Timeline| {
-            let status = message
-                .status
-                .ok_or_else(|| InvalidMessageError::missing("status"))?;
-            let (timeline, status) = status_from_wire(status)?;
-            Ok(TimelineView {
-                timeline,
-                tenant_name: message.tenant_name,
-                timeline_name: message.timeline_name,
-                status,
-                writer: (!message.writer_address.is_empty()).then_some(message.writer_address),
-                source: message.source,
-                slot: message.slot_name,
-                branch: message.branch.map(TryInto::try_into).transpose()?,
-                source_cluster: Some(message.source_system_identifier)
-                    .filter(|cluster| *cluster > 0)
-                    .map(SystemIdentifier::new),
-            })
-        };
         Ok(Self {
             members: message
                 .members
@@ -387,7 +421,7 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
             timelines: message
                 .timelines
                 .into_iter()
-                .map(timeline)
+                .map(TimelineView::try_from)
                 .collect::<Result<_, _>>()?,
             tenants: message
                 .tenants
@@ -398,7 +432,7 @@ impl TryFrom<wire::WatchClusterResponse> for ClusterView {
     }
 }
 
-impl From<BranchView> for wire::watch_cluster_response::Branch {
+impl From<BranchView> for wire::Branch {
     fn from(point: BranchView) -> Self {
         Self {
             timeline_id: id_to_wire(point.timeline.as_bytes()),
@@ -410,12 +444,10 @@ impl From<BranchView> for wire::watch_cluster_response::Branch {
     }
 }
 
-impl TryFrom<wire::watch_cluster_response::Branch> for BranchView {
+impl TryFrom<wire::Branch> for BranchView {
     type Error = InvalidMessageError;
 
-    fn try_from(
-        message: wire::watch_cluster_response::Branch,
-    ) -> Result<Self, InvalidMessageError> {
+    fn try_from(message: wire::Branch) -> Result<Self, InvalidMessageError> {
         let timeline = id_bytes("timeline_id", &message.timeline_id)?;
         Ok(Self {
             timeline: TimelineId::from_bytes(timeline),

@@ -362,6 +362,11 @@ impl BranchError {
                 Fault::new(kind, Reason::BelowHorizon)
             }
             Self::Point(BranchPointError::InHole { .. }) => Fault::new(kind, Reason::Lost),
+            Self::Pin(PinError::BelowCutoff { .. }) => Fault::new(kind, Reason::BelowHorizon),
+            Self::Pin(PinError::TooMany) => Fault::new(kind, Reason::LimitReached),
+            Self::Change(error) => error.fault(),
+            Self::Refused(error) => error.fault(),
+            Self::Catalog(error) => error.fault(),
             _ => kind.into(),
         }
     }

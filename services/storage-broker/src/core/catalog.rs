@@ -8,7 +8,7 @@ mod reattach;
 mod tests;
 
 use palimpsest_api::{TimelineRef, broker::Promotion, tenant_settings::InvalidTenantSettingsError};
-use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier, TenantId};
+use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, RequestId, SystemIdentifier, TenantId};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -112,6 +112,8 @@ pub enum Change {
         timeline: TimelineRef,
         /// Where it ends.
         after: Lsn,
+        /// By this it is asked for once only.
+        id: Option<RequestId>,
     },
     /// A tenant's settings are to be different.
     Configure {
@@ -247,6 +249,25 @@ fn listed(names: &[Name]) -> String {
 }
 
 impl CatalogError {
+    /// What the caller may do, and what is so, for programs.
+    pub fn fault(&self) -> Fault {
+        let reason = match self {
+            Self::Unknown(_) => Reason::UnknownTenant,
+            Self::UnknownTimeline(_) => Reason::UnknownTimeline,
+            Self::Differs(_) | Self::BranchDiffers(_) => Reason::NameTaken,
+            Self::SlotTaken { .. } | Self::ClusterTaken { .. } => Reason::SourceTaken,
+            Self::BeingDeleted(_) | Self::BranchGoes(_) => Reason::BeingDeleted,
+            Self::HasBranches { .. } => Reason::Needed,
+            Self::Protected(_) => Reason::Protected,
+            Self::Written { .. } => Reason::InUse,
+            Self::NoBranch(_) | Self::NotTheSource(_) | Self::NotWritten(_) => Reason::NotABranch,
+            Self::BeforeBranch { .. } => Reason::WrongEnd,
+            Self::TooDeep { .. } | Self::TooManyBranches { .. } => Reason::LimitReached,
+            Self::Settings(_) => Reason::Malformed,
+        };
+        Fault::new(self.kind(), reason)
+    }
+
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -337,7 +358,11 @@ impl Catalog {
                 source,
                 replaces,
             } => self.set_branch_source(*timeline, source, *replaces),
-            Change::Reattach { timeline, after } => self.ask_to_reattach(*timeline, *after),
+            Change::Reattach {
+                timeline,
+                after,
+                id,
+            } => self.ask_to_reattach(*timeline, *after, *id),
             Change::Configure { name, change } => self.configure(name, change),
             Change::ForgetBranchSource { timeline } => {
                 self.forget_branch_source(*timeline);

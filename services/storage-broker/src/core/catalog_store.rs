@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{EnvelopeError, Sequence, SequenceError, Versioned, open, seal};
 use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::ErrorKind;
+use palimpsest_types::{ErrorKind, Fault};
 
 use super::{
     branching::unix_ms,
@@ -59,6 +59,14 @@ const VERSION: u32 = 1;
 const ATTEMPTS: usize = 16;
 
 impl CatalogStoreError {
+    /// What the caller may do and, where that is known, what is so.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Refused(error) => error.fault(),
+            _ => self.kind().into(),
+        }
+    }
+
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {

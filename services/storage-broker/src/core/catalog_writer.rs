@@ -2,7 +2,7 @@
 
 use palimpsest_api::TimelineRef;
 use palimpsest_runtime::CancellationToken;
-use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_types::{ErrorKind, Fault, Lsn, Reason};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -54,6 +54,16 @@ impl ChangeError {
     /// Whether the catalog does not allow the change, so that it was not made.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Catalog(CatalogStoreError::Refused(_)))
+    }
+
+    /// What the caller may do and, where that is known, what is so.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Catalog(error) => error.fault(),
+            Self::Running { .. } => Fault::new(self.kind(), Reason::InUse),
+            Self::BeforeEnd { .. } => Fault::new(self.kind(), Reason::WrongEnd),
+            Self::Stopped => self.kind().into(),
+        }
     }
 
     /// What the caller may do.

@@ -302,16 +302,18 @@ impl LeaseError {
     /// What the caller may do, and what is so, for programs.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::TooLong => ErrorKind::Invalid.into(),
+            Self::TooLong => Fault::new(ErrorKind::Invalid, Reason::Malformed),
             Self::UnknownTimeline(_) => Fault::new(ErrorKind::NotFound, Reason::UnknownTimeline),
-            Self::Taken { .. } => ErrorKind::AlreadyExists.into(),
+            Self::Taken { .. } => Fault::new(ErrorKind::AlreadyExists, Reason::NameTaken),
             Self::Point(error) => error.fault(),
             Self::Manifest(error) => error.kind().into(),
             Self::Pin(PinError::BelowCutoff { .. }) => {
                 Fault::new(ErrorKind::Invalid, Reason::BelowHorizon)
             }
-            Self::TooMany | Self::Pin(PinError::TooMany) => ErrorKind::Throttled.into(),
-            Self::Catalog(error) => error.kind().into(),
+            Self::TooMany | Self::Pin(PinError::TooMany) => {
+                Fault::new(ErrorKind::Throttled, Reason::LimitReached)
+            }
+            Self::Catalog(error) => error.fault(),
         }
     }
 }

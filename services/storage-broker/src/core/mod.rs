@@ -9,6 +9,7 @@ mod catalog_writer;
 mod configuring;
 #[cfg(test)]
 mod fixture;
+mod inspecting;
 mod leasing;
 mod membership;
 mod picture;
@@ -22,6 +23,7 @@ pub use broker::{Broker, BrokerError};
 pub use catalog::{Catalog, CatalogError, Change, SettingsChange};
 pub use catalog_store::{CatalogStore, CatalogStoreError};
 pub use catalog_writer::ChangeError;
+pub use inspecting::{InspectError, TIMELINES_AT_ONCE, ToldTimelines};
 pub use leasing::{LeaseError, NewLease};
 pub use membership::{Membership, Timing, TooManyMembersError};
 pub use reattaching::ReattachError;

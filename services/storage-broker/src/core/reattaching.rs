@@ -5,7 +5,7 @@ use palimpsest_api::{
     broker::{Reattach, TimelineState},
 };
 use palimpsest_manifest::ManifestError;
-use palimpsest_types::{ErrorKind, Fault, Reason};
+use palimpsest_types::{ErrorKind, Fault, Reason, RequestId};
 
 use super::{broker::Broker, catalog::Change, catalog_writer::ChangeError};
 
@@ -36,11 +36,18 @@ pub enum ReattachError {
 
 impl Broker {
     /// Has a timeline that has stopped go on from a base backup of its source: durably, when this returns. Asked again, it
-    /// is tried anew.
+    /// is tried anew, unless it was by the same id.
     ///
     /// # Errors
     /// If it has not stopped, is not what the tenant's source is read to, or the catalog can't be changed.
-    pub async fn reattach(&self, timeline: TimelineRef) -> Result<Reattach, ReattachError> {
+    pub async fn reattach(
+        &self,
+        timeline: TimelineRef,
+        id: Option<RequestId>,
+    ) -> Result<Reattach, ReattachError> {
+        if let Some(asked) = id.and_then(|id| self.catalog().reattach_asked_by(timeline, id)) {
+            return Ok(asked);
+        }
         let (name, state) = {
             let view = self.watch();
             let view = view.borrow();
@@ -55,7 +62,12 @@ impl Broker {
         let newest = self.manifests(timeline).newest().await?;
         let newest = newest.ok_or(ReattachError::NotAttached(name))?;
         let after = newest.state.lsn;
-        self.change(Change::Reattach { timeline, after }).await?;
+        let change = Change::Reattach {
+            timeline,
+            after,
+            id,
+        };
+        self.change(change).await?;
         let catalog = self.catalog();
         let asked = catalog.reattach(timeline);
         asked.ok_or(ReattachError::Unknown(timeline))
@@ -66,9 +78,10 @@ impl ReattachError {
     /// What the caller may do, and what is so, for programs.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Change(error) => error.kind().into(),
+            Self::Change(error) => error.fault(),
             Self::Unknown(_) => Fault::new(ErrorKind::NotFound, Reason::UnknownTimeline),
-            Self::GoesOn { .. } | Self::NotAttached(_) => ErrorKind::Conflict.into(),
+            Self::GoesOn { .. } => Fault::new(ErrorKind::Conflict, Reason::NotStopped),
+            Self::NotAttached(_) => Fault::new(ErrorKind::Conflict, Reason::NotOpen),
             Self::Manifest(error) => error.kind().into(),
         }
     }
@@ -85,13 +98,14 @@ mod tests {
     #[tokio::test]
     async fn only_a_timeline_that_has_stopped_is_to_go_on_from_a_base_backup() {
         let site = Site::new().await;
-        let refused = site.broker.reattach(site.main).await.unwrap_err();
+        let refused = site.broker.reattach(site.main, None).await.unwrap_err();
         assert!(
             matches!(refused, ReattachError::GoesOn { .. }),
             "{refused:?}"
         );
         site.tell(site.main, TimelineState::Stopped).await;
-        let asked = site.broker.reattach(site.main).await.unwrap();
+        let id = Some(RequestId::from_bytes([7; 16]));
+        let asked = site.broker.reattach(site.main, id).await.unwrap();
         let end = site.manifest(site.main).await.unwrap().lsn;
         assert_eq!(
             asked,
@@ -100,8 +114,15 @@ mod tests {
                 request: 1
             }
         );
-        let again = site.broker.reattach(site.main).await.unwrap();
+        let repeated = site.broker.reattach(site.main, id).await.unwrap();
+        assert_eq!(repeated, asked, "its answer was lost");
+        let again = site.broker.reattach(site.main, None).await.unwrap();
         assert_eq!(again.request, 2, "tried anew");
+        let again = site.broker.reattach(site.main, None).await.unwrap();
+        assert_eq!(again.request, 3, "without an id each time");
+        site.tell(site.main, TimelineState::Streaming).await;
+        let id = Some(RequestId::from_bytes([8; 16]));
+        assert!(site.broker.reattach(site.main, id).await.is_err());
     }
 
     #[tokio::test]
@@ -112,6 +133,7 @@ mod tests {
         let change = Change::Reattach {
             timeline: branch.timeline,
             after: lsn(160),
+            id: None,
         };
         let refused = catalog.apply(&change).unwrap_err();
         assert_eq!(refused, CatalogError::NotTheSource(branch.timeline));

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use palimpsest_api::{TimelineRef, broker::MAIN, tenant_settings::TenantSettings};
 use palimpsest_postgres::{ConnInfo, ConnInfoError, InvalidSlotNameError, SlotName};
-use palimpsest_types::{Lsn, SystemIdentifier, TenantId, TimelineId};
+use palimpsest_types::{Lsn, RequestId, SystemIdentifier, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use super::branch::Branch;
@@ -67,6 +67,9 @@ pub struct AskedReattach {
     pub after: Lsn,
     /// How often somebody has asked.
     pub request: u64,
+    /// By this somebody has asked the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<RequestId>,
 }
 
 /// Of a tenant or a branch: a letter, then letters, digits, '-' and '_'; at most 40 bytes. Of a timeline that was left

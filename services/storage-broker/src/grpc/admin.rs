@@ -1,35 +1,54 @@
-use std::time::Duration;
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use palimpsest_api::{InvalidMessageError, TimelineRef, error_status, lease::lease_id};
+use futures::{StreamExt as _, stream};
+use palimpsest_api::{InvalidMessageError, TimelineRef, error_status, lease::lease_id, request_id};
 use palimpsest_postgres::SlotName;
 use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
     DropLeaseRequest, DropLeaseResponse, GetTenantSettingsRequest, GetTenantSettingsResponse,
-    LeaseLsnRequest, LeaseLsnResponse, ListLeasesRequest, ListLeasesResponse,
+    GetTimelineRequest, GetTimelineResponse, LeaseLsnRequest, LeaseLsnResponse,
+    ListComputesRequest, ListComputesResponse, ListLeasesRequest, ListLeasesResponse,
+    ListTenantsRequest, ListTenantsResponse, ListTimelinesRequest, ListTimelinesResponse,
     PatchTenantSettingsRequest, PatchTenantSettingsResponse, ReattachRequest, ReattachResponse,
     SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
+    WatchTimelinesRequest, WatchTimelinesResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
-use palimpsest_types::{ErrorKind, Lsn, SystemIdentifier};
+use palimpsest_runtime::CancellationToken;
+use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, SystemIdentifier};
+use tokio::sync::Semaphore;
+use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use crate::core::{
-    BranchSource, Broker, CatalogError, ChangeError, LeaseError, Name, NewBranch, NewLease,
-    NewTenant, SettingsChange, TenantError,
+    BranchSource, Broker, CatalogError, ChangeError, InspectError, LeaseError, Name, NewBranch,
+    NewLease, NewTenant, SettingsChange, TIMELINES_AT_ONCE, TenantError,
 };
 
 /// `AdminService`.
 #[derive(Debug)]
 pub struct AdminApi {
     broker: Broker,
+    /// Held by those who watch timelines.
+    watchers: Arc<Semaphore>,
+    token: CancellationToken,
 }
 
+/// Who watches timelines at the same time, at most.
+const WATCHERS: usize = 64;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 impl AdminApi {
-    /// Serves this broker.
-    pub fn new(broker: Broker) -> Self {
-        Self { broker }
+    /// Serves this broker; watchers are let go when the token is cancelled.
+    pub fn new(broker: Broker, token: CancellationToken) -> Self {
+        Self {
+            broker,
+            watchers: Arc::new(Semaphore::new(WATCHERS)),
+            token,
+        }
     }
 
     /// The service with its limits.
@@ -40,6 +59,76 @@ impl AdminApi {
 
 #[tonic::async_trait]
 impl AdminService for AdminApi {
+    type ListTimelinesStream = Answers<ListTimelinesResponse>;
+    type WatchTimelinesStream = Answers<WatchTimelinesResponse>;
+
+    async fn list_tenants(
+        &self,
+        _: Request<ListTenantsRequest>,
+    ) -> Result<Response<ListTenantsResponse>, Status> {
+        let tenants = self.broker.tenants().into_iter().map(Into::into).collect();
+        Ok(Response::new(ListTenantsResponse { tenants }))
+    }
+
+    async fn list_timelines(
+        &self,
+        request: Request<ListTimelinesRequest>,
+    ) -> Result<Response<Self::ListTimelinesStream>, Status> {
+        let tenant = some_tenant(&request.into_inner().tenant_name)?;
+        let timelines = self.broker.timelines(tenant.as_ref());
+        let timelines = timelines.map_err(|error| untold(&error))?;
+        let pieces = stream::iter(timelines).chunks(TIMELINES_AT_ONCE);
+        let pieces = pieces.map(|piece| {
+            let timelines = piece.into_iter().map(Into::into).collect();
+            Ok(ListTimelinesResponse { timelines })
+        });
+        Ok(Response::new(Box::pin(pieces)))
+    }
+
+    async fn get_timeline(
+        &self,
+        request: Request<GetTimelineRequest>,
+    ) -> Result<Response<GetTimelineResponse>, Status> {
+        let timeline = timeline(request.into_inner().timeline)?;
+        let found = self.broker.timeline(timeline).await;
+        let (view, stored) = found.map_err(|error| untold(&error))?;
+        Ok(Response::new(GetTimelineResponse {
+            timeline: Some(view.into()),
+            stored: stored.map(Into::into),
+        }))
+    }
+
+    async fn watch_timelines(
+        &self,
+        request: Request<WatchTimelinesRequest>,
+    ) -> Result<Response<Self::WatchTimelinesStream>, Status> {
+        let tenant = some_tenant(&request.into_inner().tenant_name)?;
+        let told = self.broker.told_nothing(tenant);
+        let mut told = told.map_err(|error| untold(&error))?;
+        let permit = Arc::clone(&self.watchers).try_acquire_owned();
+        let permit =
+            permit.map_err(|_| untold(&InspectError::TooManyWatchers { limit: WATCHERS }))?;
+        // Reads the watch only when all of the last picture has left, so slow readers skip to the latest.
+        let messages = WatchStream::new(self.broker.watch())
+            .flat_map(move |view| {
+                let _held = &permit;
+                stream::iter(told.tell(&view)).map(|changes| Ok(changes.into()))
+            })
+            .take_until(self.token.clone().cancelled_owned());
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn list_computes(
+        &self,
+        request: Request<ListComputesRequest>,
+    ) -> Result<Response<ListComputesResponse>, Status> {
+        let tenant = some_tenant(&request.into_inner().tenant_name)?;
+        let computes = self.broker.computes(tenant.as_ref());
+        let computes = computes.map_err(|error| untold(&error))?;
+        let computes = computes.into_iter().map(Into::into).collect();
+        Ok(Response::new(ListComputesResponse { computes }))
+    }
+
     async fn attach_tenant(
         &self,
         request: Request<AttachTenantRequest>,
@@ -107,8 +196,12 @@ impl AdminService for AdminApi {
         &self,
         request: Request<ReattachRequest>,
     ) -> Result<Response<ReattachResponse>, Status> {
-        let timeline = timeline(request.into_inner().timeline)?;
-        let asked = self.broker.reattach(timeline).await;
+        let ReattachRequest {
+            timeline: of,
+            request_id: id,
+        } = request.into_inner();
+        let id = request_id(&id).map_err(|error| malformed(&error))?;
+        let asked = self.broker.reattach(timeline(of)?, id).await;
         let asked = asked.map_err(|error| error_status(error.fault(), &error))?;
         Ok(Response::new(ReattachResponse {
             after_lsn: asked.after.get(),
@@ -257,6 +350,11 @@ fn branch_source(request: &SetBranchSourceRequest) -> Result<BranchSource, Tenan
     })
 }
 
+/// Empty is all.
+fn some_tenant(name: &str) -> Result<Option<Name>, Status> {
+    (!name.is_empty()).then(|| tenant_name(name)).transpose()
+}
+
 fn tenant_name(name: &str) -> Result<Name, Status> {
     name.parse().map_err(|error| invalid(&error))
 }
@@ -274,18 +372,22 @@ fn malformed(error: &InvalidMessageError) -> Status {
     error_status(error.fault(), error)
 }
 
+fn untold(error: &InspectError) -> Status {
+    error_status(error.fault(), error)
+}
+
 fn unleased(error: &LeaseError) -> Status {
     error_status(error.fault(), error)
 }
 
 fn refused(error: &CatalogError) -> Status {
-    error_status(error.kind(), error)
+    error_status(error.fault(), error)
 }
 
 fn invalid(error: &TenantError) -> Status {
-    error_status(ErrorKind::Invalid, error)
+    error_status(Fault::new(ErrorKind::Invalid, Reason::Malformed), error)
 }
 
 fn failed(error: &ChangeError) -> Status {
-    error_status(error.kind(), error)
+    error_status(error.fault(), error)
 }

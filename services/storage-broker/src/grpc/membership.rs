@@ -76,7 +76,7 @@ impl MembershipService for MembershipApi {
         let claim = claim_from_wire(request.into_inner());
         let (timeline, cluster) = claim.map_err(|error| error_status(error.fault(), &error))?;
         let claimed = self.broker.claim(timeline, cluster).await;
-        let holder = claimed.map_err(|error| error_status(error.kind(), &error))?;
+        let holder = claimed.map_err(|error| error_status(error.fault(), &error))?;
         Ok(Response::new(ClaimClusterResponse {
             held_by: holder.map(String::from).unwrap_or_default(),
         }))

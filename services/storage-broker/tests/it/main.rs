@@ -11,6 +11,7 @@ use std::{
 
 use palimpsest_api::{
     TimelineRef,
+    admin::{AdminClient, TimelineChanges, TimelineWatch},
     broker::{
         AssignedTask, Assignment, BrokerClient, ClusterView, Member, Role, TimelineState,
         TimelineStatus, watch_cluster,
@@ -20,8 +21,11 @@ use palimpsest_api::{
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{Heartbeat, new_member};
 use palimpsest_storage_broker::{Settings, core::Timing, run};
-use palimpsest_types::{ByteCount, ErrorKind, Lsn, SystemIdentifier};
-use tokio::{sync::watch, time::timeout};
+use palimpsest_types::{ByteCount, ErrorKind, Lsn, Reason, SystemIdentifier};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 const SOURCE: &str = "host=127.0.0.1 user=replicator password=hunter2";
 const OTHER_SOURCE: &str = "host=127.0.0.2 user=replicator password=hunter2";
@@ -271,6 +275,99 @@ async fn settings_of_a_tenant_are_kept_told_to_all_and_taken_back() {
 }
 
 #[tokio::test]
+async fn who_watches_timelines_hears_of_each_that_comes_changes_and_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = start("127.0.0.1:0", directory.path().to_owned()).await;
+    let mut client = BrokerClient::new(&broker.address).unwrap();
+    let admin = AdminClient::new(&broker.address).unwrap();
+    assert_eq!(admin.tenants().await.unwrap(), []);
+    let mut all = admin.watch_timelines(None).await.unwrap();
+    let nothing = next(&mut all).await;
+    assert!(nothing.is_complete && nothing.changed.is_empty());
+
+    let shop = client.attach_tenant("shop", SOURCE, None).await.unwrap();
+    let came = next(&mut all).await;
+    assert_eq!((came.changed.len(), came.changed[0].timeline), (1, shop));
+    let mut other = {
+        client
+            .attach_tenant("other", OTHER_SOURCE, None)
+            .await
+            .unwrap();
+        admin.watch_timelines(Some("other")).await.unwrap()
+    };
+    let told = next(&mut other).await;
+    assert_eq!(told.changed[0].tenant_name, "other");
+    let tenants = admin.tenants().await.unwrap();
+    let names: Vec<_> = tenants.iter().map(|tenant| tenant.name.as_str()).collect();
+    assert_eq!(names, ["shop", "other"]);
+    assert!(
+        !tenants[0].source.contains("hunter2"),
+        "{}",
+        tenants[0].source
+    );
+    assert_eq!(admin.timelines(None).await.unwrap().len(), 2);
+    assert_eq!(admin.timelines(Some("shop")).await.unwrap().len(), 1);
+
+    let ingest = FakeIngest::start(&broker.address);
+    let mut known = None;
+    while known != Some(TimelineState::Streaming) {
+        let changes = next(&mut all).await;
+        let own = changes.changed.iter().find(|view| view.timeline == shop);
+        known = own.map(|view| view.status.state).or(known);
+    }
+    let (view, stored) = admin.timeline(shop).await.unwrap();
+    assert_eq!(
+        (view.status.state, stored),
+        (TimelineState::Streaming, None)
+    );
+    client.delete_tenant("shop", false).await.unwrap();
+    while !next(&mut all).await.gone.contains(&shop) {}
+    let error = admin.timeline(shop).await.unwrap_err();
+    assert_eq!(error.reason, Some(Reason::UnknownTimeline));
+    for refused in [
+        admin.timelines(Some("shop")).await.map(drop),
+        admin.computes(Some("shop")).await.map(drop),
+        admin.watch_timelines(Some("shop")).await.map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err().reason, Some(Reason::UnknownTenant));
+    }
+    // Whoever watches is told of nothing else.
+    let quiet = timeout(Duration::from_secs(1), async {
+        while next(&mut other).await.gone.is_empty() {}
+    });
+    assert!(quiet.await.is_err(), "of another tenant something is told");
+
+    let mut watching = Vec::new();
+    let full = loop {
+        match admin.watch_timelines(None).await {
+            Ok(watch) => watching.push(watch),
+            Err(error) => break error,
+        }
+        assert!(watching.len() < 100, "there is no limit");
+    };
+    assert_eq!(full.reason, Some(Reason::LimitReached));
+    drop(watching);
+    let again = async {
+        while admin.watch_timelines(None).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, again).await.expect("there is room again");
+    ingest.scope.stop().await;
+    broker.scope.stop().await;
+    assert!(timeout(PATIENCE, ended(&mut all)).await.is_ok());
+}
+
+async fn next(watch: &mut TimelineWatch) -> TimelineChanges {
+    let next = timeout(PATIENCE, watch.next()).await;
+    next.expect("something is told").unwrap().unwrap()
+}
+
+async fn ended(watch: &mut TimelineWatch) {
+    while let Ok(Some(_)) = watch.next().await {}
+}
+
+#[tokio::test]
 async fn errors_say_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let broker = start("127.0.0.1:0", directory.path().to_owned()).await;
@@ -291,6 +388,12 @@ async fn errors_say_what_to_do() {
         let error = client.attach_tenant(name, source, slot).await.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
         assert!(!error.message.is_empty());
+        let expected = match kind {
+            ErrorKind::Invalid => Reason::Malformed,
+            _ if name == "shop" => Reason::NameTaken,
+            _ => Reason::SourceTaken,
+        };
+        assert_eq!(error.reason, Some(expected), "{error}");
     }
     broker.scope.stop().await;
 }

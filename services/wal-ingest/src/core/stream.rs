@@ -1,8 +1,12 @@
 //! Reading WAL as the source writes it, for as long as it can be done.
 
-use std::{cmp::Ordering, pin::pin, time::Duration};
+use std::{
+    cmp::Ordering,
+    pin::pin,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use palimpsest_api::broker::{Promotion, TimelineState};
+use palimpsest_api::broker::{Promotion, TimelineState, WalReceiver};
 use palimpsest_manifest::TimelineManifest;
 use palimpsest_postgres::{
     ClientError, Connection, ReplicationEvent, ReplicationStream, StandbyStatus, TimelineHistory,
@@ -69,6 +73,7 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
     loop {
         let connected = Instant::now();
         let ended = stream(timeline, &manifest, &mut intake).await;
+        note_disconnected(timeline);
         let decoded = intake::decode_rest(timeline, &mut intake).await;
         let error = match (ended, decoded) {
             (Ok(_), Err(error)) if error.remedy() == Remedy::GiveUp => return End::Stop(error),
@@ -150,6 +155,13 @@ async fn stream(
         status.reason.clear();
         // What came over an earlier connection and was not written must come again.
         status.received = from;
+        let now = unix_ms();
+        status.receiver = Some(WalReceiver {
+            connected_unix_ms: Some(now),
+            heard_unix_ms: now,
+            source_end: from,
+            pg_timeline: manifest.source.pg_timeline,
+        });
     });
     tracing::info!(timeline = %timeline.id(), %from, "reading WAL");
     let mut ticks = interval(STATUS_INTERVAL);
@@ -267,7 +279,28 @@ fn worse(ended: IngestError, decoded: Result<(), IngestError>) -> IngestError {
     }
 }
 
+fn note_disconnected(timeline: &Timeline) {
+    timeline.update(|status| {
+        if let Some(receiver) = &mut status.receiver {
+            receiver.connected_unix_ms = None;
+        }
+    });
+}
+
+/// Milliseconds since 1970.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Something came from the source, which had WAL up to `end` then.
 fn note_source(timeline: &Timeline, end: Lsn) {
+    timeline.update(|status| {
+        if let Some(receiver) = &mut status.receiver {
+            receiver.heard_unix_ms = unix_ms();
+            receiver.source_end = receiver.source_end.max(end);
+        }
+    });
     let here = timeline.status().flushed;
     timeline
         .shared

@@ -1,7 +1,7 @@
 //! What somebody has asked for of a timeline whose source has lost WAL.
 
 use palimpsest_api::{TimelineRef, broker::Reattach};
-use palimpsest_types::Lsn;
+use palimpsest_types::{Lsn, RequestId};
 
 use super::{Catalog, CatalogError};
 use crate::core::tenant::{AskedReattach, TenantState};
@@ -17,10 +17,18 @@ impl Catalog {
         })
     }
 
+    /// The same, if it was asked for by this id.
+    pub fn reattach_asked_by(&self, timeline: TimelineRef, id: RequestId) -> Option<Reattach> {
+        let asked = self.tenant_of(timeline.tenant)?.reattach?;
+        let same = asked.id == Some(id);
+        self.reattach(timeline).filter(|_| same)
+    }
+
     pub(super) fn ask_to_reattach(
         &mut self,
         timeline: TimelineRef,
         after: Lsn,
+        id: Option<RequestId>,
     ) -> Result<TimelineRef, CatalogError> {
         let tenant = self.tenant_mut(timeline)?;
         if let TenantState::Deleting { .. } = tenant.state {
@@ -29,11 +37,15 @@ impl Catalog {
         if tenant.main() != timeline {
             return Err(CatalogError::NotTheSource(timeline));
         }
+        if id.is_some() && tenant.reattach.is_some_and(|asked| asked.id == id) {
+            return Ok(timeline);
+        }
         let before = tenant.reattach.map_or(0, |asked| asked.request);
         tenant.reattach = Some(AskedReattach {
             timeline: timeline.timeline,
             after,
             request: before.saturating_add(1),
+            id,
         });
         Ok(timeline)
     }

@@ -307,6 +307,12 @@ fn no_room(settings: &mut Settings) {
     settings.local_disk = ByteCount::kib(4);
 }
 
+/// Nothing goes on by itself after the slot was dropped.
+async fn by_hand(broker: &mut BrokerClient) {
+    let set = vec![("reattach-after-drop".to_owned(), "false".to_owned())];
+    broker.set_tenant_settings("full", set, vec![]).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p9_a_slot_past_its_limit_is_dropped_while_paused() {
     let cluster = source().unwrap();
@@ -320,6 +326,7 @@ async fn p9_a_slot_past_its_limit_is_dropped_while_paused() {
     let conninfo = cluster.conninfo("postgres");
     let attach = services.broker.attach_tenant("full", &conninfo, None);
     let timeline = attach.await.unwrap();
+    by_hand(&mut services.broker).await;
     write_wal(&cluster, 2).unwrap();
     let paused = |status: &TimelineStatus| status.state == TimelineState::Paused;
     services.reach(timeline, paused).await.unwrap();
@@ -333,6 +340,53 @@ async fn p9_a_slot_past_its_limit_is_dropped_while_paused() {
     assert!(reason.contains("slot-retention-limit"), "{reason}");
     assert!(reason.contains("palimpsest_full"), "{reason}");
     assert_eq!(slots(&cluster).unwrap(), "");
+    services.stop().await;
+}
+
+/// Without room nothing is read, and without the object store there is no room: what the source writes meanwhile is lost with
+/// the slot, and all else goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn p9_a_timeline_whose_slot_was_dropped_goes_on_from_a_base_backup() {
+    let cluster = source().unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let mut services = Services::start(files.path(), |settings| {
+        settings.local_disk = ByteCount::mib(16);
+        settings.slot_retention_limit = ByteCount::mib(32);
+    })
+    .await
+    .unwrap();
+    let timeline = services.attach("full", &cluster).await.unwrap();
+    by_hand(&mut services.broker).await;
+    services.faulty.set(Fault::Refuse);
+    write_wal(&cluster, 24).unwrap();
+    let paused = |status: &TimelineStatus| status.state == TimelineState::Paused;
+    services.reach(timeline, paused).await.unwrap();
+    write_wal(&cluster, 40).unwrap();
+    let stopped = |status: &TimelineStatus| status.state == TimelineState::Stopped;
+    services.reach(timeline, stopped).await.unwrap();
+    assert_eq!(slots(&cluster).unwrap(), "");
+    sql(&cluster, "CHECKPOINT").unwrap();
+    services.faulty.set(Fault::None);
+    let stored = |status: &TimelineStatus| status.remote_consistent == status.last_record;
+    let before = services.reach(timeline, stored).await.unwrap();
+    sleep(SETTLING).await;
+    let status = services.status(timeline).unwrap();
+    assert_eq!(status.state, TimelineState::Stopped, "nobody wants it to");
+
+    let back = vec!["reattach-after-drop".to_owned()];
+    let set = services.broker.set_tenant_settings("full", vec![], back);
+    set.await.unwrap();
+    let goes_on = |status: &TimelineStatus| {
+        status.state == TimelineState::Streaming && !status.lost.is_empty()
+    };
+    let status = services.reach(timeline, goes_on).await.unwrap();
+    assert_eq!(slots(&cluster).unwrap(), "palimpsest_full");
+    assert_eq!(status.lost[0].after, before.remote_consistent);
+    write_wal(&cluster, 4).unwrap();
+    let end = block_in_place(|| cluster.flush_lsn()).unwrap();
+    let stored = |status: &TimelineStatus| status.remote_consistent >= end;
+    let status = services.reach(timeline, stored).await.unwrap();
+    assert_eq!(status.lost.len(), 1, "it was done once");
     services.stop().await;
 }
 

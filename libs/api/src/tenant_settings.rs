@@ -29,6 +29,10 @@ pub struct TenantSettings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot_retention_limit: Option<ByteCount>,
+    /// Whether a timeline whose slot was dropped goes on by itself, from a new base backup, when the WAL that it needs is gone
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reattach_after_drop: Option<bool>,
     /// Part of the memory for changes, of a wal-ingest and of a page-serve, that the tenant's timelines may have together
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,6 +119,7 @@ impl TenantSettings {
         layer_size: None,
         layer_age: None,
         slot_retention_limit: None,
+        reattach_after_drop: None,
         memory_share: None,
         compaction_threshold: None,
         image_threshold: None,
@@ -244,6 +249,7 @@ impl From<TenantSettings> for wire::TenantSettings {
             layer_size_bytes: settings.layer_size.map(ByteCount::get),
             layer_age_ms: settings.layer_age.map(ms),
             slot_retention_limit_bytes: settings.slot_retention_limit.map(ByteCount::get),
+            reattach_after_drop: settings.reattach_after_drop,
             memory_share_percent: settings.memory_share.map(|share| share.get().into()),
             compaction_threshold: settings.compaction_threshold.map(NonZeroU32::get),
             image_threshold: settings.image_threshold.map(NonZeroU32::get),
@@ -261,6 +267,7 @@ impl From<wire::TenantSettings> for TenantSettings {
             layer_size: message.layer_size_bytes.map(ByteCount::new),
             layer_age: message.layer_age_ms.map(Duration::from_millis),
             slot_retention_limit: message.slot_retention_limit_bytes.map(ByteCount::new),
+            reattach_after_drop: message.reattach_after_drop,
             memory_share: message.memory_share_percent.and_then(percent),
             compaction_threshold: message.compaction_threshold.and_then(NonZeroU32::new),
             image_threshold: message.image_threshold.and_then(NonZeroU32::new),
@@ -323,6 +330,7 @@ mod tests {
             ("layer-size", "64MiB"),
             ("layer-age", "1m"),
             ("slot-retention-limit", "2GiB"),
+            ("reattach-after-drop", "false"),
             ("memory-share", "25%"),
             ("compaction-threshold", "6"),
             ("image-threshold", "2"),
@@ -375,6 +383,7 @@ mod tests {
             ("layer-age", "5", "for example 500ms"),
             ("layer-age", "0s", "at least 100ms"),
             ("slot-retention-limit", "1MiB", "at least 16.0 MiB"),
+            ("reattach-after-drop", "maybe", "reattach-after-drop"),
             ("memory-share", "0%", "for example 25%"),
             ("compaction-threshold", "1", "2 or more"),
             ("compaction-threshold", "0", "compaction-threshold"),

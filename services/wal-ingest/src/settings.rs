@@ -63,6 +63,7 @@ impl Settings {
             layer_size: Some(self.layer_size),
             layer_age: Some(self.layer_age),
             slot_retention_limit: Some(self.slot_retention_limit),
+            reattach_after_drop: Some(true),
             memory_share: Some(Percent::WHOLE),
             ..TenantSettings::default()
         }

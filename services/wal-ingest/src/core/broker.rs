@@ -8,7 +8,7 @@ use palimpsest_api::{
     tenant_settings::TenantSettings,
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{Lsn, SystemIdentifier, TenantId};
+use palimpsest_types::{Lsn, RequestId, SystemIdentifier, TenantId};
 use tokio::sync::watch;
 
 /// What the storage-broker last told, and a way to ask it. Only an attach needs an answer.
@@ -73,6 +73,15 @@ impl Broker {
     ) -> Result<TimelineRef, RemoteError> {
         let mut client = self.client.clone();
         client.follow_promotion(writer, promotion).await
+    }
+
+    /// Has a timeline that has stopped go on from a base backup.
+    pub(super) async fn reattach(
+        &self,
+        timeline: TimelineRef,
+        id: RequestId,
+    ) -> Result<Lsn, RemoteError> {
+        self.client.clone().reattach(timeline, id).await
     }
 
     /// Claims a cluster for the tenant of a timeline. If another tenant has it, that one's name.

@@ -217,7 +217,7 @@ pub enum Stop {
     },
     /// The slot held back more WAL than allowed, and was dropped to save the source's disk.
     #[error(
-        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; `pal reattach` goes on from a new base backup (or, for a branch of a compute's, `pal start --discard`)"
+        "slot {slot:?} kept {retained} of WAL on the source, more than slot-retention-limit ({limit}), and was dropped to save its disk; it goes on from a new base backup, by itself unless reattach-after-drop is false, or by `pal reattach` (or, for a branch of a compute's, by `pal start --discard`)"
     )]
     SlotDropped {
         /// The slot.

@@ -48,6 +48,8 @@ pub struct Limits {
     pub layer_age: Duration,
     /// WAL that our slot may hold back on the source's disk before it is dropped.
     pub slot_retention: ByteCount,
+    /// Whether a timeline whose slot was dropped goes on from a base backup by itself.
+    pub reattach_after_drop: bool,
     /// Part of the memory that a tenant's timelines may have together.
     pub memory_share: Percent,
 }
@@ -109,6 +111,7 @@ impl Default for Limits {
             layer_size: ByteCount::mib(256),
             layer_age: Duration::from_secs(300),
             slot_retention: ByteCount::gib(10),
+            reattach_after_drop: true,
             memory_share: Percent::WHOLE,
         }
     }
@@ -121,6 +124,7 @@ impl Limits {
             layer_size: set.layer_size.unwrap_or(self.layer_size),
             layer_age: set.layer_age.unwrap_or(self.layer_age),
             slot_retention: set.slot_retention_limit.unwrap_or(self.slot_retention),
+            reattach_after_drop: set.reattach_after_drop.unwrap_or(self.reattach_after_drop),
             memory_share: set.memory_share.unwrap_or(self.memory_share),
             ..self
         }

@@ -123,6 +123,7 @@ pub(super) struct Feed {
 }
 
 mod guarding;
+mod recovering;
 mod take_over;
 #[cfg(test)]
 mod tests;
@@ -311,6 +312,9 @@ impl Timeline {
                         match &error {
                             IngestError::Stop(Stop::Left(promotion)) => {
                                 self.hand_over(*promotion).await;
+                            }
+                            IngestError::Stop(stop) if self.is_lost_with_slot(stop) => {
+                                self.reattach_by_itself().await;
                             }
                             _ => pending().await,
                         }

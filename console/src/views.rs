@@ -1,7 +1,7 @@
 //! What is printed about services and timelines.
 
 use palimpsest_api::{
-    admin::StoredTimeline,
+    admin::{StoredTimeline, TimelineDetails},
     broker::{ClusterView, DatabaseSize, Lost, Member, Role, TimelineView, WalReceiver},
 };
 use palimpsest_types::{ByteCount, Lsn, Oid};
@@ -245,11 +245,10 @@ impl TimelineLine {
     }
 
     /// The same with what the object store has.
-    pub(crate) fn with_stored(self, stored: Option<StoredTimeline>) -> Self {
-        Self {
-            stored: stored.map(StoredLine::from),
-            ..self
-        }
+    pub(crate) fn with_stored(mut self, details: TimelineDetails) -> Self {
+        self.stored = details.stored.map(StoredLine::from);
+        self.warnings.extend(details.problem);
+        self
     }
 
     /// Everything, as names and values.

@@ -43,9 +43,9 @@ pub(crate) async fn run(
             let admin = AdminClient::new(client.endpoint());
             let admin = admin.map_err(CliError::remote("the address of the storage-broker"))?;
             let told = admin.timeline(find(&view, &name)?.timeline).await;
-            let (timeline, stored) =
+            let details =
                 told.map_err(|error| client.refused(format!("asking for {name}"), error))?;
-            let line = TimelineLine::from(&timeline).with_stored(stored);
+            let line = TimelineLine::from(&details.view).with_stored(details);
             if output.is_json() {
                 return output.json(&line);
             }

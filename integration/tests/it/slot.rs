@@ -310,7 +310,10 @@ fn no_room(settings: &mut Settings) {
 /// Nothing goes on by itself after the slot was dropped.
 async fn by_hand(broker: &mut BrokerClient) {
     let set = vec![("reattach-after-drop".to_owned(), "false".to_owned())];
-    broker.set_tenant_settings("full", set, vec![]).await.unwrap();
+    broker
+        .set_tenant_settings("full", set, vec![])
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -187,17 +187,8 @@ async fn p7_a_tenant_that_asks_for_more_pages_than_it_may_is_refused_and_others_
     let conninfo = other.conninfo("postgres");
     let second = site.services.attach("other", &conninfo).await.unwrap();
     site.services.served(second).await.unwrap();
-    let pg_class = |timeline, lsn| PagesRequest {
-        timeline,
-        rel: pg_class(),
-        blocks: vec![BlockNumber::ZERO; 20],
-        at: ReadAt {
-            lsn,
-            ..ReadAt::default()
-        },
-    };
     let client = served.client();
-    let mine = || client.pages(pg_class(site.main, Some(end)));
+    let mine = || client.pages(pages(site.main, Some(end), 20));
     mine().await.unwrap();
     site.set(&[("pages-per-second", "1")], &[]).await.unwrap();
     let refused = async {
@@ -216,7 +207,7 @@ async fn p7_a_tenant_that_asks_for_more_pages_than_it_may_is_refused_and_others_
     assert_eq!(error.reason, Some(Reason::Overloaded));
     assert!(error.to_string().contains("pages-per-second"), "{error}");
     for _ in 0..20 {
-        client.pages(pg_class(second, None)).await.unwrap();
+        client.pages(pages(second, None, 20)).await.unwrap();
     }
     assert_eq!(mine().await.unwrap_err().kind, ErrorKind::Throttled);
     site.set(&[], &["pages-per-second"]).await.unwrap();
@@ -227,6 +218,19 @@ async fn p7_a_tenant_that_asks_for_more_pages_than_it_may_is_refused_and_others_
     };
     timeout(PATIENCE, answered).await.expect("it stays refused");
     site.services.stop().await;
+}
+
+/// So many times the first page of `pg_class`.
+fn pages(timeline: TimelineRef, lsn: Option<Lsn>, count: usize) -> PagesRequest {
+    PagesRequest {
+        timeline,
+        rel: pg_class(),
+        blocks: vec![BlockNumber::ZERO; count],
+        at: ReadAt {
+            lsn,
+            ..ReadAt::default()
+        },
+    }
 }
 
 /// `pg_class` of database `postgres`, whose file keeps its number in a cluster that is as it was made.
@@ -264,6 +268,18 @@ async fn p7_a_bulk_load_in_a_small_share_of_the_memory_arrives_whole() {
         let status = site.services.status(site.main).unwrap();
         panic!("{error:#}: {status:?}");
     }
+    // What no layer has yet is in a page-serve's memory, a share of that, too.
+    let served = site.services.served(site.main).await.unwrap();
+    let newest = async {
+        loop {
+            match served.client().pages(pages(site.main, Some(end), 1)).await {
+                Err(error) if error.kind == ErrorKind::NotReady => {}
+                outcome => break outcome,
+            }
+        }
+    };
+    let newest = timeout(PATIENCE, newest).await;
+    newest.expect("page-serve is behind for good").unwrap();
     let (written, _) = site.layers().await.unwrap();
     assert!(written > 2, "all of it was in memory: {written} layers");
     site.services.stop().await;

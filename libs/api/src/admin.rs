@@ -55,6 +55,17 @@ pub struct StoredTimeline {
     pub leases: u32,
 }
 
+/// All that there is to know of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineDetails {
+    /// Where it stands.
+    pub view: TimelineView,
+    /// What is stored of it, if anything is, and that can be read.
+    pub stored: Option<StoredTimeline>,
+    /// Why it can't be read.
+    pub problem: Option<String>,
+}
+
 /// A PostgreSQL whose WAL is the history of a branch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComputeInfo {
@@ -145,19 +156,13 @@ impl AdminClient {
     ///
     /// # Errors
     /// What the storage-broker says.
-    pub async fn timeline(
-        &self,
-        timeline: TimelineRef,
-    ) -> Result<(TimelineView, Option<StoredTimeline>), RemoteError> {
+    pub async fn timeline(&self, timeline: TimelineRef) -> Result<TimelineDetails, RemoteError> {
         let request = wire::GetTimelineRequest {
             timeline: Some(timeline.into()),
         };
         let mut admin = self.admin.clone();
         let answer = within_deadline(admin.get_timeline(request)).await?;
-        let missing = || malformed(InvalidMessageError::missing("timeline"));
-        let view = answer.timeline.ok_or_else(missing)?;
-        let view = view.try_into().map_err(malformed)?;
-        Ok((view, answer.stored.map(Into::into)))
+        answer.try_into().map_err(malformed)
     }
 
     /// The timelines of a tenant, or all, and then each that changes.
@@ -234,6 +239,29 @@ impl TryFrom<wire::TenantInfo> for TenantInfo {
             cluster: cluster.map(SystemIdentifier::new),
             main: message.main.try_into()?,
             timelines: message.timelines,
+        })
+    }
+}
+
+impl From<TimelineDetails> for wire::GetTimelineResponse {
+    fn from(details: TimelineDetails) -> Self {
+        Self {
+            timeline: Some(details.view.into()),
+            stored: details.stored.map(Into::into),
+            stored_problem: details.problem.unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<wire::GetTimelineResponse> for TimelineDetails {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::GetTimelineResponse) -> Result<Self, Self::Error> {
+        let missing = || InvalidMessageError::missing("timeline");
+        Ok(Self {
+            view: message.timeline.ok_or_else(missing)?.try_into()?,
+            stored: message.stored.map(Into::into),
+            problem: Some(message.stored_problem).filter(|problem| !problem.is_empty()),
         })
     }
 }

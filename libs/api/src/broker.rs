@@ -150,6 +150,8 @@ pub struct Assignment {
     pub writer: Option<BranchWriter>,
     /// That it is to go on from a base backup, if it has not yet.
     pub reattach: Option<Reattach>,
+    /// What its tenant has set.
+    pub settings: TenantSettings,
 }
 
 /// Somebody has asked that a timeline goes on from a base backup, because WAL was lost at its source.

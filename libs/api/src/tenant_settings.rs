@@ -3,7 +3,7 @@
 //! The storage-broker keeps them and everybody hears of them; a service goes by its own setting of the same name where a
 //! tenant has none. People write them as in a settings file, `layer-size=64MiB`; services get numbers.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, ops::RangeInclusive, time::Duration};
 
 use clap::Args;
 use palimpsest_proto::{admin::v1 as admin, common::v1 as wire};
@@ -39,15 +39,15 @@ pub struct TenantSettings {
     pub memory_share: Option<Percent>,
     /// Layers that are compacted together, at least; 2 or more
     #[arg(long)]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(with = "number", skip_serializing_if = "Option::is_none")]
     pub compaction_threshold: Option<NonZeroU32>,
     /// Compacted layers since the last image of some pages that are worth another image
     #[arg(long)]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(with = "number", skip_serializing_if = "Option::is_none")]
     pub image_threshold: Option<NonZeroU32>,
     /// Pages that a page-serve answers in a second, of all clients together; who asks for more waits
     #[arg(long)]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(with = "number", skip_serializing_if = "Option::is_none")]
     pub pages_per_second: Option<NonZeroU32>,
     /// How long a lease lasts of which nobody says so; from 1m to 30d
     #[arg(long, value_parser = duration::parse)]
@@ -100,14 +100,49 @@ pub enum InvalidTenantSettingsError {
         /// What is wrong, and what would be right.
         problem: String,
     },
+    /// More is asked for than there can be.
+    #[error(
+        "that is too much: {MOST_CHANGES} settings at once, with names and values of {LONGEST_TEXT} bytes, are the most"
+    )]
+    TooMuch,
     /// A setting is to have a value, and none, or two.
     #[error("{0} is named twice; give each setting one value, or take it back")]
     Twice(String),
 }
 
+/// Numbers as a person writes them. What else the text of a setting might mean as a number, "on" or "yes", it does not here.
+mod number {
+    use std::num::NonZeroU32;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(
+        number: &Option<NonZeroU32>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match number {
+            Some(number) => serializer.collect_str(number),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<NonZeroU32>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number = text.parse().map(Some);
+        number.map_err(|_| D::Error::custom(format!("{text:?} is not a number from 1 on")))
+    }
+}
+
+/// Nobody has so much to say at once, or a name or value that is so long.
+const MOST_CHANGES: usize = 100;
+const LONGEST_TEXT: usize = 100;
 /// With less, a timeline would have layers without number.
 const LEAST_LAYER: ByteCount = ByteCount::mib(1);
-const LEAST_AGE: Duration = Duration::from_millis(100);
+/// It would take more than there is.
+const LARGEST_LAYER: ByteCount = ByteCount::gib(16);
+const AGES: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
 /// Below it a slot would be dropped with the first segment that is written while nobody reads.
 const LEAST_SLOT: ByteCount = ByteCount::mib(16);
 const SHORTEST_LEASE: Duration = Duration::from_secs(60);
@@ -150,6 +185,11 @@ impl TenantSettings {
         set: &[(String, String)],
         unset: &[String],
     ) -> Result<Self, InvalidTenantSettingsError> {
+        let texts = set.iter().flat_map(|(name, value)| [name, value]);
+        let is_long = texts.chain(unset).any(|text| text.len() > LONGEST_TEXT);
+        if is_long || set.len().saturating_add(unset.len()) > MOST_CHANGES {
+            return Err(InvalidTenantSettingsError::TooMuch);
+        }
         let mut named: Vec<_> = set.iter().map(|(name, _)| name).chain(unset).collect();
         named.sort();
         if let Some([name, _]) = named.array_windows().find(|[one, next]| one == next) {
@@ -200,8 +240,12 @@ impl Settings for TenantSettings {
             ))
         });
         let mut wrong: Vec<_> = small.collect();
-        if self.layer_age.is_some_and(|age| age < LEAST_AGE) {
-            wrong.push(("layer-age", format!("give at least {LEAST_AGE:?}")));
+        if self.layer_size.is_some_and(|size| size > LARGEST_LAYER) {
+            wrong.push(("layer-size", format!("give at most {LARGEST_LAYER}")));
+        }
+        if self.layer_age.is_some_and(|age| !AGES.contains(&age)) {
+            // Until a layer is made, WAL stays on a disk that others need, too.
+            wrong.push(("layer-age", "give something from 100ms to 1day".to_owned()));
         }
         if self.compaction_threshold == Some(NonZeroU32::MIN) {
             let problem = "one layer alone needs no compaction; give 2 or more";
@@ -381,7 +425,14 @@ mod tests {
             ("layer-size", "64 MB", "for example 64KiB"),
             ("layer-size", "64KiB", "at least 1.0 MiB"),
             ("layer-age", "5", "for example 500ms"),
-            ("layer-age", "0s", "at least 100ms"),
+            ("layer-age", "0s", "from 100ms"),
+            ("layer-age", "2days", "to 1day"),
+            (
+                "layer-age",
+                "18446744073709551615s 1000ms",
+                "for example 500ms",
+            ),
+            ("layer-size", "1TiB", "at most 16.0 GiB"),
             ("slot-retention-limit", "1MiB", "at least 16.0 MiB"),
             ("reattach-after-drop", "maybe", "reattach-after-drop"),
             ("memory-share", "0%", "for example 25%"),
@@ -389,6 +440,9 @@ mod tests {
             ("compaction-threshold", "0", "compaction-threshold"),
             ("image-threshold", "-1", "image-threshold"),
             ("pages-per-second", "many", "pages-per-second"),
+            ("pages-per-second", "on", "not a number"),
+            ("image-threshold", "true", "not a number"),
+            ("pages-per-second", "4294967296", "not a number"),
             ("lease-length", "31d", "from 1m to 30d"),
         ] {
             let error = refused(name, value);
@@ -399,6 +453,12 @@ mod tests {
         assert_eq!(twice, Err(InvalidTenantSettingsError::Twice(name())));
         let unset = TenantSettings::default().changed(&[], &["nothing".to_owned()]);
         assert!(unset.is_err());
+        let long = "x".repeat(1 << 20);
+        let changed = TenantSettings::default().changed(&pairs(&[("layer-age", &long)]), &[]);
+        assert_eq!(changed, Err(InvalidTenantSettingsError::TooMuch));
+        let many: Vec<_> = (0..1000).map(|number| format!("s{number}")).collect();
+        let changed = TenantSettings::default().changed(&[], &many);
+        assert_eq!(changed, Err(InvalidTenantSettingsError::TooMuch));
     }
 
     #[test]

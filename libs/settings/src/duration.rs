@@ -10,18 +10,29 @@ use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 pub struct ParseDurationError {
     text: String,
     #[source]
-    source: humantime::DurationError,
+    source: Option<humantime::DurationError>,
 }
+
+/// Longer text, or a longer number in it, is none: sums of such numbers are no durations, and not all of them are refused
+/// by who reads them.
+const LONGEST: usize = 64;
+const MOST_DIGITS: usize = 9;
 
 /// Reads a duration with its unit.
 ///
 /// # Errors
 /// If it is none.
 pub fn parse(text: &str) -> Result<Duration, ParseDurationError> {
-    humantime::parse_duration(text).map_err(|source| ParseDurationError {
-        text: text.to_owned(),
+    let refused = |source| ParseDurationError {
+        text: text.chars().take(LONGEST).collect(),
         source,
-    })
+    };
+    let numbers = text.split(|sign: char| !sign.is_ascii_digit());
+    let longest = numbers.map(str::len).max().unwrap_or_default();
+    if text.len() > LONGEST || longest > MOST_DIGITS {
+        return Err(refused(None));
+    }
+    humantime::parse_duration(text).map_err(|source| refused(Some(source)))
 }
 
 /// Writes a duration with its unit.
@@ -81,5 +92,20 @@ mod tests {
         assert_eq!(parse("5m"), Ok(Duration::from_secs(300)));
         let error = parse("5").unwrap_err();
         assert!(error.to_string().contains("for example 500ms"), "{error}");
+    }
+
+    #[test]
+    fn no_number_is_so_long_that_sums_go_wrong() {
+        assert_eq!(parse("999999999ns").unwrap().as_nanos(), 999_999_999);
+        let many = "999999999y ".repeat(9);
+        for text in [
+            "18446744073709551615s 1000ms",
+            "584542046090y 1000ms",
+            many.as_str(),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.to_string().len() < 200, "{error}");
+        }
+        assert!(parse("999999999y 999999999y 999999999y 999999999y").is_ok());
     }
 }

@@ -49,7 +49,7 @@ pub async fn run(settings: Settings, scope: &TaskScope) -> Result<Running, Start
     let server = server.with_metrics(metrics);
     let services = Services::default()
         .with(MembershipApi::new(broker.clone(), scope.token().clone()).into_server())
-        .with(AdminApi::new(broker, scope.token().clone()).into_server());
+        .with(AdminApi::new(broker, scope.clone()).into_server());
     // The catalog has been read, so there is nothing to wait for.
     server.start(services, &Readiness::new(true), scope);
     tracing::info!(%address, %side, store = %settings.store, "storage-broker is up");

@@ -276,6 +276,7 @@ pub fn assignment_to_wire(assignment: Assignment) -> wire::Assignment {
         forget_slot,
         branch_writer: assignment.writer.map(Into::into),
         reattach: assignment.reattach.map(Into::into),
+        settings: Some(assignment.settings.into()),
     }
 }
 
@@ -334,6 +335,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             task,
             writer: message.branch_writer.map(Into::into),
             reattach: message.reattach.map(Into::into),
+            settings: message.settings.unwrap_or_default().into(),
         })
     }
 }

@@ -168,6 +168,27 @@ mod tests {
         claim: Duration::from_secs(30),
     };
 
+    #[test]
+    fn a_tenant_says_how_many_layers_are_worth_it_but_not_how_much_memory_it_takes() {
+        let set = TenantSettings {
+            compaction_threshold: NonZeroU32::new(2),
+            image_threshold: NonZeroU32::new(7),
+            ..TenantSettings::default()
+        };
+        let expected = Policy {
+            threshold: 2,
+            images: 7,
+            ..POLICY
+        };
+        assert_eq!(POLICY.of_tenant(&set), expected);
+        assert_eq!(POLICY.of_tenant(&TenantSettings::default()), POLICY);
+        let many = TenantSettings {
+            compaction_threshold: NonZeroU32::new(1000),
+            ..TenantSettings::default()
+        };
+        assert_eq!(POLICY.of_tenant(&many).threshold, POLICY.at_once);
+    }
+
     fn layer(after: u64, up_to: u64, level: u8) -> LayerEntry {
         let lsns = LsnSpan {
             after: Lsn::new(after),

@@ -73,8 +73,13 @@ enum Ended {
 
 /// How often the manifest is looked at when nothing tells of a newer one.
 const LOOK: Duration = Duration::from_secs(20);
-/// The tail is let go of in pieces of this size.
+/// The tail is let go of in pieces of this size, or of a part of the room that it may have.
 const PIECE: ByteCount = ByteCount::mib(16);
+const PIECES: u64 = 8;
+
+fn piece_of(room: ByteCount) -> ByteCount {
+    PIECE.min(ByteCount::new(room.get() / PIECES))
+}
 
 impl<'a> Follower<'a> {
     /// One that has not begun.
@@ -144,7 +149,8 @@ impl<'a> Follower<'a> {
                 return Err(FollowError::NoRoom);
             }
             tail.extend(batch.records, batch.up_to, self.shared.room.limit())?;
-            if tail.read().open_size() >= PIECE {
+            // In a small room, too, layers make place for what comes, a piece at a time.
+            if tail.read().open_size() >= piece_of(self.share.bound()) {
                 tail.freeze();
             }
             self.share.hold(tail.read().size());
@@ -159,8 +165,8 @@ impl<'a> Follower<'a> {
         let mut full = false;
         while !self.share.may_grow() {
             if !full {
-                let (size, limit) = (tail.read().size(), self.shared.room.limit());
-                tracing::warn!(%timeline, %size, %limit, at = %tail.newest(), "the changes of all timelines fill their memory; going on when there is room");
+                let (size, limit) = (tail.read().size(), self.share.bound());
+                tracing::warn!(%timeline, %size, %limit, at = %tail.newest(), "the changes of all timelines, or of the tenant's, fill their memory; going on when there is room");
             }
             full = true;
             // A newer manifest makes room.

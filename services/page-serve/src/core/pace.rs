@@ -27,6 +27,8 @@ struct Steps {
 
 /// Who has asked for nothing lately is let through at once with what there is in this time.
 const BURST: Duration = Duration::from_millis(250);
+/// More is forgotten when the pace changes.
+const MOST_OWED: Duration = Duration::from_secs(3600);
 /// Nobody waits longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -39,7 +41,12 @@ impl Pace {
             .iter()
             .filter_map(|view| {
                 let per_second = view.settings.pages_per_second?;
-                let used_up = before.get(&view.tenant).map_or(now, |steps| steps.used_up);
+                let used_up = before.get(&view.tenant).map_or(now, |steps| {
+                    // As many pages are owed as before, at the new pace.
+                    let owed = steps.used_up.saturating_duration_since(now);
+                    let owed = owed.saturating_mul(steps.per_second.get()) / per_second.get();
+                    now + owed.min(MOST_OWED)
+                });
                 let steps = Steps {
                     per_second,
                     used_up,
@@ -149,15 +156,18 @@ mod tests {
     async fn another_limit_holds_from_then_on() {
         let pace = Pace::default();
         pace.set(&views(Some(1)), Instant::now());
-        pace.wait(LIMITED, 5).await.unwrap();
+        pace.wait(LIMITED, 5000).await.unwrap();
+        assert!(pace.wait(LIMITED, 1).await.is_err());
         pace.set(&views(Some(1000)), Instant::now());
         let begun = Instant::now();
         pace.wait(LIMITED, 1000).await.unwrap();
+        let owed = begun.elapsed();
+        let expected = Duration::from_secs(4)..=Duration::from_secs(5);
         assert!(
-            begun.elapsed() >= Duration::from_secs(4),
-            "what it owes stays"
+            expected.contains(&owed),
+            "five thousand pages at the new pace: {owed:?}"
         );
-        pace.wait(LIMITED, 1).await.unwrap();
-        assert!(begun.elapsed() <= Duration::from_secs(7));
+        pace.set(&views(Some(1)), Instant::now());
+        assert!(pace.wait(LIMITED, 1).await.is_err(), "a thousand are owed");
     }
 }

@@ -141,6 +141,14 @@ impl Share {
         }
     }
 
+    /// What it may have, with those that it shares that with.
+    pub(super) fn bound(&self) -> ByteCount {
+        let taken = self.room.lock();
+        let bounds = self.room.bounds(&taken, self.timeline);
+        let limits = bounds.map(|bounded| bounded.limit);
+        limits.min().unwrap_or(self.room.limit)
+    }
+
     /// Whether there would be room left with so much more.
     pub(super) fn has_room_for(&self, more: ByteCount) -> bool {
         let taken = self.room.lock();
@@ -266,6 +274,8 @@ mod tests {
         room.set_shares(&[tenant]);
         main.hold(ByteCount::new(15));
         assert!(main.may_grow() && branch.may_grow());
+        let bounds = [main.bound(), other.bound()];
+        assert_eq!(bounds, [ByteCount::new(20), ByteCount::new(100)]);
         main.hold(ByteCount::new(20));
         assert!(!main.may_grow() && other.may_grow());
         assert!(!branch.may_grow());

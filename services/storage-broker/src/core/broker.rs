@@ -245,7 +245,9 @@ impl Broker {
         source: BranchSource,
         replaces: Option<SystemIdentifier>,
     ) -> Result<(), ChangeError> {
-        if replaces.is_some() {
+        // One that writes it already may have written more since.
+        let is_set = self.catalog().is_written_by(timeline, &source);
+        if replaces.is_some() && !is_set {
             self.expect_end(timeline, source.begin)?;
         }
         let change = Change::SetBranchSource {

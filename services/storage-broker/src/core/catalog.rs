@@ -446,8 +446,7 @@ impl Catalog {
 
     /// A repeat may give up the slot, but not ask for its removal again.
     fn delete(&mut self, name: &Name, forget_slot: bool) -> Result<TimelineRef, CatalogError> {
-        let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
-        let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        let tenant = self.named_mut(name)?;
         if tenant.branches.iter().any(|branch| branch.deleting) {
             let going = tenant.branches.iter().find(|branch| branch.deleting);
             let going = going.map_or_else(|| name.clone(), |branch| branch.name.clone());
@@ -475,7 +474,13 @@ impl Catalog {
         Ok(tenant.timeline())
     }
 
-    fn named(&self, name: &Name) -> Option<&Tenant> {
+    /// The tenant of this name.
+    pub fn named(&self, name: &Name) -> Option<&Tenant> {
         self.tenants.iter().find(|tenant| tenant.name == *name)
+    }
+
+    fn named_mut(&mut self, name: &Name) -> Result<&mut Tenant, CatalogError> {
+        let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
+        tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))
     }
 }

@@ -29,9 +29,9 @@ impl Broker {
     /// If there is no such tenant.
     pub fn settings(&self, name: &Name) -> Result<Vec<EffectiveSetting>, CatalogError> {
         let catalog = self.catalog();
-        let mut tenants = catalog.tenants().iter();
-        let tenant = tenants.find(|tenant| tenant.name == *name);
-        let own = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        let own = catalog
+            .named(name)
+            .ok_or_else(|| CatalogError::Unknown(name.clone()))?;
         let view = self.watch();
         let view = view.borrow();
         let services = view.members.iter().map(described);

@@ -93,16 +93,30 @@ impl Site {
 
     /// A timeline's writer says what happens to it.
     pub(super) async fn tell(&self, timeline: TimelineRef, state: TimelineState) {
+        let status = TimelineStatus {
+            state,
+            ..TimelineStatus::default()
+        };
+        self.tell_status(timeline, status).await;
+    }
+
+    /// A timeline's writer has read WAL up to here.
+    pub(super) async fn tell_end(&self, timeline: TimelineRef, last_record: Lsn) {
+        let status = TimelineStatus {
+            state: TimelineState::Streaming,
+            last_record,
+            ..TimelineStatus::default()
+        };
+        self.tell_status(timeline, status).await;
+    }
+
+    async fn tell_status(&self, timeline: TimelineRef, status: TimelineStatus) {
         let member = Member {
             node: NodeId::from_bytes([9; 16]),
             role: Role::WalIngest,
             address: "127.0.0.1:1".into(),
             version: String::new(),
             tenant_defaults: TenantSettings::default(),
-        };
-        let status = TimelineStatus {
-            state,
-            ..TimelineStatus::default()
         };
         let statuses = vec![(timeline, status)];
         self.broker.heartbeat(member, statuses).await.unwrap();

@@ -1,14 +1,22 @@
 //! What there is, for those who look after it.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use palimpsest_api::{
     TimelineRef,
-    admin::{ComputeInfo, StoredTimeline, TenantInfo, TimelineChanges},
+    admin::{ComputeInfo, StoredTimeline, TenantInfo, TimelineChanges, TimelineDetails},
     broker::{ClusterView, TimelineState, TimelineView},
+    error_detail,
 };
-use palimpsest_manifest::{ManifestError, PinKind, TimelineManifest, Versioned};
+use palimpsest_manifest::{PinKind, TimelineManifest, Versioned};
 use palimpsest_types::{ByteCount, ErrorKind, Fault, Reason};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use super::{
     branch::Branch,
@@ -25,9 +33,6 @@ pub enum InspectError {
     /// There is no such timeline.
     #[error("there is no timeline {0}")]
     UnknownTimeline(TimelineRef),
-    /// Its manifest could not be read.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
     /// Each that watches costs memory.
     #[error("{limit} watch timelines already, which is all that may; end one, or ask for the list")]
     TooManyWatchers {
@@ -46,6 +51,10 @@ pub struct ToldTimelines {
 
 /// Timelines in one message: a few hundred KiB.
 pub const TIMELINES_AT_ONCE: usize = 500;
+/// Who takes nothing for so long is cut off: others may want to watch.
+const STUCK: Duration = Duration::from_secs(60);
+/// A manifest is waited for no longer.
+const READING: Duration = Duration::from_secs(5);
 
 impl Broker {
     /// The tenants, in the order in which they were attached.
@@ -66,19 +75,31 @@ impl Broker {
         Ok(of_tenant.cloned().collect())
     }
 
-    /// A timeline, and what its newest manifest says.
+    /// A timeline, and what its newest manifest says. If that can't be read, the rest is told nevertheless: it is what one needs then.
     ///
     /// # Errors
-    /// If there is no such timeline, or its manifest can't be read.
-    pub async fn timeline(
-        &self,
-        timeline: TimelineRef,
-    ) -> Result<(TimelineView, Option<StoredTimeline>), InspectError> {
+    /// If there is no such timeline.
+    pub async fn timeline(&self, timeline: TimelineRef) -> Result<TimelineDetails, InspectError> {
         let unknown = InspectError::UnknownTimeline(timeline);
         let view = self.watch().borrow().timeline(timeline).cloned();
         let view = view.ok_or(unknown)?;
-        let newest = self.manifests(timeline).newest().await?;
-        Ok((view, newest.as_ref().map(stored)))
+        let manifests = self.manifests(timeline);
+        let newest = timeout(READING, manifests.newest()).await;
+        let (stored, problem) = match newest {
+            Ok(Ok(newest)) => (newest.as_ref().map(stored), None),
+            Ok(Err(error)) => (None, Some(error_detail(error.kind(), &error).message)),
+            Err(_) => (
+                None,
+                Some(format!(
+                    "the object store did not answer within {READING:?}"
+                )),
+            ),
+        };
+        Ok(TimelineDetails {
+            view,
+            stored,
+            problem,
+        })
     }
 
     /// The PostgreSQL clusters that write branches of a tenant, or of all.
@@ -114,17 +135,56 @@ impl Broker {
 
     fn expect_tenant(&self, name: Option<&Name>) -> Result<(), InspectError> {
         let Some(name) = name else { return Ok(()) };
-        let catalog = self.catalog();
-        match catalog.tenants().iter().any(|tenant| tenant.name == *name) {
-            true => Ok(()),
-            false => Err(InspectError::UnknownTenant(name.clone())),
+        match self.catalog().named(name) {
+            Some(_) => Ok(()),
+            None => Err(InspectError::UnknownTenant(name.clone())),
         }
     }
 }
 
 impl ToldTimelines {
+    /// Tells what changes until nobody takes it, or the tenant is gone.
+    pub async fn tell_on(
+        mut self,
+        mut views: watch::Receiver<ClusterView>,
+        reader: mpsc::Sender<TimelineChanges>,
+    ) {
+        loop {
+            let (pieces, is_last) = {
+                // The newest: who reads slowly skips what was between.
+                let view = views.borrow_and_update();
+                (self.tell(&view), self.is_over(&view))
+            };
+            for piece in pieces {
+                if reader.send_timeout(piece, STUCK).await.is_err() {
+                    return;
+                }
+            }
+            if is_last {
+                return;
+            }
+            // Cancel-safe: a picture stays until it is read.
+            tokio::select! {
+                () = reader.closed() => return,
+                changed = views.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+        }
+    }
+
+    /// Whether the tenant that was asked for is gone.
+    fn is_over(&self, view: &ClusterView) -> bool {
+        let Some(name) = &self.tenant else {
+            return false;
+        };
+        view.tenants
+            .iter()
+            .all(|tenant| tenant.name != name.as_str())
+    }
+
     /// What has changed until this picture, in pieces; nothing if nothing has, but for the first time.
-    pub fn tell(&mut self, view: &ClusterView) -> Vec<TimelineChanges> {
+    fn tell(&mut self, view: &ClusterView) -> Vec<TimelineChanges> {
         let timelines = view.timelines.iter();
         let now: Vec<_> = timelines
             .filter(|view| is_of(view, self.tenant.as_ref()))
@@ -228,7 +288,6 @@ impl InspectError {
         match self {
             Self::UnknownTenant(_) => Fault::new(ErrorKind::NotFound, Reason::UnknownTenant),
             Self::UnknownTimeline(_) => Fault::new(ErrorKind::NotFound, Reason::UnknownTimeline),
-            Self::Manifest(error) => error.kind().into(),
             Self::TooManyWatchers { .. } => Fault::new(ErrorKind::Throttled, Reason::LimitReached),
         }
     }
@@ -236,7 +295,10 @@ impl InspectError {
 
 #[cfg(test)]
 mod tests {
-    use palimpsest_api::broker::TimelineStatus;
+    use palimpsest_api::{
+        broker::{TenantView, TimelineStatus},
+        tenant_settings::TenantSettings,
+    };
     use palimpsest_types::{Lsn, SystemIdentifier, TenantId, TimelineId};
 
     use super::*;
@@ -318,9 +380,9 @@ mod tests {
         );
         assert!(!compute.source.contains("secret"), "{}", compute.source);
 
-        let (view, stored) = site.broker.timeline(site.main).await.unwrap();
-        assert_eq!(view.timeline_name, "main");
-        let stored = stored.unwrap();
+        let details = site.broker.timeline(site.main).await.unwrap();
+        assert_eq!(details.view.timeline_name, "main");
+        let stored = details.stored.unwrap();
         let manifest = site.manifest(site.main).await.unwrap();
         assert_eq!(
             (stored.lsn, stored.oldest_readable),
@@ -328,8 +390,12 @@ mod tests {
         );
         assert_eq!((stored.layers, stored.layer_bytes), (2, ByteCount::kib(16)));
         assert_eq!((stored.branches, stored.leases), (1, 0));
-        let (_, stored) = site.broker.timeline(branch).await.unwrap();
-        assert_eq!(stored.unwrap().layers, 0, "what it shares is its parent's");
+        let details = site.broker.timeline(branch).await.unwrap();
+        assert_eq!(
+            details.stored.unwrap().layers,
+            0,
+            "what it shares is its parent's"
+        );
 
         let nobody = "nobody".parse().unwrap();
         let error = site.broker.timelines(Some(&nobody)).unwrap_err();
@@ -340,6 +406,33 @@ mod tests {
         };
         let error = site.broker.timeline(nowhere).await.unwrap_err();
         assert_eq!(error.fault().reason, Some(Reason::UnknownTimeline));
+    }
+
+    #[tokio::test]
+    async fn who_writes_a_branch_already_may_be_named_again_when_it_has_written_more() {
+        let site = Site::new().await;
+        let branch = site.branch(site.main, "a", Some(165)).await.unwrap();
+        let branch = branch.timeline;
+        let source = |cluster: u64| BranchSource {
+            conninfo: "host=h user=u".parse().unwrap(),
+            slot: "palimpsest".to_owned(),
+            cluster: SystemIdentifier::new(cluster),
+            pg_timeline: 1,
+            begin: Lsn::new(165),
+        };
+        let set = async |cluster: u64, replaces: u64| {
+            let replaces = Some(SystemIdentifier::new(replaces));
+            let set = (site.broker).set_branch_source(branch, source(cluster), replaces);
+            set.await.map_err(|error| error.fault().reason)
+        };
+        site.broker
+            .set_branch_source(branch, source(7), None)
+            .await
+            .unwrap();
+        assert_eq!(set(8, 7).await, Ok(()));
+        site.tell_end(branch, Lsn::new(400)).await;
+        assert_eq!(set(8, 7).await, Ok(()), "its answer was lost");
+        assert_eq!(set(9, 8).await, Err(Some(Reason::WrongEnd)));
     }
 
     #[test]
@@ -384,5 +477,48 @@ mod tests {
         assert_eq!(complete, [false, false, true]);
         let gone = told.tell(&picture(Vec::new()));
         assert_eq!((gone.len(), gone[0].gone.len()), (1, 1200));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_cut_off_and_who_goes_is_let_go() {
+        let (pictures, views) = watch::channel(picture(vec![view(1, 1, 8)]));
+        let (sender, mut reader) = mpsc::channel(1);
+        let telling = tokio::spawn(told(None).tell_on(views.clone(), sender));
+        for lsn in 2..9 {
+            pictures.send_replace(picture(vec![view(1, 1, lsn * 8)]));
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        assert!(telling.is_finished());
+        let mut left = 0;
+        while reader.recv().await.is_some() {
+            left += 1;
+        }
+        assert_eq!(left, 1, "what it could have had");
+
+        let (sender, mut reader) = mpsc::channel(1);
+        let telling = tokio::spawn(told(None).tell_on(views, sender));
+        assert!(reader.recv().await.is_some());
+        drop(reader);
+        timeout(STUCK, telling).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn with_its_tenant_a_watch_ends() {
+        let of_tenant = ClusterView {
+            tenants: vec![TenantView {
+                tenant: TenantId::from_bytes([1; 16]),
+                name: "tenant1".to_owned(),
+                settings: TenantSettings::default(),
+            }],
+            ..picture(vec![view(1, 1, 8)])
+        };
+        let (pictures, views) = watch::channel(of_tenant);
+        let (sender, mut reader) = mpsc::channel(1);
+        let telling = tokio::spawn(told(Some("tenant1")).tell_on(views, sender));
+        assert_eq!(reader.recv().await.unwrap().changed.len(), 1);
+        pictures.send_replace(ClusterView::default());
+        assert_eq!(reader.recv().await.unwrap().gone.len(), 1);
+        assert_eq!(reader.recv().await, None);
+        telling.await.unwrap();
     }
 }

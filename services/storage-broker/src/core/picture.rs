@@ -182,6 +182,7 @@ fn first_assignment(
         task,
         writer: None,
         reattach: catalog.reattach(tenant.timeline()),
+        settings: tenant.settings,
     })
 }
 
@@ -206,5 +207,6 @@ fn branch_assignment(catalog: &Catalog, timeline: TimelineRef) -> Option<Assignm
         },
         writer: Some(source.writer()),
         reattach: catalog.reattach(timeline),
+        settings: tenant.settings,
     })
 }

@@ -16,10 +16,10 @@ use palimpsest_proto::admin::v1::{
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
-use palimpsest_runtime::CancellationToken;
+use palimpsest_runtime::TaskScope;
 use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, SystemIdentifier};
-use tokio::sync::Semaphore;
-use tokio_stream::{Stream, wrappers::WatchStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::core::{
@@ -33,7 +33,7 @@ pub struct AdminApi {
     broker: Broker,
     /// Held by those who watch timelines.
     watchers: Arc<Semaphore>,
-    token: CancellationToken,
+    scope: TaskScope,
 }
 
 /// Who watches timelines at the same time, at most.
@@ -42,12 +42,12 @@ const WATCHERS: usize = 64;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl AdminApi {
-    /// Serves this broker; watchers are let go when the token is cancelled.
-    pub fn new(broker: Broker, token: CancellationToken) -> Self {
+    /// Serves this broker; watchers are let go when the scope's token is cancelled.
+    pub fn new(broker: Broker, scope: TaskScope) -> Self {
         Self {
             broker,
             watchers: Arc::new(Semaphore::new(WATCHERS)),
-            token,
+            scope,
         }
     }
 
@@ -91,11 +91,8 @@ impl AdminService for AdminApi {
     ) -> Result<Response<GetTimelineResponse>, Status> {
         let timeline = timeline(request.into_inner().timeline)?;
         let found = self.broker.timeline(timeline).await;
-        let (view, stored) = found.map_err(|error| untold(&error))?;
-        Ok(Response::new(GetTimelineResponse {
-            timeline: Some(view.into()),
-            stored: stored.map(Into::into),
-        }))
+        let details = found.map_err(|error| untold(&error))?;
+        Ok(Response::new(details.into()))
     }
 
     async fn watch_timelines(
@@ -104,17 +101,22 @@ impl AdminService for AdminApi {
     ) -> Result<Response<Self::WatchTimelinesStream>, Status> {
         let tenant = some_tenant(&request.into_inner().tenant_name)?;
         let told = self.broker.told_nothing(tenant);
-        let mut told = told.map_err(|error| untold(&error))?;
+        let told = told.map_err(|error| untold(&error))?;
         let permit = Arc::clone(&self.watchers).try_acquire_owned();
         let permit =
             permit.map_err(|_| untold(&InspectError::TooManyWatchers { limit: WATCHERS }))?;
-        // Reads the watch only when all of the last picture has left, so slow readers skip to the latest.
-        let messages = WatchStream::new(self.broker.watch())
-            .flat_map(move |view| {
-                let _held = &permit;
-                stream::iter(told.tell(&view)).map(|changes| Ok(changes.into()))
-            })
-            .take_until(self.token.clone().cancelled_owned());
+        let (reader, messages) = mpsc::channel(1);
+        let (telling, token) = (
+            told.tell_on(self.broker.watch(), reader),
+            self.scope.token(),
+        );
+        let token = token.clone();
+        self.scope.spawn("timeline watch", async move {
+            let _held = permit;
+            // Cancel-safe: whoever watches begins anew.
+            token.run_until_cancelled(telling).await;
+        });
+        let messages = ReceiverStream::new(messages).map(|changes| Ok(changes.into()));
         Ok(Response::new(Box::pin(messages)))
     }
 

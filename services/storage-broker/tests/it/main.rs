@@ -14,7 +14,7 @@ use palimpsest_api::{
     admin::{AdminClient, TimelineChanges, TimelineWatch},
     broker::{
         AssignedTask, Assignment, BrokerClient, ClusterView, Member, Role, TimelineState,
-        TimelineStatus, watch_cluster,
+        TimelineStatus, TimelineView, watch_cluster,
     },
     tenant_settings::{EffectiveSetting, SettingOrigin, TenantSettings},
 };
@@ -315,11 +315,9 @@ async fn who_watches_timelines_hears_of_each_that_comes_changes_and_goes() {
         let own = changes.changed.iter().find(|view| view.timeline == shop);
         known = own.map(|view| view.status.state).or(known);
     }
-    let (view, stored) = admin.timeline(shop).await.unwrap();
-    assert_eq!(
-        (view.status.state, stored),
-        (TimelineState::Streaming, None)
-    );
+    let details = admin.timeline(shop).await.unwrap();
+    assert_eq!(details.view.status.state, TimelineState::Streaming);
+    assert_eq!((details.stored, details.problem), (None, None));
     client.delete_tenant("shop", false).await.unwrap();
     while !next(&mut all).await.gone.contains(&shop) {}
     let error = admin.timeline(shop).await.unwrap_err();
@@ -333,7 +331,11 @@ async fn who_watches_timelines_hears_of_each_that_comes_changes_and_goes() {
     }
     // Whoever watches is told of nothing else.
     let quiet = timeout(Duration::from_secs(1), async {
-        while next(&mut other).await.gone.is_empty() {}
+        loop {
+            let changes = next(&mut other).await;
+            let of_other = |view: &TimelineView| view.tenant_name == "other";
+            assert!(changes.gone.is_empty() && changes.changed.iter().all(of_other));
+        }
     });
     assert!(quiet.await.is_err(), "of another tenant something is told");
 
@@ -355,16 +357,20 @@ async fn who_watches_timelines_hears_of_each_that_comes_changes_and_goes() {
     timeout(PATIENCE, again).await.expect("there is room again");
     ingest.scope.stop().await;
     broker.scope.stop().await;
-    assert!(timeout(PATIENCE, ended(&mut all)).await.is_ok());
+    let end = timeout(PATIENCE, async {
+        loop {
+            match all.next().await {
+                Ok(Some(_)) => {}
+                end => break end,
+            }
+        }
+    });
+    assert_eq!(end.await.unwrap(), Ok(None), "it ends in good order");
 }
 
 async fn next(watch: &mut TimelineWatch) -> TimelineChanges {
     let next = timeout(PATIENCE, watch.next()).await;
     next.expect("something is told").unwrap().unwrap()
-}
-
-async fn ended(watch: &mut TimelineWatch) {
-    while let Ok(Some(_)) = watch.next().await {}
 }
 
 #[tokio::test]

@@ -5,10 +5,9 @@ use std::collections::HashMap;
 use palimpsest_api::{
     RemoteError, TimelineRef,
     broker::{BrokerClient, ClusterView, LeavingWriter, Promotion, watch_cluster},
-    tenant_settings::TenantSettings,
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_types::{Lsn, RequestId, SystemIdentifier, TenantId};
+use palimpsest_types::{Lsn, RequestId, SystemIdentifier};
 use tokio::sync::watch;
 
 /// What the storage-broker last told, and a way to ask it. Only an attach needs an answer.
@@ -38,11 +37,6 @@ impl Broker {
         attached
             .map(|other| (other.timeline, other.tenant_name.clone()))
             .collect()
-    }
-
-    /// What a tenant has set for itself, as far as is known.
-    pub(super) fn settings(&self, tenant: TenantId) -> TenantSettings {
-        self.view.borrow().settings(tenant)
     }
 
     /// How much of timelines others need in the object store, who begin to write branches on them.

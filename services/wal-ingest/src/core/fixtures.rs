@@ -5,6 +5,7 @@ use std::{io, path::Path, sync::Arc};
 use palimpsest_api::{
     TimelineRef,
     broker::{AssignedTask, Assignment},
+    tenant_settings::TenantSettings,
 };
 use palimpsest_disk::OsDisk;
 use palimpsest_runtime::TaskScope;
@@ -43,6 +44,7 @@ pub(crate) fn timeline_of(
         task: AssignedTask::Ingest,
         writer: None,
         reattach: None,
+        settings: TenantSettings::default(),
     };
     let slot = assignment.slot.parse().unwrap();
     Timeline::new(assignment, slot, Arc::new(shared), scope)

@@ -17,7 +17,7 @@ use palimpsest_disk::Disk;
 use palimpsest_runtime::{CancellationToken, TaskScope};
 use palimpsest_store::ObjectStore;
 use palimpsest_telemetry::Sample;
-use palimpsest_types::{ByteCount, Lsn, Percent, TenantId};
+use palimpsest_types::{ByteCount, Lsn, Percent};
 use tokio::{
     sync::Semaphore,
     time::{interval, timeout},
@@ -156,11 +156,6 @@ impl Shared {
             leaving: CancellationToken::new(),
         }
     }
-
-    /// What holds for a tenant's timelines at the moment.
-    pub(super) fn limits_of(&self, tenant: TenantId) -> Limits {
-        self.limits.of_tenant(&self.broker.settings(tenant))
-    }
 }
 
 impl Node {
@@ -238,7 +233,7 @@ impl Node {
             .iter()
             .filter_map(|(id, running)| {
                 let growth = running.timeline.growth()?;
-                let limits = self.shared.limits_of(id.tenant);
+                let limits = running.timeline.limits();
                 growth.set_limits(&limits);
                 growth.relieve();
                 if let Some(needed) = begun_on.get(id) {
@@ -278,6 +273,7 @@ impl Node {
                 // Of a writer that was superseded nothing runs; proposed again, it begins anew.
                 // Read from another place, it begins anew, too.
                 Some(entry) if entry.does(&assignment) && !entry.timeline.is_superseded() => {
+                    entry.timeline.set_settings(assignment.settings);
                     continue;
                 }
                 Some(entry) => Some(entry.scope.clone()),

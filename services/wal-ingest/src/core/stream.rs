@@ -34,6 +34,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(60);
 /// For each of several hosts. With one it is what the connection string says.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// When a source was heard is told as exactly as this, in milliseconds.
+const HEARD_MS: u64 = 60_000;
 /// How often to look for room while paused.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -201,7 +203,7 @@ async fn stream(
                 source,
                 reply_requested,
             } => {
-                note_source(timeline, source);
+                note_heard(timeline, source);
                 if reply_requested {
                     arrivals.send_status(positions(timeline, false)).await?;
                 }
@@ -258,7 +260,7 @@ async fn advance(
 ) -> Result<(), IngestError> {
     let end = arrived.as_ref().map(Batch::end);
     if let Some(batch) = &arrived {
-        note_source(timeline, batch.source.max(batch.end()));
+        note_heard(timeline, batch.source.max(batch.end()));
         timeline.update(|status| status.received = batch.end());
     }
     let step = intake::step(timeline, intake, arrived);
@@ -293,14 +295,23 @@ fn unix_ms() -> u64 {
     since.map_or(0, |since| since.as_millis() as u64)
 }
 
-/// Something came from the source, which had WAL up to `end` then.
-fn note_source(timeline: &Timeline, end: Lsn) {
+/// Something came from the source, which had WAL up to `end` then. Everybody hears of a status that has changed, so of a source that says
+/// nothing new only now and then.
+fn note_heard(timeline: &Timeline, end: Lsn) {
+    let now = unix_ms();
     timeline.update(|status| {
-        if let Some(receiver) = &mut status.receiver {
-            receiver.heard_unix_ms = unix_ms();
+        let news = |receiver: &&mut WalReceiver| {
+            receiver.source_end < end || now.saturating_sub(receiver.heard_unix_ms) > HEARD_MS
+        };
+        if let Some(receiver) = status.receiver.as_mut().filter(news) {
+            receiver.heard_unix_ms = now;
             receiver.source_end = receiver.source_end.max(end);
         }
     });
+    note_source(timeline, end);
+}
+
+fn note_source(timeline: &Timeline, end: Lsn) {
     let here = timeline.status().flushed;
     timeline
         .shared

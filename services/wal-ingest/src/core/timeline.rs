@@ -13,6 +13,7 @@ use std::{
 use palimpsest_api::{
     TimelineRef,
     broker::{Assignment, LeavingWriter, LogicalSize, Promotion, TimelineState, TimelineStatus},
+    tenant_settings::TenantSettings,
 };
 use palimpsest_layer::OpenLayer;
 use palimpsest_manifest::{
@@ -63,6 +64,8 @@ pub(super) struct Timeline {
     work: FileWork,
     /// Kept, because it remembers what it has read.
     manifests: TimelineManifests,
+    /// What its tenant has set.
+    settings: StdMutex<TenantSettings>,
     status: watch::Sender<TimelineStatus>,
     opened: RwLock<Option<Arc<Opened>>>,
     warnings: StdMutex<Warnings>,
@@ -148,6 +151,7 @@ impl Timeline {
         let manifests = TimelineManifests::new(shared.store.clone(), tenant, timeline);
         Self {
             manifests,
+            settings: StdMutex::new(assignment.settings),
             assignment,
             slot,
             shared,
@@ -169,9 +173,15 @@ impl Timeline {
         self.assignment.timeline
     }
 
+    /// Its tenant has set these.
+    pub(super) fn set_settings(&self, settings: TenantSettings) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
     /// What holds for it at the moment.
     pub(super) fn limits(&self) -> Limits {
-        self.shared.limits_of(self.id().tenant)
+        let set = *self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.limits.of_tenant(&set)
     }
 
     pub(super) fn status(&self) -> TimelineStatus {

@@ -110,6 +110,13 @@ impl Catalog {
         Ok(branch)
     }
 
+    /// Whether a branch is written by exactly this.
+    pub fn is_written_by(&self, timeline: TimelineRef, source: &BranchSource) -> bool {
+        let tenant = self.tenant_of(timeline.tenant);
+        let branch = tenant.and_then(|tenant| tenant.find_branch(timeline.timeline));
+        branch.is_some_and(|branch| branch.source.as_ref() == Some(source))
+    }
+
     /// One PostgreSQL writes a branch at a time; another takes its place only by name. No cluster writes two
     /// timelines.
     pub(super) fn set_branch_source(

@@ -21,8 +21,7 @@ impl Catalog {
         name: &Name,
         change: &SettingsChange,
     ) -> Result<TimelineRef, CatalogError> {
-        let tenant = self.tenants.iter_mut().find(|tenant| tenant.name == *name);
-        let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
+        let tenant = self.named_mut(name)?;
         if let TenantState::Deleting { .. } = tenant.state {
             return Err(CatalogError::BeingDeleted(name.clone()));
         }

@@ -19,8 +19,8 @@ impl Catalog {
 
     /// The same, if it was asked for by this id.
     pub fn reattach_asked_by(&self, timeline: TimelineRef, id: RequestId) -> Option<Reattach> {
-        let asked = self.tenant_of(timeline.tenant)?.reattach?;
-        let same = asked.id == Some(id);
+        let tenant = self.tenant_of(timeline.tenant)?;
+        let same = tenant.reattach?.id == Some(id) && tenant.state == TenantState::Attached;
         self.reattach(timeline).filter(|_| same)
     }
 

@@ -3,6 +3,7 @@ use palimpsest_types::TimelineId;
 
 use super::*;
 use crate::core::{
+    catalog::SettingsChange,
     fixture::{Site, lsn},
     sweeper::sweep_pins,
 };
@@ -58,6 +59,28 @@ async fn a_lease_is_a_pin_that_is_extended_and_dropped() {
     assert!(broker.drop_lease(site.main, ID).await.unwrap());
     assert!(!broker.drop_lease(site.main, ID).await.unwrap());
     assert!(broker.leases(site.main).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_lease_of_which_nobody_says_how_long_lasts_as_the_tenant_has_set_it() {
+    let site = Site::new().await;
+    let asked = NewLease {
+        length: None,
+        ..new(site.main, Some(160), HOUR)
+    };
+    let lasts = async || {
+        let now = unix_ms(SystemTime::now());
+        let lease = site.broker.lease(asked).await.unwrap();
+        (lease.expires_unix_ms - now) / 60_000
+    };
+    assert!((9..=10).contains(&lasts().await), "ten minutes");
+    let change = SettingsChange {
+        set: vec![("lease-length".to_owned(), "5h".to_owned())],
+        unset: Vec::new(),
+    };
+    let set = site.broker.configure("shop".parse().unwrap(), change);
+    set.await.unwrap();
+    assert!((299..=300).contains(&lasts().await), "five hours");
 }
 
 #[tokio::test]

@@ -13,6 +13,39 @@ use palimpsest_types::{TenantId, TimelineId};
 use super::*;
 use crate::core::fixtures;
 
+#[test]
+fn a_tenant_has_its_own_limits_but_for_those_that_are_the_nodes() {
+    let limits = Limits::default();
+    let set = TenantSettings {
+        layer_size: Some(ByteCount::mib(3)),
+        layer_age: Some(Duration::from_secs(5)),
+        slot_retention_limit: Some(ByteCount::gib(7)),
+        reattach_after_drop: Some(false),
+        memory_share: "25%".parse().ok(),
+        ..TenantSettings::default()
+    };
+    let own = limits.of_tenant(&set);
+    assert_eq!(
+        (own.layer_size, own.layer_age),
+        (ByteCount::mib(3), Duration::from_secs(5))
+    );
+    assert_eq!(
+        (own.slot_retention, own.reattach_after_drop),
+        (ByteCount::gib(7), false)
+    );
+    assert_eq!(
+        (own.memory, own.local_disk),
+        (limits.memory, limits.local_disk)
+    );
+    assert_eq!(own.tenant_memory(), ByteCount::mib(256));
+    let none = limits.of_tenant(&TenantSettings::default());
+    assert_eq!(
+        (none.layer_size, none.slot_retention),
+        (limits.layer_size, limits.slot_retention)
+    );
+    assert_eq!(none.tenant_memory(), limits.memory);
+}
+
 /// A disk on which the removal of a directory takes until it is let go on.
 #[derive(Debug, Default)]
 struct SlowDisk {
@@ -102,6 +135,7 @@ fn deletion() -> Assignment {
         task: AssignedTask::Delete { forget_slot: false },
         writer: None,
         reattach: None,
+        settings: TenantSettings::default(),
     }
 }
 

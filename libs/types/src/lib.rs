@@ -12,6 +12,7 @@ mod lsn;
 mod percent;
 mod reason;
 mod rel;
+mod unix_ms;
 
 pub use byte_count::{ByteCount, ParseByteCountError};
 pub use epoch::WriterEpoch;
@@ -22,6 +23,7 @@ pub use lsn::{Lsn, ParseLsnError};
 pub use percent::{ParsePercentError, Percent};
 pub use reason::{Fault, Reason};
 pub use rel::{BlockNumber, Fork, InvalidForkError, Oid, ParseRelTagError, RelTag};
+pub use unix_ms::unix_ms;
 
 /// Size of a PostgreSQL page (`BLCKSZ`); clusters built with another size are refused at attach.
 pub const PAGE_SIZE: usize = 8192;

@@ -1,7 +1,8 @@
 //! Who compacts a timeline.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
+use palimpsest_types::unix_ms;
 use serde::{Deserialize, Serialize};
 
 use super::{CompactorEpoch, TimelineManifest};
@@ -84,16 +85,14 @@ impl TimelineManifest {
     }
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, millis)
-}
-
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use palimpsest_types::{ByteCount, Lsn, SystemIdentifier};
 
     use super::*;

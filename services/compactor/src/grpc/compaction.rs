@@ -1,7 +1,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use palimpsest_api::{
@@ -19,7 +19,7 @@ use palimpsest_proto::{
     },
 };
 use palimpsest_runtime::BackgroundThreads;
-use palimpsest_types::{ByteCount, Lsn};
+use palimpsest_types::{ByteCount, Lsn, unix_ms};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -201,9 +201,4 @@ fn counted((layers, bytes): (usize, ByteCount)) -> (u32, ByteCount) {
 
 fn count(layers: usize) -> u32 {
     u32::try_from(layers).unwrap_or(u32::MAX)
-}
-
-fn unix_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -4,7 +4,7 @@
 //! left of an attempt that ended half way is found by it (`sweeper.rs`). The catalog comes last: what
 //! it lists is whole. Nobody is waited for but the object store.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use palimpsest_api::{
     TimelineRef,
@@ -14,7 +14,7 @@ use palimpsest_manifest::{
     BranchPointError, ManifestError, Pin, PinError, PinKind, Publisher, TimelineManifest,
     TimelineManifests, UpdateError, Versioned,
 };
-use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, TimelineId};
+use palimpsest_types::{ErrorKind, Fault, Lsn, Reason, TimelineId, unix_ms};
 use palimpsest_wal::{SegmentSize, WAL_PAGE_SIZE, record_end};
 
 use super::{
@@ -327,12 +327,6 @@ fn pin_of(branch: TimelineId, lsn: Lsn, now: SystemTime) -> Pin {
         lsn,
         expires_unix_ms: Some(expires),
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn unix_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl BranchError {

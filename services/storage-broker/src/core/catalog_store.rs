@@ -11,12 +11,9 @@ use std::time::SystemTime;
 use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{EnvelopeError, Sequence, SequenceError, Versioned, open, seal};
 use palimpsest_store::{ObjectStore, StorePath};
-use palimpsest_types::{ErrorKind, Fault};
+use palimpsest_types::{ErrorKind, Fault, unix_ms};
 
-use super::{
-    branching::unix_ms,
-    catalog::{Catalog, CatalogError, Change},
-};
+use super::catalog::{Catalog, CatalogError, Change};
 
 /// Reads and replaces the catalog.
 #[derive(Debug, Clone)]

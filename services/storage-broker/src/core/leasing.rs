@@ -12,10 +12,10 @@ use palimpsest_manifest::{
     ManifestError, Pin, PinError, PinKind, Publisher, TimelineManifest, TimelineManifests,
     UpdateError, Versioned,
 };
-use palimpsest_types::{ErrorKind, Fault, LeaseId, Lsn, Reason};
+use palimpsest_types::{ErrorKind, Fault, LeaseId, Lsn, Reason, unix_ms};
 
 use super::{
-    branching::{Arrival, BranchError, end_of, unix_ms},
+    branching::{Arrival, BranchError, end_of},
     broker::Broker,
     catalog_store::CatalogStoreError,
 };

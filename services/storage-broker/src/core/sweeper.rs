@@ -9,11 +9,11 @@ use palimpsest_api::TimelineRef;
 use palimpsest_manifest::{ManifestError, PinKind, Publisher, TimelineManifest, UpdateError};
 use palimpsest_runtime::CancellationToken;
 use palimpsest_store::{StoreError, StorePath};
+use palimpsest_types::unix_ms;
 use tokio::time::sleep;
 
 use super::{
     branch::Branch,
-    branching::unix_ms,
     broker::Broker,
     catalog::{Catalog, Change},
     catalog_store::CatalogStoreError,

@@ -3,7 +3,7 @@
 use std::{
     cmp::Ordering,
     pin::pin,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use palimpsest_api::broker::{Promotion, TimelineState, WalReceiver};
@@ -12,7 +12,7 @@ use palimpsest_postgres::{
     ClientError, Connection, ReplicationEvent, ReplicationStream, StandbyStatus, TimelineHistory,
     Tli,
 };
-use palimpsest_types::{ErrorKind, Lsn};
+use palimpsest_types::{ErrorKind, Lsn, unix_ms};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
@@ -157,7 +157,7 @@ async fn stream(
         status.reason.clear();
         // What came over an earlier connection and was not written must come again.
         status.received = from;
-        let now = unix_ms();
+        let now = unix_ms(SystemTime::now());
         status.receiver = Some(WalReceiver {
             connected_unix_ms: Some(now),
             heard_unix_ms: now,
@@ -289,16 +289,10 @@ fn note_disconnected(timeline: &Timeline) {
     });
 }
 
-/// Milliseconds since 1970.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
-}
-
 /// Something came from the source, which had WAL up to `end` then. Everybody hears of a status that has changed, so of a source that says
 /// nothing new only now and then.
 fn note_heard(timeline: &Timeline, end: Lsn) {
-    let now = unix_ms();
+    let now = unix_ms(SystemTime::now());
     timeline.update(|status| {
         let news = |receiver: &&mut WalReceiver| {
             receiver.source_end < end || now.saturating_sub(receiver.heard_unix_ms) > HEARD_MS

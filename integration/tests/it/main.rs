@@ -47,5 +47,6 @@ mod tablespaces;
 mod tail_room;
 mod telemetry;
 mod tenant_settings;
+mod tenants;
 mod torn_backup;
 mod under_load;

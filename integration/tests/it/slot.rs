@@ -359,32 +359,25 @@ async fn p9_a_timeline_whose_slot_was_dropped_goes_on_from_a_base_backup() {
     .await
     .unwrap();
     let timeline = services.attach("full", &cluster).await.unwrap();
-    by_hand(&mut services.broker).await;
     services.faulty.set(Fault::Refuse);
     write_wal(&cluster, 24).unwrap();
     let paused = |status: &TimelineStatus| status.state == TimelineState::Paused;
     services.reach(timeline, paused).await.unwrap();
     write_wal(&cluster, 40).unwrap();
     let stopped = |status: &TimelineStatus| status.state == TimelineState::Stopped;
-    services.reach(timeline, stopped).await.unwrap();
+    let before = services.reach(timeline, stopped).await.unwrap();
     assert_eq!(slots(&cluster).unwrap(), "");
     sql(&cluster, "CHECKPOINT").unwrap();
     services.faulty.set(Fault::None);
-    let stored = |status: &TimelineStatus| status.remote_consistent == status.last_record;
-    let before = services.reach(timeline, stored).await.unwrap();
-    sleep(SETTLING).await;
-    let status = services.status(timeline).unwrap();
-    assert_eq!(status.state, TimelineState::Stopped, "nobody wants it to");
-
-    let back = vec!["reattach-after-drop".to_owned()];
-    let set = services.broker.set_tenant_settings("full", vec![], back);
-    set.await.unwrap();
     let goes_on = |status: &TimelineStatus| {
         status.state == TimelineState::Streaming && !status.lost.is_empty()
     };
     let status = services.reach(timeline, goes_on).await.unwrap();
     assert_eq!(slots(&cluster).unwrap(), "palimpsest_full");
-    assert_eq!(status.lost[0].after, before.remote_consistent);
+    assert_eq!(
+        status.lost[0].after, before.last_record,
+        "all that came is there"
+    );
     write_wal(&cluster, 4).unwrap();
     let end = block_in_place(|| cluster.flush_lsn()).unwrap();
     let stored = |status: &TimelineStatus| status.remote_consistent >= end;

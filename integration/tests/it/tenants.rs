@@ -19,7 +19,7 @@ use palimpsest_integration::{
     embedded::Embedded,
     judge::{Judge, JudgeSize, seed},
 };
-use palimpsest_testkit::{Cluster, ClusterOptions};
+use palimpsest_testkit::{Cluster, ClusterOptions, cluster::pg_bin};
 use palimpsest_types::{
     BlockNumber, ErrorKind, LeaseId, Lsn, RelTag, RequestId, SlruKind, SystemIdentifier, TenantId,
 };
@@ -148,7 +148,7 @@ async fn read_both(
     let working = tenants.map(|tenant| {
         let conninfo = tenant.cluster.conninfo("postgres");
         spawn_blocking(move || {
-            std::process::Command::new("psql")
+            std::process::Command::new(pg_bin().join("psql"))
                 .args([&conninfo, "-qc", "UPDATE t SET i = i + 1 WHERE i % 5 = 0"])
                 .status()
         })

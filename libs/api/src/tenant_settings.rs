@@ -130,8 +130,10 @@ mod number {
         deserializer: D,
     ) -> Result<Option<NonZeroU32>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let number = text.parse().map(Some);
-        number.map_err(|_| D::Error::custom(format!("{text:?} is not a number from 1 on")))
+        let is_number = text.bytes().all(|sign| sign.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| is_number);
+        let wrong = || D::Error::custom(format!("{text:?} is not a number from 1 on"));
+        number.map(Some).ok_or_else(wrong)
     }
 }
 
@@ -441,6 +443,7 @@ mod tests {
             ("image-threshold", "-1", "image-threshold"),
             ("pages-per-second", "many", "pages-per-second"),
             ("pages-per-second", "on", "not a number"),
+            ("pages-per-second", "+5", "not a number"),
             ("image-threshold", "true", "not a number"),
             ("pages-per-second", "4294967296", "not a number"),
             ("lease-length", "31d", "from 1m to 30d"),

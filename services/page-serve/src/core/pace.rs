@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     num::NonZeroU32,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,7 +18,11 @@ use super::error::ServeError;
 
 /// Lets the requests of a tenant through one after the other, as fast as it may ask. Those of others pass at once.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<HashMap<TenantId, Steps>>);
+pub(super) struct Pace {
+    tenants: Mutex<HashMap<TenantId, Steps>>,
+    /// Whether there are any: mostly there are none, and then requests take no lock.
+    limited: AtomicBool,
+}
 
 /// One tenant's.
 #[derive(Debug, Clone, Copy)]
@@ -41,19 +48,15 @@ impl Pace {
             .iter()
             .filter_map(|view| {
                 let per_second = view.settings.pages_per_second?;
-                let used_up = before.get(&view.tenant).map_or(now, |steps| {
-                    // As many pages are owed as before, at the new pace.
-                    let owed = steps.used_up.saturating_duration_since(now);
-                    let owed = owed.saturating_mul(steps.per_second.get()) / per_second.get();
-                    now + owed.min(MOST_OWED)
-                });
-                let steps = Steps {
-                    per_second,
-                    used_up,
-                };
+                let steps = before.get(&view.tenant);
+                let steps = steps.map_or_else(
+                    || Steps::new(per_second, now),
+                    |steps| steps.at_pace(per_second, now),
+                );
                 Some((view.tenant, steps))
             })
             .collect();
+        self.limited.store(!known.is_empty(), Ordering::Relaxed);
     }
 
     /// Waits until a tenant may have so many more pages.
@@ -61,6 +64,9 @@ impl Pace {
     /// # Errors
     /// If that is too long; then it has taken nothing from others.
     pub(super) async fn wait(&self, tenant: TenantId, pages: usize) -> Result<(), ServeError> {
+        if !self.limited.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let now = Instant::now();
         let turn = match self.lock().get_mut(&tenant) {
             None => return Ok(()),
@@ -77,11 +83,31 @@ impl Pace {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Steps>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Steps {
+    fn new(per_second: NonZeroU32, now: Instant) -> Self {
+        Self {
+            per_second,
+            used_up: now,
+        }
+    }
+
+    /// The same at perhaps another pace: as many pages are owed as before.
+    fn at_pace(self, per_second: NonZeroU32, now: Instant) -> Self {
+        if per_second == self.per_second {
+            return self;
+        }
+        let owed = self.used_up.saturating_duration_since(now);
+        let owed = owed.saturating_mul(self.per_second.get()) / per_second.get();
+        Self {
+            per_second,
+            used_up: now + owed.min(MOST_OWED),
+        }
+    }
+
     /// When so many pages may be had; `None` if that is too far away.
     fn turn(&mut self, pages: usize, now: Instant) -> Option<Instant> {
         // Time that nobody used counts for no more than a burst.

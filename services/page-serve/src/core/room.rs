@@ -143,10 +143,8 @@ impl Share {
 
     /// What it may have, with those that it shares that with.
     pub(super) fn bound(&self) -> ByteCount {
-        let taken = self.room.lock();
-        let bounds = self.room.bounds(&taken, self.timeline);
-        let limits = bounds.map(|bounded| bounded.limit);
-        limits.min().unwrap_or(self.room.limit)
+        let of_tenant = self.room.lock().shares.get(&self.timeline.tenant).copied();
+        of_tenant.map_or(self.room.limit, |share| share.min(self.room.limit))
     }
 
     /// Whether there would be room left with so much more.

@@ -170,8 +170,8 @@ impl Share {
 
 impl Share {
     fn room_in_memory(&self) -> Result<(), NoRoom> {
-        self.tenant.room()?;
-        self.budget.memory.room()
+        self.budget.memory.room()?;
+        self.tenant.room()
     }
 }
 

@@ -201,6 +201,7 @@ async fn visit(
         }
         Plan::Drop(retained) => {
             slotless::before_drop(timeline).await;
+            timeline.note_dropped(true);
             connection.drop_slot(slot).await?;
             timeline.update(|status| status.slot_retained = ByteCount::ZERO);
             connection.close().await;

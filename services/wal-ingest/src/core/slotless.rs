@@ -122,6 +122,7 @@ pub(super) async fn make_early(timeline: &Timeline, connection: &mut Connection)
 pub(super) async fn over(timeline: &Timeline) {
     // A marker that stays is harmless: whoever starts with it finds the slot, and is here again.
     timeline.note_slotless(false);
+    timeline.note_dropped(false);
     let forgotten = async {
         // Who was superseded knows nothing of the slot that the other waits for.
         expect_ours(timeline).await?;

@@ -73,6 +73,8 @@ pub(super) struct Timeline {
     source: StdMutex<Option<SourceCluster>>,
     /// The slot was dropped on purpose.
     slotless: AtomicBool,
+    /// By us, because it kept too much; since then there was none.
+    dropped: AtomicBool,
     superseded: AtomicBool,
     /// All of an earlier cluster's WAL that is here is in the object store.
     settled: AtomicBool,
@@ -162,6 +164,7 @@ impl Timeline {
             warnings: StdMutex::default(),
             source: StdMutex::default(),
             slotless: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             settled: AtomicBool::new(false),
             switch: StdMutex::default(),

@@ -24,9 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The one that wakes up does all that it would, while the other stands still; but not so long that
 /// the other's lease runs out.
 const AWAKE: Duration = Duration::from_secs(3);
-/// A backup of so many layers that there is time to stop it in the middle, on a busy machine, too.
-const FILL: &str = "CREATE TABLE big AS \
-    SELECT i, repeat(md5(i::text), 40) AS t FROM generate_series(1, 300000) i";
+/// A backup of several layers, so that there is time to stop it in the middle: what repeats itself would be packed into one.
+const FILL: &str = "CREATE TABLE big AS SELECT i, \
+    (SELECT string_agg(md5(i || '.' || j), '') FROM generate_series(1, 40) j) AS t \
+    FROM generate_series(1, 160000) i";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p4_an_attach_that_slept_leaves_the_next_one_alone() {

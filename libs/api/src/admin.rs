@@ -197,7 +197,7 @@ impl AdminClient {
 }
 
 impl TimelineWatch {
-    /// What is new; `None` when the storage-broker ends. Cancel-safe.
+    /// What is new; `None` when the tenant is gone, the storage-broker ends, or nothing was taken for too long. Cancel-safe.
     ///
     /// # Errors
     /// If the connection is gone.

@@ -489,6 +489,34 @@ mod tests {
     }
 
     #[test]
+    fn the_lag_is_what_the_source_has_and_nobody_can_read() {
+        let receiver = WalReceiver {
+            connected_unix_ms: None,
+            heard_unix_ms: 7,
+            source_end: Lsn::new(500),
+            pg_timeline: 2,
+        };
+        let status = TimelineStatus {
+            received: Lsn::new(300),
+            last_record: Lsn::new(200),
+            receiver: Some(receiver),
+            ..TimelineStatus::default()
+        };
+        assert_eq!(across(status.clone()), status);
+        assert_eq!(status.lag(), ByteCount::new(300));
+        let unheard = TimelineStatus {
+            receiver: None,
+            ..status.clone()
+        };
+        assert_eq!(unheard.lag(), ByteCount::new(100));
+        let attaching = TimelineStatus {
+            last_record: Lsn::ZERO,
+            ..status
+        };
+        assert_eq!(attaching.lag(), ByteCount::ZERO);
+    }
+
+    #[test]
     fn no_more_databases_are_taken_in_than_are_listed() {
         let database = wire::DatabaseSize {
             database_oid: 5,

@@ -11,10 +11,7 @@ use crate::client::full_name;
 pub(crate) fn tree<'a>(timelines: &[&'a TimelineView]) -> Vec<(String, &'a TimelineView)> {
     let mut children: HashMap<Option<TimelineRef>, Vec<&TimelineView>> = HashMap::new();
     for view in timelines {
-        let parent = view.branch.map(|point| TimelineRef {
-            timeline: point.timeline,
-            ..view.timeline
-        });
+        let parent = view.begins_on().map(|(parent, _)| parent);
         children.entry(parent).or_default().push(view);
     }
     let mut rows = Vec::new();

@@ -1,5 +1,7 @@
 //! `pal branch`.
 
+mod list;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
@@ -8,17 +10,16 @@ use palimpsest_api::{
     broker::{BranchChange, Branched, ClusterView, MAIN, TimelineView},
 };
 use palimpsest_types::{Lsn, Reason};
-use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use self::list::BranchLine;
 use crate::{
-    branch_tree::tree,
     cli::Common,
     client::{Client, find, full_name},
     compute::{ComputePlace, Programs, Server},
     error::CliError,
     moment::{Moment, shown},
-    output::{Column, Output},
+    output::Output,
     point::point,
 };
 
@@ -29,7 +30,7 @@ pub enum BranchCommand {
     Create(CreateArgs),
     /// List the branches and where they begin.
     List {
-        /// Show which begins on which.
+        /// Show which begins on which, how much each takes and shares, and how far it is behind what writes it.
         #[arg(long)]
         tree: bool,
     },
@@ -96,35 +97,6 @@ pub struct CreateArgs {
     pub wait_durable: bool,
 }
 
-/// A branch, for people and programs.
-#[derive(Debug, Serialize)]
-struct BranchLine {
-    name: String,
-    tenant_id: String,
-    timeline_id: String,
-    begins_on: String,
-    lsn: Lsn,
-    created: String,
-    expires: Option<String>,
-    is_protected: bool,
-    state: &'static str,
-    /// Whether what it shares is in the object store.
-    durable: bool,
-    /// How the PostgreSQL that writes it is reached.
-    written_by: Option<String>,
-}
-
-const COLUMNS: [Column; 8] = [
-    Column::Left("BRANCH"),
-    Column::Left("BEGINS ON"),
-    Column::Left("AT"),
-    Column::Left("MADE"),
-    Column::Left("STATE"),
-    Column::Left("DURABLE"),
-    Column::Left("EXPIRES"),
-    Column::Left("WRITTEN BY"),
-];
-
 /// How long a deletion, or durability, is waited for. Both go on without us.
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -141,7 +113,8 @@ pub(crate) async fn run(
     let view = client.cluster().await?;
     match command {
         BranchCommand::Create(arguments) => create(&mut client, &view, arguments, output).await,
-        BranchCommand::List { tree } => list(&view, tree, output),
+        BranchCommand::List { tree: false } => list::as_table(&view, output),
+        BranchCommand::List { tree: true } => list::as_tree(&client, &view, output).await,
         BranchCommand::Rename { name, new_name } => {
             let change = BranchChange {
                 name: Some(new_name.clone()),
@@ -200,19 +173,17 @@ async fn create(
     let made = create_soon(client, parent.timeline, name, (lsn, expires)).await;
     let what = format!("making branch {name} of {}", full_name(parent));
     let made = made.map_err(|source| client.refused(what, source))?;
+    let lsn = made.lsn;
     let line = made_line(client, made, wait_durable).await?;
     if output.is_json() {
         return output.json(&line);
     }
-    let BranchLine {
-        name,
-        begins_on,
-        lsn,
-        durable,
-        ..
-    } = line;
-    output.line(format!("branch {name} begins on {begins_on} at {lsn}"))?;
-    match durable {
+    let begins_on = line.begins_on.unwrap_or_default();
+    output.line(format!(
+        "branch {} begins on {begins_on} at {lsn}",
+        line.name
+    ))?;
+    match line.durable {
         true => Ok(()),
         false => output.line(
             "what it shares is not in the object store yet; it can be used, and `pal branch list` shows when it is",
@@ -282,7 +253,7 @@ async fn made_line(
     let mut watch = client.watch()?;
     let seen = watch.until(|view| {
         let branch = view.timeline(made.timeline)?;
-        let line = BranchLine::of(view, branch)?;
+        let line = BranchLine::of(view, branch);
         (line.durable || !wait_durable).then_some(line)
     });
     let seen = tokio::time::timeout(WAIT, seen).await.ok().flatten();
@@ -290,32 +261,6 @@ async fn made_line(
         what: "the branch is made, and what it shares is not in the object store yet".to_owned(),
         hint: Some("`pal branch list` shows when it is".to_owned()),
     })
-}
-
-fn list(view: &ClusterView, as_tree: bool, output: Output) -> Result<(), CliError> {
-    let mut branches: Vec<_> = view.timelines.iter().collect();
-    branches.sort_by_key(|view| full_name(view));
-    let line = |branch: &&TimelineView| BranchLine::of(view, branch);
-    if output.is_json() {
-        let lines: Vec<_> = branches.iter().filter_map(line).collect();
-        return output.json(&lines);
-    }
-    if as_tree {
-        let rows = tree(&branches).into_iter().map(|(name, branch)| {
-            let line = BranchLine::of(view, branch);
-            let cells = line.map_or_else(Vec::new, |line| line.cells());
-            // In a tree a place says what a branch begins on.
-            let rest = cells.into_iter().skip(2);
-            let mut row: Vec<_> = std::iter::once(name).chain(rest).collect();
-            row.resize(COLUMNS.len() - 1, String::new());
-            row
-        });
-        let [name, _, rest @ ..] = COLUMNS;
-        let columns: Vec<_> = std::iter::once(name).chain(rest).collect();
-        return output.table(&columns, rows.collect());
-    }
-    let rows = branches.iter().filter_map(line).map(|line| line.cells());
-    output.table(&COLUMNS, rows.collect())
 }
 
 /// Changes a branch; gives the name that it had.
@@ -426,63 +371,8 @@ async fn remove(
     place.map_or(Ok(()), ComputePlace::remove)
 }
 
-impl BranchLine {
-    /// `None` if it is no branch.
-    fn of(view: &ClusterView, branch: &TimelineView) -> Option<Self> {
-        let point = branch.branch?;
-        let parent = view.timeline(parent_of(branch)?);
-        Some(Self {
-            name: full_name(branch),
-            tenant_id: branch.timeline.tenant.to_string(),
-            timeline_id: branch.timeline.timeline.to_string(),
-            begins_on: parent.map_or_else(|| point.timeline.to_string(), full_name),
-            lsn: point.lsn,
-            created: shown(point.created_unix_ms),
-            expires: point.expires_unix_ms.map(shown),
-            is_protected: point.is_protected,
-            state: branch.status.state.name(),
-            durable: is_durable(view, branch),
-            written_by: Some(branch.source.clone()).filter(|source| !source.is_empty()),
-        })
-    }
-
-    /// In the order of [`COLUMNS`].
-    fn cells(self) -> Vec<String> {
-        vec![
-            self.name,
-            self.begins_on,
-            self.lsn.to_string(),
-            self.created,
-            self.state.to_owned(),
-            if self.durable { "yes" } else { "no" }.to_owned(),
-            match (self.is_protected, self.expires) {
-                (true, _) => "protected".to_owned(),
-                (false, expires) => expires.unwrap_or_else(|| "-".to_owned()),
-            },
-            self.written_by.unwrap_or_else(|| "-".to_owned()),
-        ]
-    }
-}
-
 fn parent_of(branch: &TimelineView) -> Option<TimelineRef> {
-    let point = branch.branch?;
-    Some(TimelineRef {
-        timeline: point.timeline,
-        ..branch.timeline
-    })
-}
-
-/// Whether all that a branch shares is in the object store.
-fn is_durable(view: &ClusterView, branch: &TimelineView) -> bool {
-    let mut branch = branch;
-    while let Some(point) = branch.branch {
-        let parent = parent_of(branch).and_then(|parent| view.timeline(parent));
-        match parent {
-            Some(parent) if parent.status.remote_consistent >= point.lsn => branch = parent,
-            _ => return false,
-        }
-    }
-    true
+    branch.begins_on().map(|(parent, _)| parent)
 }
 
 #[cfg(test)]
@@ -519,7 +409,7 @@ mod tests {
         }
     }
 
-    fn view(remote: u64) -> ClusterView {
+    pub(super) fn view(remote: u64) -> ClusterView {
         ClusterView {
             timelines: vec![
                 timeline("main", 1, None, remote),
@@ -528,19 +418,6 @@ mod tests {
             ],
             ..ClusterView::default()
         }
-    }
-
-    #[test]
-    fn a_branch_is_durable_when_all_that_it_shares_is() {
-        let durable = |remote| {
-            let view = view(remote);
-            view.timelines
-                .iter()
-                .map(|branch| is_durable(&view, branch))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(durable(99), [true, false, false]);
-        assert_eq!(durable(100), [true, true, true]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use palimpsest_proto::page::v1::{
     GetLsnAtTimeRequest, GetLsnAtTimeResponse, GetPagesRequest, GetPagesResponse,
     GetReadableRequest, GetReadableResponse, GetRelationMapRequest, GetRelationMapResponse,
     GetRelationSizeRequest, GetRelationSizeResponse, GetSlruSegmentRequest, GetSlruSegmentResponse,
-    ListRelationsRequest, ListRelationsResponse,
+    GetTimeAtLsnRequest, GetTimeAtLsnResponse, ListRelationsRequest, ListRelationsResponse,
     page_service_server::{PageService, PageServiceServer},
 };
 use palimpsest_runtime::TaskScope;
@@ -187,6 +187,13 @@ impl PageService for Pages {
         &self,
         _: Request<GetLsnAtTimeRequest>,
     ) -> Result<Response<GetLsnAtTimeResponse>, Status> {
+        Err(only_pages())
+    }
+
+    async fn get_time_at_lsn(
+        &self,
+        _: Request<GetTimeAtLsnRequest>,
+    ) -> Result<Response<GetTimeAtLsnResponse>, Status> {
         Err(only_pages())
     }
 }

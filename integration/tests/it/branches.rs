@@ -298,6 +298,14 @@ async fn p1_what_was_deleted_is_found_on_a_branch_at_a_time_before() {
         .await
         .unwrap();
     assert_eq!(there, LsnAtTime::BeforeOldest);
+    // And the other way round: the last that committed there was the table, more than a second before that time.
+    let late = served.client().time_at_lsn(branch, lsn.into()).await;
+    let late = late.unwrap().unwrap();
+    assert!(late <= time - Duration::from_secs(1), "{late:?} {time:?}");
+    assert!(late > time - PATIENCE, "{late:?} {time:?}");
+    let later = main.client().time_at_lsn(case.main, end.into()).await;
+    let later = later.unwrap().unwrap();
+    assert!(later > time, "{later:?} {time:?}");
     case.services.stop().await;
 }
 

@@ -249,6 +249,7 @@ async fn reads(services: &Embedded, crossed: TimelineRef, own: &Tenant) -> Resul
             "GetLsnAtTime",
             pages.lsn_at_time(crossed, SystemTime::now()).await.err(),
         ),
+        ("GetTimeAtLsn", pages.time_at_lsn(crossed, at).await.err()),
         ("GetBaseBackup", pages.base_backup(backup).await.err()),
     ];
     let ingest = connect_lazily(&address(services, Role::WalIngest)?)?;

@@ -66,6 +66,26 @@ pub struct TimelineDetails {
     pub problem: Option<String>,
 }
 
+/// What a timeline takes in the object store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineSize {
+    /// Which.
+    pub timeline: TimelineRef,
+    /// How much; or why a manifest can't be read.
+    pub stored: Result<StoredSize, String>,
+}
+
+/// Sizes of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredSize {
+    /// Those of its own.
+    pub own: ByteCount,
+    /// Those of what it begins on of which it sees something.
+    pub shared: ByteCount,
+    /// What goes if it is deleted; `None` if it can't be.
+    pub freed: Option<ByteCount>,
+}
+
 /// A PostgreSQL whose WAL is the history of a branch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComputeInfo {
@@ -163,6 +183,25 @@ impl AdminClient {
         let mut admin = self.admin.clone();
         let answer = within_deadline(admin.get_timeline(request)).await?;
         answer.try_into().map_err(malformed)
+    }
+
+    /// What the timelines of a tenant, or all, take in the object store.
+    ///
+    /// # Errors
+    /// What the storage-broker says.
+    pub async fn sizes(&self, tenant: Option<&str>) -> Result<Vec<TimelineSize>, RemoteError> {
+        let request = wire::GetTimelineSizesRequest {
+            tenant_name: tenant.unwrap_or_default().to_owned(),
+        };
+        let mut admin = self.admin.clone();
+        let mut pieces = within_deadline(admin.get_timeline_sizes(request)).await?;
+        let mut sizes = Vec::new();
+        while let Some(piece) = pieces.message().await? {
+            for size in piece.sizes {
+                sizes.push(size.try_into().map_err(malformed)?);
+            }
+        }
+        Ok(sizes)
     }
 
     /// The timelines of a tenant, or all, and then each that changes.
@@ -292,6 +331,51 @@ impl From<wire::StoredTimeline> for StoredTimeline {
             layer_bytes: ByteCount::new(message.layer_bytes),
             branches: message.branches,
             leases: message.leases,
+        }
+    }
+}
+
+impl From<TimelineSize> for wire::TimelineSize {
+    fn from(size: TimelineSize) -> Self {
+        let (stored, problem) = match size.stored {
+            Ok(stored) => (Some(stored.into()), String::new()),
+            Err(problem) => (None, problem),
+        };
+        Self {
+            timeline: Some(size.timeline.into()),
+            stored,
+            problem,
+        }
+    }
+}
+
+impl TryFrom<wire::TimelineSize> for TimelineSize {
+    type Error = InvalidMessageError;
+
+    fn try_from(message: wire::TimelineSize) -> Result<Self, Self::Error> {
+        Ok(Self {
+            timeline: message.timeline.try_into()?,
+            stored: message.stored.map(Into::into).ok_or(message.problem),
+        })
+    }
+}
+
+impl From<StoredSize> for wire::StoredSize {
+    fn from(size: StoredSize) -> Self {
+        Self {
+            own_bytes: size.own.get(),
+            shared_bytes: size.shared.get(),
+            freed_bytes: size.freed.map(ByteCount::get),
+        }
+    }
+}
+
+impl From<wire::StoredSize> for StoredSize {
+    fn from(message: wire::StoredSize) -> Self {
+        Self {
+            own: ByteCount::new(message.own_bytes),
+            shared: ByteCount::new(message.shared_bytes),
+            freed: message.freed_bytes.map(ByteCount::new),
         }
     }
 }

@@ -308,6 +308,16 @@ impl TimelineView {
         !self.source.is_empty()
     }
 
+    /// The timeline that it begins on, and where; `None` if it is no branch.
+    pub fn begins_on(&self) -> Option<(TimelineRef, Lsn)> {
+        let point = self.branch?;
+        let parent = TimelineRef {
+            timeline: point.timeline,
+            ..self.timeline
+        };
+        Some((parent, point.lsn))
+    }
+
     /// Whether it is what its tenant's source is read to: its first timeline, or the one that goes on with that since
     /// the source was promoted, and has its name.
     pub fn is_main(&self) -> bool {

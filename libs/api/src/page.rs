@@ -120,6 +120,16 @@ fn millis(patience: Duration) -> u32 {
         .max(1)
 }
 
+impl From<Lsn> for ReadAt {
+    /// As of this LSN, of which nothing else is known.
+    fn from(lsn: Lsn) -> Self {
+        Self {
+            lsn: Some(lsn),
+            ..Self::default()
+        }
+    }
+}
+
 impl From<ReadAt> for wire::ReadLsn {
     fn from(at: ReadAt) -> Self {
         Self {

@@ -78,6 +78,14 @@ impl LayerEntry {
         }
     }
 
+    /// The first LSN that sees something of it.
+    pub fn seen_from(&self) -> Lsn {
+        match self.kind {
+            LayerKind::Base(lsn) | LayerKind::Image(lsn) => lsn,
+            LayerKind::Delta(span) => Lsn::new(span.after.get().saturating_add(1)),
+        }
+    }
+
     /// Whether these are changes as they were written from WAL, which nobody has compacted yet.
     pub fn is_written(&self) -> bool {
         self.level == 0 && matches!(self.kind, LayerKind::Delta(_))

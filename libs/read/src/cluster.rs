@@ -110,6 +110,16 @@ pub async fn lsn_at_time<V: Versions>(
     Ok(TimeAt::Lsn(end.record.max(*readable.start())))
 }
 
+/// The latest time at which a transaction had ended at an LSN, in microseconds since the beginning of the year 2000, by
+/// [`CommitTime::PRECISION`]; `None` if none has since the base backup.
+///
+/// # Errors
+/// If a version can't be read.
+pub async fn time_at_lsn<V: Versions>(versions: &V, lsn: Lsn) -> Result<Option<i64>, ReadError> {
+    let latest = latest_end(versions, lsn).await?;
+    Ok(latest.map(|(_, end)| end.time))
+}
+
 /// The second in which the newest checkpoint at an LSN was made, if that is known: as a time of an end.
 async fn checkpoint_second<V: Versions>(versions: &V, lsn: Lsn) -> Result<Option<i64>, ReadError> {
     let key = Key::ControlData;

@@ -33,7 +33,7 @@ mod versions;
 
 pub use blocks::BlockCache;
 pub use cache::{CacheUse, PageCache};
-pub use cluster::{Cluster, TimeAt, cluster_at, lsn_at_time};
+pub use cluster::{Cluster, TimeAt, cluster_at, lsn_at_time, time_at_lsn};
 pub use error::ReadError;
 pub use inventory::{Batch, Inventory, Part};
 pub use layer_map::{LayerMap, Place};

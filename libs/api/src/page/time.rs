@@ -1,11 +1,11 @@
 //! Which LSN a time means.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use palimpsest_proto::page::v1 as wire;
 use palimpsest_types::Lsn;
 
-use super::{PageClient, malformed};
+use super::{PageClient, ReadAt, malformed};
 use crate::{
     convert::{InvalidMessageError, TimelineRef},
     status::RemoteError,
@@ -38,6 +38,33 @@ impl PageClient {
         };
         let answer = self.unary.clone().get_lsn_at_time(request).await?;
         answer.into_inner().try_into().map_err(malformed)
+    }
+
+    /// The latest time at which a transaction of a timeline had ended at an LSN; `None` if none has since the base
+    /// backup.
+    ///
+    /// # Errors
+    /// What page-serve says.
+    pub async fn time_at_lsn(
+        &self,
+        timeline: TimelineRef,
+        at: ReadAt,
+    ) -> Result<Option<SystemTime>, RemoteError> {
+        let request = wire::GetTimeAtLsnRequest {
+            timeline: Some(timeline.into()),
+            read_lsn: Some(at.into()),
+        };
+        let answer = self.unary.clone().get_time_at_lsn(request).await?;
+        Ok(answer.into_inner().unix_us.and_then(time_of))
+    }
+}
+
+/// The time so many microseconds after 1970, if the clocks of this system go so far.
+fn time_of(unix_us: i64) -> Option<SystemTime> {
+    let apart = Duration::from_micros(unix_us.unsigned_abs());
+    match unix_us {
+        0.. => UNIX_EPOCH.checked_add(apart),
+        _ => UNIX_EPOCH.checked_sub(apart),
     }
 }
 
@@ -80,8 +107,6 @@ impl TryFrom<wire::GetLsnAtTimeResponse> for LsnAtTime {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -102,5 +127,8 @@ mod tests {
         let second = Duration::from_secs(1);
         assert_eq!(unix_us(UNIX_EPOCH + second), 1_000_000);
         assert_eq!(unix_us(UNIX_EPOCH - second), -1_000_000);
+        for time in [UNIX_EPOCH + second, UNIX_EPOCH - second] {
+            assert_eq!(time_of(unix_us(time)), Some(time));
+        }
     }
 }

@@ -136,6 +136,18 @@ proptest! {
 }
 
 #[tokio::test]
+async fn at_an_lsn_it_is_the_latest_time_of_an_end() {
+    let made = made_of(&[5_000, 9_000, 7_000]);
+    let mut times = Vec::new();
+    for lsn in [100, 131, 132, 172, 400] {
+        times.push(time_at_lsn(&made, Lsn::new(lsn)).await.unwrap());
+    }
+    let none_yet = [None, None];
+    let ends = [Some(5_000), Some(9_000), Some(9_000)];
+    assert_eq!(times, [&none_yet[..], &ends[..]].concat());
+}
+
+#[tokio::test]
 async fn before_the_first_checkpoint_nothing_is_known() {
     for ends in [vec![], vec![7 * SECOND]] {
         let mut made = made_of(&ends);

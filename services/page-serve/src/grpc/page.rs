@@ -15,11 +15,12 @@ use palimpsest_proto::{
         GetDatabaseSizeResponse, GetLsnAtTimeRequest, GetLsnAtTimeResponse, GetPagesRequest,
         GetPagesResponse, GetReadableRequest, GetReadableResponse, GetRelationMapRequest,
         GetRelationMapResponse, GetRelationSizeRequest, GetRelationSizeResponse,
-        GetSlruSegmentRequest, GetSlruSegmentResponse, ListRelationsRequest, ListRelationsResponse,
-        ReadLsn, get_slru_segment_response::SlruPage, page_service_server::PageService,
+        GetSlruSegmentRequest, GetSlruSegmentResponse, GetTimeAtLsnRequest, GetTimeAtLsnResponse,
+        ListRelationsRequest, ListRelationsResponse, ReadLsn, get_slru_segment_response::SlruPage,
+        page_service_server::PageService,
     },
 };
-use palimpsest_read::{ReadError, TimeAt, TimelineReader, lsn_at_time};
+use palimpsest_read::{ReadError, TimeAt, TimelineReader, lsn_at_time, time_at_lsn};
 use palimpsest_runtime::TaskScope;
 use palimpsest_telemetry::trace;
 use palimpsest_types::{Fault, Lsn, SlruKind};
@@ -309,6 +310,21 @@ impl PageService for PageHandler {
             TimeAt::BeforeOldest => LsnAtTime::BeforeOldest,
         };
         Ok(holding(room, answer.into()))
+    }
+
+    async fn get_time_at_lsn(
+        &self,
+        request: Request<GetTimeAtLsnRequest>,
+    ) -> Result<Response<GetTimeAtLsnResponse>, Status> {
+        let GetTimeAtLsnRequest { timeline, read_lsn } = request.into_inner();
+        let begun = self.begin(Call::Small, timeline, read_lsn);
+        let Reading { reader, lsn, room } = begun.await?;
+        let latest = time_at_lsn(&*reader, lsn).await.map_err(failed)?;
+        let answer = GetTimeAtLsnResponse {
+            lsn: lsn.get(),
+            unix_us: latest.map(|time| time.saturating_add(POSTGRES_EPOCH_US)),
+        };
+        Ok(holding(room, answer))
     }
 }
 

@@ -6,10 +6,11 @@ use palimpsest_api::{
     tenant_settings::TenantSettings,
 };
 use palimpsest_manifest::{
-    KeySpan, LayerEntry, LayerKind, LsnSpan, SourceCluster, TimelineManifest, TimelineManifests,
+    KeySpan, LayerEntry, LayerKind, LsnSpan, Sequence, SourceCluster, TimelineManifest,
+    TimelineManifests,
 };
 use palimpsest_runtime::TaskScope;
-use palimpsest_store::ObjectStore;
+use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_types::{ByteCount, Key, Lsn, NodeId, SystemIdentifier, WriterEpoch};
 
 use super::{
@@ -135,6 +136,16 @@ impl Site {
         grown.lsn = lsn(up_to);
         grown.add_layers(vec![layer(2, kind)]).unwrap();
         manifests.publish(newest.number, grown).await.unwrap();
+    }
+
+    /// The newest manifest of a timeline is damaged from now on.
+    pub(super) async fn damage(&self, timeline: TimelineRef) {
+        let TimelineRef { tenant, timeline } = timeline;
+        let path = StorePath::timeline(tenant, timeline).child("manifest");
+        let sequence = Sequence::new(self.store.clone(), path);
+        let newest = sequence.newest().await.unwrap().unwrap();
+        let damaged = b"no manifest".as_slice().into();
+        sequence.append(newest.number, damaged).await.unwrap();
     }
 
     /// The newest manifest of a timeline.

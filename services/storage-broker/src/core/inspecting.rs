@@ -83,23 +83,29 @@ impl Broker {
         let unknown = InspectError::UnknownTimeline(timeline);
         let view = self.watch().borrow().timeline(timeline).cloned();
         let view = view.ok_or(unknown)?;
-        let manifests = self.manifests(timeline);
-        let newest = timeout(READING, manifests.newest()).await;
-        let (stored, problem) = match newest {
-            Ok(Ok(newest)) => (newest.as_ref().map(stored), None),
-            Ok(Err(error)) => (None, Some(error_detail(error.kind(), &error).message)),
-            Err(_) => (
-                None,
-                Some(format!(
-                    "the object store did not answer within {READING:?}"
-                )),
-            ),
+        let (stored, problem) = match self.newest_manifest(timeline).await {
+            Ok(newest) => (newest.as_ref().map(stored), None),
+            Err(problem) => (None, Some(problem)),
         };
         Ok(TimelineDetails {
             view,
             stored,
             problem,
         })
+    }
+
+    /// The newest manifest of a timeline, or why it can't be read.
+    pub(super) async fn newest_manifest(
+        &self,
+        timeline: TimelineRef,
+    ) -> Result<Option<Versioned<TimelineManifest>>, String> {
+        let manifests = self.manifests(timeline);
+        match timeout(READING, manifests.newest()).await {
+            Ok(newest) => newest.map_err(|error| error_detail(error.kind(), &error).message),
+            Err(_) => Err(format!(
+                "the object store did not answer within {READING:?}"
+            )),
+        }
     }
 
     /// The PostgreSQL clusters that write branches of a tenant, or of all.
@@ -396,6 +402,15 @@ mod tests {
             0,
             "what it shares is its parent's"
         );
+
+        // It is then that one asks.
+        site.damage(site.main).await;
+        let details = site.broker.timeline(site.main).await.unwrap();
+        assert_eq!(
+            (details.view.timeline_name.as_str(), details.stored),
+            ("main", None)
+        );
+        assert!(details.problem.unwrap().contains("manifest"));
 
         let nobody = "nobody".parse().unwrap();
         let error = site.broker.timelines(Some(&nobody)).unwrap_err();

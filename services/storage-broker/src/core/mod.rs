@@ -14,6 +14,7 @@ mod leasing;
 mod membership;
 mod picture;
 mod reattaching;
+mod sizing;
 mod sweeper;
 mod tenant;
 

@@ -7,12 +7,13 @@ use palimpsest_proto::admin::v1::{
     AttachTenantRequest, AttachTenantResponse, CreateBranchRequest, CreateBranchResponse,
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
     DropLeaseRequest, DropLeaseResponse, GetTenantSettingsRequest, GetTenantSettingsResponse,
-    GetTimelineRequest, GetTimelineResponse, LeaseLsnRequest, LeaseLsnResponse,
-    ListComputesRequest, ListComputesResponse, ListLeasesRequest, ListLeasesResponse,
-    ListTenantsRequest, ListTenantsResponse, ListTimelinesRequest, ListTimelinesResponse,
-    PatchTenantSettingsRequest, PatchTenantSettingsResponse, ReattachRequest, ReattachResponse,
-    SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
-    WatchTimelinesRequest, WatchTimelinesResponse,
+    GetTimelineRequest, GetTimelineResponse, GetTimelineSizesRequest, GetTimelineSizesResponse,
+    LeaseLsnRequest, LeaseLsnResponse, ListComputesRequest, ListComputesResponse,
+    ListLeasesRequest, ListLeasesResponse, ListTenantsRequest, ListTenantsResponse,
+    ListTimelinesRequest, ListTimelinesResponse, PatchTenantSettingsRequest,
+    PatchTenantSettingsResponse, ReattachRequest, ReattachResponse, SetBranchSourceRequest,
+    SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse, WatchTimelinesRequest,
+    WatchTimelinesResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
@@ -33,11 +34,15 @@ pub struct AdminApi {
     broker: Broker,
     /// Held by those who watch timelines.
     watchers: Arc<Semaphore>,
+    /// Held while manifests are read.
+    measuring: Arc<Semaphore>,
     scope: TaskScope,
 }
 
 /// Who watches timelines at the same time, at most.
 const WATCHERS: usize = 64;
+/// For how many the manifests of all timelines are read at the same time; others wait for their turn.
+const MEASURING: usize = 2;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -47,6 +52,7 @@ impl AdminApi {
         Self {
             broker,
             watchers: Arc::new(Semaphore::new(WATCHERS)),
+            measuring: Arc::new(Semaphore::new(MEASURING)),
             scope,
         }
     }
@@ -60,6 +66,7 @@ impl AdminApi {
 #[tonic::async_trait]
 impl AdminService for AdminApi {
     type ListTimelinesStream = Answers<ListTimelinesResponse>;
+    type GetTimelineSizesStream = Answers<GetTimelineSizesResponse>;
     type WatchTimelinesStream = Answers<WatchTimelinesResponse>;
 
     async fn list_tenants(
@@ -93,6 +100,26 @@ impl AdminService for AdminApi {
         let found = self.broker.timeline(timeline).await;
         let details = found.map_err(|error| untold(&error))?;
         Ok(Response::new(details.into()))
+    }
+
+    async fn get_timeline_sizes(
+        &self,
+        request: Request<GetTimelineSizesRequest>,
+    ) -> Result<Response<Self::GetTimelineSizesStream>, Status> {
+        let tenant = some_tenant(&request.into_inner().tenant_name)?;
+        let timelines = self.broker.timelines(tenant.as_ref());
+        let timelines = timelines.map_err(|error| untold(&error))?;
+        let (broker, measuring) = (self.broker.clone(), Arc::clone(&self.measuring));
+        // Within the stream, so that it ends with the call.
+        let sizes = stream::once(async move {
+            let _turn = measuring.acquire().await;
+            stream::iter(broker.sizes(&timelines).await)
+        });
+        let pieces = sizes.flatten().chunks(TIMELINES_AT_ONCE).map(|piece| {
+            let sizes = piece.into_iter().map(Into::into).collect();
+            Ok(GetTimelineSizesResponse { sizes })
+        });
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     async fn watch_timelines(

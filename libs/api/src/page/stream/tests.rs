@@ -120,6 +120,13 @@ impl PageService for FakePageServe {
     ) -> Result<Response<wire::GetLsnAtTimeResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn get_time_at_lsn(
+        &self,
+        _: Request<wire::GetTimeAtLsnRequest>,
+    ) -> Result<Response<wire::GetTimeAtLsnResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 pub(in crate::page) struct Server {

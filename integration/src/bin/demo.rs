@@ -30,7 +30,8 @@ enum Command {
         #[arg(long, default_value_t = demo::POSTGRES_PORT)]
         postgres_port: u16,
     },
-    /// Attach a PostgreSQL, make it write, and compare every page with PostgreSQL's own; then end.
+    /// Attach a PostgreSQL, undo an accident on a branch, make it write, and compare every page with PostgreSQL's own; then
+    /// end.
     Check {
         /// How much it writes; 1 is some 100 MB of WAL.
         #[arg(long, default_value_t = NonZeroU32::MIN)]

@@ -1,4 +1,6 @@
-use std::{num::NonZeroU32, path::Path, time::Duration};
+use std::{
+    fs::Permissions, num::NonZeroU32, os::unix::fs::PermissionsExt as _, path::Path, time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use palimpsest_api::{
@@ -22,7 +24,7 @@ use palimpsest_testkit::{
 };
 use palimpsest_types::Lsn;
 
-use super::primary::Primary;
+use super::{primary::Primary, story::Story};
 use crate::{
     embedded::ServedTimeline,
     judge::{self, Judge},
@@ -31,7 +33,7 @@ use crate::{
 };
 
 /// The tenant's name.
-const TENANT: &str = "check";
+pub(super) const TENANT: &str = "check";
 /// Fast: the reference's backup is taken while nothing else happens.
 const BACKUP_KIB_PER_SECOND: u32 = 1 << 20;
 /// How long the last WAL may be on its way.
@@ -61,7 +63,12 @@ struct Comparison<'a> {
 
 /// Attaches a new PostgreSQL, makes it write, and compares every page at `lsns` LSNs and the last.
 pub async fn check(scale: NonZeroU32, lsns: usize) -> Result<()> {
-    let directory = tempfile::Builder::new().prefix("pal-").tempdir()?;
+    // PostgreSQL, which never runs as root, has to reach what is started for branches.
+    let passable = Permissions::from_mode(0o755);
+    let directory = tempfile::Builder::new()
+        .prefix("pal-")
+        .permissions(passable)
+        .tempdir()?;
     let place = Place::claim(directory.path())?;
     let settings = StackSettings {
         port_base: PortBase::ANY,
@@ -100,7 +107,15 @@ async fn attach_and_compare(
         .await?
         .oldest;
     let (timeline, served) = serve(stack).await?;
-    say(&format!("attached; readable from {oldest} on; writing"));
+    say(&format!("attached; readable from {oldest} on"));
+    let story = Story {
+        common: &common,
+        cluster: &cluster,
+        served: &served,
+        timeline,
+    };
+    story.tell().await.context("undoing an accident")?;
+    say("writing all kinds of WAL");
 
     let case = tokio::task::block_in_place(|| Case::finish(cluster, options, backup, scale))?;
     wait_for(&served, timeline, case.end).await?;
@@ -145,7 +160,11 @@ async fn engine() -> Result<Engine> {
     Ok(Engine::start(settings).await?)
 }
 
-async fn wait_for(served: &ServedTimeline, timeline: TimelineRef, end: Lsn) -> Result<()> {
+pub(super) async fn wait_for(
+    served: &ServedTimeline,
+    timeline: TimelineRef,
+    end: Lsn,
+) -> Result<()> {
     let arrived = async {
         while served.client().readable(timeline).await?.1 < end {
             tokio::time::sleep(Duration::from_millis(50)).await;

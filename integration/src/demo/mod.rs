@@ -4,6 +4,7 @@
 mod check;
 mod postgres;
 mod primary;
+mod story;
 mod up;
 
 pub use check::check;

@@ -12,7 +12,10 @@ use palimpsest_runtime::CancellationToken;
 use palimpsest_service_kit::telemetry::{self, LogFormat};
 use palimpsest_settings::PortBase;
 
-use super::postgres::{DemoPostgres, Sample};
+use super::{
+    postgres::{DemoPostgres, Sample},
+    story::in_full,
+};
 
 /// What the demo is told.
 #[derive(Debug, Clone)]
@@ -73,14 +76,6 @@ async fn serve(
     match stack.wait(stop).await {
         None => Ok(()),
         Some(name) => bail!("{name} ended by itself; its last messages say why"),
-    }
-}
-
-/// With what to do about it, which the chain of causes does not hold.
-fn in_full(error: palimpsest_console::CliError) -> anyhow::Error {
-    match error.hint() {
-        Some(hint) => anyhow::anyhow!("{}; {hint}", error.in_full()),
-        None => error.into(),
     }
 }
 

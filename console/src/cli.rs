@@ -11,6 +11,7 @@ use crate::{
         completions::CompletionsArgs,
         doctor::DoctorArgs,
         export::ExportArgs,
+        init::InitArgs,
         layers::LayersCommand,
         lease::LeaseCommand,
         page::PageCommand,
@@ -78,6 +79,8 @@ pub enum Command {
     Down,
     /// Attach a running PostgreSQL 15: copy it, then follow its WAL.
     Attach(AttachArgs),
+    /// Make a tenant of an empty cluster, without any source: `pal start` runs it.
+    Init(InitArgs),
     /// Go on from a new base backup where WAL was lost at the source.
     ///
     /// For a timeline that has stopped because the source no longer has its WAL. What was there before stays readable,

@@ -1,5 +1,8 @@
+use std::path::{Path, PathBuf};
+
 use palimpsest_api::{
     RemoteError,
+    admin::{AdminClient, TenantInfo},
     broker::{BrokerClient, ClusterView, Role, TimelineView, watch_cluster},
     channel::connect_lazily,
     page::PageClient,
@@ -18,6 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Client {
     endpoint: String,
+    data: PathBuf,
     local: Option<Announcement>,
     broker: BrokerClient,
 }
@@ -45,6 +49,7 @@ impl Client {
             .map_err(CliError::remote("the address of the storage-broker"))?;
         Ok(Self {
             endpoint,
+            data: common.data.clone(),
             local,
             broker,
         })
@@ -53,6 +58,11 @@ impl Client {
     /// Where the broker is.
     pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
     }
 
     /// What the data directory says, if the broker was found there.
@@ -69,6 +79,21 @@ impl Client {
     pub(crate) async fn cluster(&mut self) -> Result<ClusterView, CliError> {
         let view = self.broker.cluster().await;
         view.map_err(|source| self.refused("asking for the timelines", source))
+    }
+
+    /// What people and consoles ask.
+    pub(crate) fn admin(&self) -> Result<AdminClient, CliError> {
+        let admin = AdminClient::new(&self.endpoint);
+        admin.map_err(CliError::remote("the address of the storage-broker"))
+    }
+
+    /// Whether the tenant of a timeline has a source that is read.
+    pub(crate) async fn has_source(&self, timeline: &TimelineView) -> Result<bool, CliError> {
+        let tenants = self.admin()?.tenants().await;
+        let tenants = tenants.map_err(|error| self.refused("asking for the tenants", error))?;
+        let of_timeline = |tenant: &&TenantInfo| tenant.tenant == timeline.timeline.tenant;
+        let tenant = tenants.iter().find(of_timeline);
+        Ok(tenant.is_some_and(|tenant| !tenant.source.is_empty()))
     }
 
     /// Pictures from now on.

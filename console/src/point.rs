@@ -1,18 +1,27 @@
 //! Which LSN of a timeline a person means.
 
-use std::time::SystemTime;
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use palimpsest_api::{
     broker::{ClusterView, TimelineState, TimelineView},
     page::LsnAtTime,
 };
+use palimpsest_postgres::{ConnInfo, Connection};
 use palimpsest_types::Lsn;
+use tokio::time::timeout;
 
 use crate::{
     client::{Client, full_name},
+    compute::ComputePlace,
     error::CliError,
     moment::{Moment, system_time},
 };
+
+/// How long a server of this machine may take to say how far it is.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The LSN of a timeline at a moment, or the newest.
 pub(crate) async fn point(
@@ -36,9 +45,29 @@ pub(crate) async fn point(
             let pages = client.pages(view).await?;
             let readable = pages.readable(timeline).await;
             let what = format!("asking how far {} is", full_name(view_of));
-            Ok(readable.map_err(CliError::remote(what))?.1)
+            let (_, newest) = readable.map_err(CliError::remote(what))?;
+            // What was committed a moment ago is meant, too, as far as it can be known.
+            let committed = committed_here(client.data(), view_of).await;
+            Ok(newest.max(committed.unwrap_or_default()))
         }
     }
+}
+
+/// How far the PostgreSQL has written that was started here for a timeline, if that answers. Of others only their owners
+/// know the password.
+async fn committed_here(data: &Path, view_of: &TimelineView) -> Option<Lsn> {
+    if !ComputePlace::is_here(data, view_of.timeline) {
+        return None;
+    }
+    let source: ConnInfo = view_of.source.parse().ok()?;
+    let asked = async {
+        let mut connection = Connection::connect(&source).await.ok()?;
+        let identity = connection.identify_system().await.ok();
+        connection.close().await;
+        identity
+    };
+    let identity = timeout(PATIENCE, asked).await.ok()??;
+    (view_of.source_cluster == Some(identity.system_id)).then_some(identity.xlogpos)
 }
 
 /// The LSN that a time means, if there is one.

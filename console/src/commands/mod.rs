@@ -6,6 +6,7 @@ pub mod completions;
 pub mod doctor;
 mod down;
 pub mod export;
+pub mod init;
 pub mod layers;
 pub mod lease;
 pub mod page;
@@ -36,6 +37,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Up(arguments) => up::run(&common, arguments, output).await,
         Command::Down => down::run(&common, output).await,
         Command::Attach(arguments) => attach::run(&common, arguments, output).await,
+        Command::Init(arguments) => init::run(&common, arguments, output).await,
         Command::Reattach(arguments) => reattach::run(&common, arguments, output).await,
         Command::Doctor(arguments) => doctor::run(&common, arguments, output).await,
         Command::Status => status::run(&common, output).await,

@@ -82,7 +82,7 @@ pub(crate) async fn run(
     let view = client.cluster().await?;
     let branch = find(&view, &arguments.name)?;
     let name = full_name(branch);
-    expect_branch(branch)?;
+    expect_branch(&client, branch).await?;
     let place = ComputePlace::claim(&common.data, branch.timeline)?;
     let server = Server::new(&arguments.programs, &place)?;
     expect_passable(&place, &server)?;
@@ -142,11 +142,14 @@ pub(crate) async fn run(
     }
 }
 
-/// The first timeline of a tenant is written by its source.
-fn expect_branch(timeline: &TimelineView) -> Result<(), CliError> {
+/// What a tenant's source is read to is written by that.
+async fn expect_branch(client: &Client, timeline: &TimelineView) -> Result<(), CliError> {
     let why = match timeline.branch {
-        _ if timeline.is_main() => "is what its source is read to",
-        None => "is what its source was read to before a promotion",
+        None if timeline.is_main() => "is what its source is read to",
+        None => "is what its source was read to before",
+        Some(_) if timeline.is_main() && client.has_source(timeline).await? => {
+            "is what its source is read to"
+        }
         Some(_) => return Ok(()),
     };
     Err(failed(
@@ -194,7 +197,7 @@ fn expect_nobody_elsewhere(branch: &TimelineView, arguments: &StartArgs) -> Resu
 }
 
 /// As root, what is started runs as another user.
-fn expect_passable(place: &ComputePlace, server: &Server) -> Result<(), CliError> {
+pub(super) fn expect_passable(place: &ComputePlace, server: &Server) -> Result<(), CliError> {
     let barred = server.user().and_then(|user| place.barred_to(user));
     match barred {
         None => Ok(()),
@@ -275,10 +278,8 @@ fn configure(
     record: &Record,
     is_read_only: bool,
 ) -> Result<(), CliError> {
-    let path = place.data().join("postgresql.conf");
-    let brought = std::fs::read_to_string(&path).map_err(CliError::file(&path))?;
     let own = settings(record.port, &place.sockets(), is_read_only);
-    server.write("postgresql.conf", &format!("{brought}{own}"))?;
+    server.append("postgresql.conf", &own)?;
     server.write("pg_hba.conf", &access(Access::Closed, &record.superuser))?;
     let users = [user_name(), "postgres".to_owned()];
     let users: Vec<_> = users.iter().map(String::as_str).collect();
@@ -381,7 +382,7 @@ fn new_identifier() -> SystemIdentifier {
     SystemIdentifier::new((seconds << 32) | u64::from(rand::random::<u32>()))
 }
 
-fn free_port() -> Result<u16, CliError> {
+pub(super) fn free_port() -> Result<u16, CliError> {
     let bound = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
     let address = bound.map_err(|error| failed(format!("there is no free port: {error}"), ""))?;
     Ok(address.port())

@@ -132,8 +132,8 @@ async fn delete(
     output: Output,
 ) -> Result<(), CliError> {
     let name = &arguments.name;
-    let mut of_tenant = view.timelines.iter();
-    let Some(timeline) = of_tenant.find(|timeline| timeline.tenant_name == *name) else {
+    let of_tenant = view.timelines.iter().filter(|of| of.tenant_name == *name);
+    let Some(timeline) = of_tenant.max_by_key(|of| of.is_main()) else {
         return Err(CliError::UnknownTenant {
             name: name.clone(),
             known: tenants(view).into_iter().map(|line| line.name).collect(),
@@ -160,9 +160,11 @@ fn confirmed(timeline: &TimelineView) -> Result<bool, CliError> {
         ..
     } = timeline;
     let mut stderr = std::io::stderr();
-    let question = format!(
-        "delete tenant {tenant_name}, every page stored of it, and slot {slot} at {source}? [y/N] "
-    );
+    let slot = match source.is_empty() {
+        true => String::new(),
+        false => format!(", and slot {slot} at {source}"),
+    };
+    let question = format!("delete tenant {tenant_name}, every page stored of it{slot}? [y/N] ");
     let asked = write!(stderr, "{question}").and_then(|()| stderr.flush());
     let mut answer = String::new();
     let answered = asked.and_then(|()| std::io::stdin().lock().read_line(&mut answer));

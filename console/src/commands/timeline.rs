@@ -1,7 +1,6 @@
 //! `pal timeline`.
 
 use clap::Subcommand;
-use palimpsest_api::admin::AdminClient;
 
 use crate::{
     cli::Common,
@@ -40,8 +39,7 @@ pub(crate) async fn run(
             output.table(&TIMELINE_COLUMNS, rows)
         }
         TimelineCommand::Show { name } => {
-            let admin = AdminClient::new(client.endpoint());
-            let admin = admin.map_err(CliError::remote("the address of the storage-broker"))?;
+            let admin = client.admin()?;
             let told = admin.timeline(find(&view, &name)?.timeline).await;
             let details =
                 told.map_err(|error| client.refused(format!("asking for {name}"), error))?;

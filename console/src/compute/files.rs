@@ -35,6 +35,23 @@ logging_collector = off
     text
 }
 
+/// The same of a cluster that is there only to be attached: nobody else reaches it, and it is made again if it is lost.
+pub(crate) fn first_settings(port: u16, sockets: &Path) -> String {
+    let sockets = quoted(&sockets.display().to_string());
+    format!(
+        "
+# By `pal init`.
+port = {port}
+listen_addresses = ''
+unix_socket_directories = {sockets}
+unix_socket_permissions = 0700
+wal_level = replica
+max_slot_wal_keep_size = 1GB
+fsync = off
+"
+    )
+}
+
 /// `pg_hba.conf`. Whoever comes first in it counts.
 pub(crate) fn access(access: Access, superuser: &str) -> String {
     let own = double_quoted(superuser);

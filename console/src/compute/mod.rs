@@ -6,6 +6,7 @@
 //!                   data/         the data directory
 //!                   run/          its socket, for its owner alone
 //!                   log           what it says
+//! computes/init-TENANT/           the same of one that is only there while `pal init` makes a tenant of it
 //! ```
 
 mod collations;
@@ -13,7 +14,7 @@ mod files;
 mod place;
 mod server;
 
-pub(crate) use files::{Access, access, settings, user_maps};
+pub(crate) use files::{Access, access, first_settings, settings, user_maps};
 pub(crate) use place::{ComputePlace, Record};
 pub use server::Programs;
 pub(crate) use server::Server;

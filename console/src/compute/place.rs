@@ -55,7 +55,18 @@ impl ComputePlace {
     /// # Errors
     /// If somebody else starts or stops this one, or it can't be written.
     pub(crate) fn claim(data: &Path, branch: TimelineRef) -> Result<Self, CliError> {
-        let dir = directory(data, branch);
+        Self::make(directory(data, branch))
+    }
+
+    /// The one of a cluster that a tenant is made of; its name is a good one.
+    ///
+    /// # Errors
+    /// As [`ComputePlace::claim`].
+    pub(crate) fn claim_first(data: &Path, tenant: &str) -> Result<Self, CliError> {
+        Self::make(data.join("computes").join(format!("init-{tenant}")))
+    }
+
+    fn make(dir: PathBuf) -> Result<Self, CliError> {
         let made = DirBuilder::new().recursive(true).mode(0o711).create(&dir);
         made.map_err(CliError::file(&dir))?;
         Self::take(dir)
@@ -94,6 +105,11 @@ impl ComputePlace {
             true => Self::claim(data, branch).map(Some),
             false => Ok(None),
         }
+    }
+
+    /// Whether one was started for a branch.
+    pub(crate) fn is_here(data: &Path, branch: TimelineRef) -> bool {
+        directory(data, branch).join(RECORD).exists()
     }
 
     /// The one that was started for a branch of this name, by what is remembered here alone.
@@ -200,13 +216,12 @@ impl ComputePlace {
 
     /// Makes the directory of the socket.
     pub(crate) fn make_sockets(&self) -> Result<(), CliError> {
-        let path = self.sockets();
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(CliError::file(&path)(error))
-            }
-            _ => Ok(()),
-        }
+        own_directory(&self.sockets())
+    }
+
+    /// Makes the data directory, with nothing in it.
+    pub(crate) fn make_data(&self) -> Result<(), CliError> {
+        own_directory(&self.data())
     }
 
     /// Gives what it has to the user as whom it runs.
@@ -235,6 +250,15 @@ impl ComputePlace {
             found.mode() & bit == 0
         };
         self.dir.ancestors().find(bars).map(Path::to_owned)
+    }
+}
+
+fn own_directory(path: &Path) -> Result<(), CliError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(CliError::file(path)(error))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -7,13 +7,17 @@ use std::{
     },
     path::{self, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use clap::Args;
 use palimpsest_postgres::ControlFile;
 use palimpsest_redo_postgres::RunAs;
 use palimpsest_types::Lsn;
-use tokio::task::spawn_blocking;
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 
 use super::{ComputePlace, Record, files::quoted};
 use crate::{error::CliError, stack::default_pg_bin};
@@ -38,6 +42,9 @@ pub(crate) struct Server {
 
 /// How long it may take to start or to stop; what it does goes on after that.
 const PATIENCE_SECONDS: u32 = 120;
+/// How long an initdb may take that nobody waits for any more.
+const INITDB: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(100);
 /// Lines of its log that a person is shown.
 const LAST_WORDS: usize = 5;
 /// `pg_ctl status`: nothing runs there.
@@ -67,12 +74,58 @@ impl Server {
 
     /// How a program reaches it: by the socket, as the superuser.
     pub(crate) fn conninfo(&self, record: &Record) -> String {
+        self.conninfo_as(&record.superuser, record.port)
+    }
+
+    /// The same of one of which nothing is remembered.
+    pub(crate) fn conninfo_as(&self, superuser: &str, port: u16) -> String {
         format!(
-            "host={} port={} user={} dbname=postgres",
+            "host={} port={port} user={} dbname=postgres",
             quoted(&self.sockets.display().to_string()),
-            record.port,
-            quoted(&record.superuser),
+            quoted(superuser),
         )
+    }
+
+    /// Whether a connection string leads to its socket.
+    pub(crate) fn is_its(&self, conninfo: &str) -> bool {
+        conninfo.contains(&self.sockets.display().to_string())
+    }
+
+    /// Makes the cluster, of which only who reaches the socket may be anybody.
+    pub(crate) async fn init(&self, superuser: &str, arguments: &[String]) -> Result<(), CliError> {
+        let mut command = self.command("initdb");
+        command
+            .args(["--auth=trust", "--no-sync", "--username", superuser])
+            .args(arguments);
+        let made = self.run(command).await?;
+        match made.status.success() {
+            true => Ok(()),
+            false => Err(CliError::Failed {
+                what: said("it can't be made", &made.stderr),
+                hint: None,
+            }),
+        }
+    }
+
+    /// Ends it at once, if it runs: nothing that it has is needed any more.
+    pub(crate) async fn kill(&self) -> Result<(), CliError> {
+        let begun = Instant::now();
+        while self.is_running().await? {
+            let ended = self.pg_ctl(&["stop", "-m", "immediate", "-w"]).await?;
+            // An initdb that was left alone has servers that take no orders, each for a moment.
+            if !ended.status.success() && begun.elapsed() > INITDB {
+                return Err(self.failed("it does not stop", &ended.stderr));
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Writes a file of its own anew, with something at its end.
+    pub(crate) fn append(&self, name: &str, text: &str) -> Result<(), CliError> {
+        let path = self.data.join(name);
+        let before = fs::read_to_string(&path).map_err(CliError::file(&path))?;
+        self.write(name, &format!("{before}{text}"))
     }
 
     /// Whether it runs.
@@ -190,14 +243,21 @@ impl Server {
     }
 
     async fn pg_ctl(&self, arguments: &[&str]) -> Result<std::process::Output, CliError> {
-        let mut command = Command::new(self.programs.join("pg_ctl"));
-        command.arg("-D").arg(&self.data).args(arguments);
+        let mut command = self.command("pg_ctl");
+        command.args(arguments);
+        self.run(command).await
+    }
+
+    /// A program of PostgreSQL's that works on the data directory, as its owner.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.programs.join(program));
+        command.arg("-D").arg(&self.data);
         // The server keeps what it is given for its life: nothing of ours.
         command.current_dir("/").stdin(Stdio::null());
         if let Some(RunAs { uid, gid }) = self.user {
             command.uid(uid).gid(gid).env("HOME", "/");
         }
-        self.run(command).await
+        command
     }
 
     async fn run(&self, mut command: Command) -> Result<std::process::Output, CliError> {
@@ -223,12 +283,16 @@ impl Server {
         lines.get(from..).unwrap_or_default().join("\n")
     }
 
-    fn failed(&self, what: &str, said: &[u8]) -> CliError {
-        let said = String::from_utf8_lossy(said);
-        let said = said.trim().replace('\n', "; ");
+    fn failed(&self, what: &str, stderr: &[u8]) -> CliError {
         CliError::Failed {
-            what: format!("{what}: {said}"),
+            what: said(what, stderr),
             hint: Some(format!("its log: {}", self.log.display())),
         }
     }
+}
+
+/// What a program has said of what happened, in one line.
+fn said(what: &str, stderr: &[u8]) -> String {
+    let said = String::from_utf8_lossy(stderr);
+    format!("{what}: {}", said.trim().replace('\n', "; "))
 }

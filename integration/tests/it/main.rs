@@ -21,6 +21,7 @@ mod end_to_end;
 mod exports;
 mod fencing;
 mod gist;
+mod init;
 mod kill;
 mod laggards;
 mod leases;

@@ -205,6 +205,11 @@ pub enum AssignedTask {
         /// Do not insist on dropping the slot.
         forget_slot: bool,
     },
+    /// Remove the slot, and what is on the writer's disk.
+    Leave {
+        /// Do not insist on dropping the slot.
+        forget_slot: bool,
+    },
 }
 
 /// The whole picture.

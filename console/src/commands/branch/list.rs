@@ -8,7 +8,7 @@ use std::{
 use futures::{StreamExt as _, stream};
 use palimpsest_api::{
     TimelineRef,
-    admin::{AdminClient, StoredSize, TimelineSize},
+    admin::{StoredSize, TimelineSize},
     broker::{ClusterView, TimelineView},
     page::{PageClient, ReadAt},
 };
@@ -139,9 +139,7 @@ fn sorted(view: &ClusterView) -> Vec<&TimelineView> {
 async fn sizes(
     client: &Client,
 ) -> Result<HashMap<TimelineRef, Result<StoredSize, String>>, CliError> {
-    let admin = AdminClient::new(client.endpoint());
-    let admin = admin.map_err(CliError::remote("the address of the storage-broker"))?;
-    let sizes = admin.sizes(None).await;
+    let sizes = client.admin()?.sizes(None).await;
     let sizes = sizes.map_err(|error| client.refused("asking what the branches take", error))?;
     let sizes = sizes
         .into_iter()

@@ -169,6 +169,27 @@ impl BrokerClient {
         answer.timeline.try_into().map_err(malformed)
     }
 
+    /// Has a tenant's source be read no more.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn leave_source(
+        &mut self,
+        tenant: &str,
+        forget_slot: bool,
+    ) -> Result<Branched, RemoteError> {
+        let request = admin::LeaveSourceRequest {
+            tenant_name: tenant.to_owned(),
+            forget_slot,
+        };
+        let answer = within_deadline(self.admin.leave_source(request)).await?;
+        Ok(Branched {
+            timeline: answer.timeline.try_into().map_err(malformed)?,
+            begins_on: answer.begins_on.try_into().map_err(malformed)?,
+            lsn: Lsn::new(answer.lsn),
+        })
+    }
+
     /// The settings of a tenant, and what holds where it has none.
     ///
     /// # Errors

@@ -264,9 +264,10 @@ pub fn status_from_wire(
 
 /// An assignment as a message.
 pub fn assignment_to_wire(assignment: Assignment) -> wire::Assignment {
-    let (deleting, forget_slot) = match assignment.task {
-        AssignedTask::Ingest => (false, false),
-        AssignedTask::Delete { forget_slot } => (true, forget_slot),
+    let (deleting, leaving, forget_slot) = match assignment.task {
+        AssignedTask::Ingest => (false, false, false),
+        AssignedTask::Delete { forget_slot } => (true, false, forget_slot),
+        AssignedTask::Leave { forget_slot } => (false, true, forget_slot),
     };
     wire::Assignment {
         timeline: Some(assignment.timeline.into()),
@@ -277,6 +278,7 @@ pub fn assignment_to_wire(assignment: Assignment) -> wire::Assignment {
         branch_writer: assignment.writer.map(Into::into),
         reattach: assignment.reattach.map(Into::into),
         settings: Some(assignment.settings.into()),
+        leaving,
     }
 }
 
@@ -322,11 +324,11 @@ impl TryFrom<wire::Assignment> for Assignment {
     type Error = InvalidMessageError;
 
     fn try_from(message: wire::Assignment) -> Result<Self, Self::Error> {
-        let task = match message.deleting {
-            false => AssignedTask::Ingest,
-            true => AssignedTask::Delete {
-                forget_slot: message.forget_slot,
-            },
+        let forget_slot = message.forget_slot;
+        let task = match (message.deleting, message.leaving) {
+            (false, false) => AssignedTask::Ingest,
+            (true, _) => AssignedTask::Delete { forget_slot },
+            (false, true) => AssignedTask::Leave { forget_slot },
         };
         Ok(Self {
             timeline: message.timeline.try_into()?,

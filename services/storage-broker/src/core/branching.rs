@@ -101,7 +101,7 @@ const PIN_HOLDS: Duration = Duration::from_secs(60 * 60);
 /// Of a page of WAL; that of the first one of a segment.
 const LONGEST_HEADER: u64 = 40;
 /// No attempt goes on for longer.
-const LONGEST: Duration = Duration::from_secs(10 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Branches that one storage-broker makes side by side.
 pub(super) const AT_ONCE: usize = 4;
 
@@ -182,7 +182,7 @@ impl Broker {
     }
 
     /// A pin, a manifest, and what the catalog is to list of them.
-    async fn make(
+    pub(super) async fn make(
         &self,
         point: Point,
         (name, expires_unix_ms): (Name, Option<u64>),
@@ -310,7 +310,7 @@ pub(super) fn end_of(manifest: &TimelineManifest, lsn: Lsn) -> Lsn {
     record_end(lsn, SegmentSize::new(size).unwrap_or(SegmentSize::DEFAULT))
 }
 
-fn branched(on: TimelineRef, branch: &Branch) -> Branched {
+pub(super) fn branched(on: TimelineRef, branch: &Branch) -> Branched {
     let timeline = |timeline| TimelineRef { timeline, ..on };
     Branched {
         timeline: timeline(branch.id),

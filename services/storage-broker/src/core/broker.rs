@@ -461,7 +461,10 @@ impl State {
         let branches = catalog.tenants().iter().flat_map(Tenant::going_writers);
         let branches = branches.filter(is_gone);
         let branches = branches.map(|timeline| Change::ForgetBranchSource { timeline });
-        for change in tenants.chain(branches) {
+        let left = catalog.tenants().iter();
+        let left = left.filter_map(Tenant::leaving_timeline).filter(is_gone);
+        let left = left.map(|left| Change::HasLeft { left });
+        for change in tenants.chain(branches).chain(left) {
             let command = Command {
                 change,
                 answer: None,

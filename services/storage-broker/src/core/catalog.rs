@@ -2,6 +2,7 @@
 
 mod branches;
 mod configuring;
+mod leaving;
 mod promotion;
 mod reattach;
 #[cfg(test)]
@@ -80,6 +81,24 @@ pub enum Change {
         new: Branch,
         /// Not later than this, in milliseconds since 1970: what it needs may be gone then.
         before_unix_ms: u64,
+    },
+    /// A tenant's source is to be read no more: a branch that begins where that ended stands in for it.
+    LeaveSource {
+        /// What it was read to.
+        left: TimelineRef,
+        /// Whose history that is.
+        cluster: SystemIdentifier,
+        /// Do not insist on dropping the slot.
+        forget_slot: bool,
+        /// The branch; its name is found here.
+        new: Branch,
+        /// Not later than this, in milliseconds since 1970: what it needs may be gone then.
+        before_unix_ms: u64,
+    },
+    /// Nothing is left at a source that is read no more, nor with who read it.
+    HasLeft {
+        /// What it was read to.
+        left: TimelineRef,
     },
     /// A branch is to be different.
     UpdateBranch {
@@ -296,9 +315,9 @@ impl Change {
     /// It is not to be made later than this, in milliseconds since 1970.
     pub fn before_unix_ms(&self) -> Option<u64> {
         match self {
-            Self::Branch { before_unix_ms, .. } | Self::Follow { before_unix_ms, .. } => {
-                Some(*before_unix_ms)
-            }
+            Self::Branch { before_unix_ms, .. }
+            | Self::Follow { before_unix_ms, .. }
+            | Self::LeaveSource { before_unix_ms, .. } => Some(*before_unix_ms),
             _ => None,
         }
     }
@@ -342,6 +361,17 @@ impl Catalog {
                 new,
                 ..
             } => self.follow(*left, *promotion, *cluster, new),
+            Change::LeaveSource {
+                left,
+                cluster,
+                forget_slot,
+                new,
+                ..
+            } => self.leave_source(*left, *cluster, *forget_slot, new),
+            Change::HasLeft { left } => {
+                self.has_left(*left);
+                Ok(*left)
+            }
             Change::UpdateBranch {
                 timeline,
                 name,
@@ -393,7 +423,9 @@ impl Catalog {
                 .is_none_or(|slot| slot.as_str() == tenant.slot);
             return match tenant.state {
                 TenantState::Deleting { .. } => Err(CatalogError::BeingDeleted(new.name.clone())),
-                TenantState::Attached if tenant.source == new.source && same_slot => {
+                TenantState::Attached
+                    if tenant.has_source() && tenant.source == new.source && same_slot =>
+                {
                     Ok(tenant.main())
                 }
                 TenantState::Attached => Err(CatalogError::Differs(new.name.clone())),
@@ -412,7 +444,11 @@ impl Catalog {
         slot: &str,
     ) -> Result<(), CatalogError> {
         let mut others = self.tenants.iter().filter(|tenant| tenant.name != *name);
-        match others.find(|tenant| tenant.source == *source && tenant.slot == slot) {
+        let holds = |tenant: &&Tenant| {
+            let is_read = tenant.has_source() || tenant.leaving.is_some();
+            is_read && tenant.source == *source && tenant.slot == slot
+        };
+        match others.find(holds) {
             Some(owner) => Err(CatalogError::SlotTaken {
                 slot: slot.to_owned(),
                 owner: owner.name.clone(),

@@ -2,7 +2,9 @@
 
 use palimpsest_api::{
     TimelineRef,
-    broker::{Branched, LeavingWriter, Member, Promotion, Role, TimelineState, TimelineStatus},
+    broker::{
+        Assignment, Branched, LeavingWriter, Member, Promotion, Role, TimelineState, TimelineStatus,
+    },
     tenant_settings::TenantSettings,
 };
 use palimpsest_manifest::{
@@ -92,13 +94,17 @@ impl Site {
         self.broker.follow_promotion(writer, promotion).await
     }
 
-    /// A timeline's writer says what happens to it.
-    pub(super) async fn tell(&self, timeline: TimelineRef, state: TimelineState) {
+    /// A timeline's writer says what happens to it; what it is to do.
+    pub(super) async fn tell(
+        &self,
+        timeline: TimelineRef,
+        state: TimelineState,
+    ) -> Vec<Assignment> {
         let status = TimelineStatus {
             state,
             ..TimelineStatus::default()
         };
-        self.tell_status(timeline, status).await;
+        self.tell_status(timeline, status).await
     }
 
     /// A timeline's writer has read WAL up to here.
@@ -111,7 +117,7 @@ impl Site {
         self.tell_status(timeline, status).await;
     }
 
-    async fn tell_status(&self, timeline: TimelineRef, status: TimelineStatus) {
+    async fn tell_status(&self, timeline: TimelineRef, status: TimelineStatus) -> Vec<Assignment> {
         let member = Member {
             node: NodeId::from_bytes([9; 16]),
             role: Role::WalIngest,
@@ -120,7 +126,7 @@ impl Site {
             tenant_defaults: TenantSettings::default(),
         };
         let statuses = vec![(timeline, status)];
-        self.broker.heartbeat(member, statuses).await.unwrap();
+        self.broker.heartbeat(member, statuses).await.unwrap()
     }
 
     /// A timeline has come to here.

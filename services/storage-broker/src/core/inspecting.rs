@@ -233,12 +233,16 @@ fn is_of(view: &TimelineView, tenant: Option<&Name>) -> bool {
 }
 
 fn tenant_info(tenant: &Tenant) -> TenantInfo {
+    let of_source = |text: String| match tenant.has_source() {
+        true => text,
+        false => String::new(),
+    };
     TenantInfo {
         tenant: tenant.id,
         name: tenant.name.to_string(),
         deleting: tenant.state != TenantState::Attached,
-        source: tenant.source.redacted(),
-        slot: tenant.slot.clone(),
+        source: of_source(tenant.source.redacted()),
+        slot: of_source(tenant.slot.clone()),
         cluster: tenant.cluster,
         main: tenant.main(),
         timelines: u32::try_from(tenant.timelines().count()).unwrap_or(u32::MAX),

@@ -11,6 +11,7 @@ mod configuring;
 mod fixture;
 mod inspecting;
 mod leasing;
+mod leaving;
 mod membership;
 mod picture;
 mod reattaching;

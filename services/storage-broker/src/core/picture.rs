@@ -13,7 +13,7 @@ use super::{
     branch::Branch,
     catalog::Catalog,
     membership::Membership,
-    tenant::{Tenant, TenantState},
+    tenant::{LeavingSource, Tenant, TenantState},
 };
 
 /// The whole picture. Passwords stay here.
@@ -150,11 +150,37 @@ pub(super) fn assignments(
 ) -> Vec<Assignment> {
     let owned = membership.owned_by(node);
     owned
-        .filter_map(|timeline| match catalog.tenant(timeline) {
-            Some(tenant) => first_assignment(catalog, tenant, membership),
-            None => branch_assignment(catalog, timeline),
+        .filter_map(|timeline| {
+            let tenant = catalog.tenant_of(timeline.tenant)?;
+            match () {
+                () if tenant.leaving_timeline() == Some(timeline) => leave_assignment(tenant),
+                () if tenant.timeline() == timeline => {
+                    first_assignment(catalog, tenant, membership)
+                }
+                () => branch_assignment(catalog, timeline),
+            }
         })
         .collect()
+}
+
+/// What the source was read to ends.
+fn leave_assignment(tenant: &Tenant) -> Option<Assignment> {
+    let LeavingSource {
+        timeline,
+        forget_slot,
+    } = tenant.leaving?;
+    Some(Assignment {
+        timeline: TimelineRef {
+            tenant: tenant.id,
+            timeline,
+        },
+        source: tenant.source.expose().to_owned(),
+        slot: tenant.slot.clone(),
+        task: AssignedTask::Leave { forget_slot },
+        writer: None,
+        reattach: None,
+        settings: tenant.settings,
+    })
 }
 
 fn first_assignment(
@@ -173,7 +199,10 @@ fn first_assignment(
     let task = match tenant.state {
         TenantState::Attached => AssignedTask::Ingest,
         TenantState::Deleting { .. } if tenant.branches.iter().any(writes) => return None,
-        TenantState::Deleting { forget_slot } => AssignedTask::Delete { forget_slot },
+        TenantState::Deleting { forget_slot } => AssignedTask::Delete {
+            // Where there is no source, there is none.
+            forget_slot: forget_slot || !tenant.has_source(),
+        },
     };
     Some(Assignment {
         timeline: tenant.timeline(),

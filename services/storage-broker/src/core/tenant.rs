@@ -31,6 +31,9 @@ pub struct Tenant {
     /// Where its first timeline ends, if nobody writes that any more: what the source has since is on a branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<Lsn>,
+    /// What is to be removed of who read its source, if that is read no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingSource>,
     /// What is to go on from a base backup of its source, if somebody has asked for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reattach: Option<AskedReattach>,
@@ -55,6 +58,16 @@ pub enum TenantState {
         /// Do not insist on dropping the slot: the source is gone for good.
         forget_slot: bool,
     },
+}
+
+/// The source of a tenant is read no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeavingSource {
+    /// What it was read to.
+    pub timeline: TimelineId,
+    /// Do not insist on dropping the slot: the source is gone for good.
+    pub forget_slot: bool,
 }
 
 /// Somebody has asked that a timeline goes on from a base backup.
@@ -127,6 +140,7 @@ impl Tenant {
             source: new.source,
             cluster: None,
             left: None,
+            leaving: None,
             reattach: None,
             settings: TenantSettings::default(),
             name: new.name,
@@ -152,6 +166,23 @@ impl Tenant {
         first
             .into_iter()
             .chain(branches.map(|branch| self.at(branch)))
+            .chain(self.leaving_timeline())
+    }
+
+    /// What its source was read to, while something of that is to be removed where it was read.
+    pub fn leaving_timeline(&self) -> Option<TimelineRef> {
+        let leaving = self
+            .leaving
+            .filter(|_| self.state == TenantState::Attached)?;
+        Some(TimelineRef {
+            tenant: self.id,
+            timeline: leaving.timeline,
+        })
+    }
+
+    /// Whether there is a PostgreSQL that it comes from, and that is read.
+    pub fn has_source(&self) -> bool {
+        self.left.is_none() || self.branches.iter().any(|branch| self.goes_on(branch))
     }
 
     /// Branches that are to go, of which a writer has something on its disk.
@@ -167,7 +198,7 @@ impl Tenant {
         self.left.is_some() && cluster.is_some() && cluster == self.cluster
     }
 
-    /// What its source is read to.
+    /// What its source is read to; its first timeline if there is none.
     pub fn main(&self) -> TimelineRef {
         let mut branches = self.branches.iter();
         let goes_on = branches.find(|branch| self.goes_on(branch));

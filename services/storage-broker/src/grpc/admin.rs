@@ -8,12 +8,12 @@ use palimpsest_proto::admin::v1::{
     DeleteBranchRequest, DeleteBranchResponse, DeleteTenantRequest, DeleteTenantResponse,
     DropLeaseRequest, DropLeaseResponse, GetTenantSettingsRequest, GetTenantSettingsResponse,
     GetTimelineRequest, GetTimelineResponse, GetTimelineSizesRequest, GetTimelineSizesResponse,
-    LeaseLsnRequest, LeaseLsnResponse, ListComputesRequest, ListComputesResponse,
-    ListLeasesRequest, ListLeasesResponse, ListTenantsRequest, ListTenantsResponse,
-    ListTimelinesRequest, ListTimelinesResponse, PatchTenantSettingsRequest,
-    PatchTenantSettingsResponse, ReattachRequest, ReattachResponse, SetBranchSourceRequest,
-    SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse, WatchTimelinesRequest,
-    WatchTimelinesResponse,
+    LeaseLsnRequest, LeaseLsnResponse, LeaveSourceRequest, LeaveSourceResponse,
+    ListComputesRequest, ListComputesResponse, ListLeasesRequest, ListLeasesResponse,
+    ListTenantsRequest, ListTenantsResponse, ListTimelinesRequest, ListTimelinesResponse,
+    PatchTenantSettingsRequest, PatchTenantSettingsResponse, ReattachRequest, ReattachResponse,
+    SetBranchSourceRequest, SetBranchSourceResponse, UpdateBranchRequest, UpdateBranchResponse,
+    WatchTimelinesRequest, WatchTimelinesResponse,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use palimpsest_proto::common::v1 as common;
@@ -183,6 +183,24 @@ impl AdminService for AdminApi {
         let timeline = deleted.map_err(|error| failed(&error))?;
         Ok(Response::new(DeleteTenantResponse {
             timeline: Some(timeline.into()),
+        }))
+    }
+
+    async fn leave_source(
+        &self,
+        request: Request<LeaveSourceRequest>,
+    ) -> Result<Response<LeaveSourceResponse>, Status> {
+        let LeaveSourceRequest {
+            tenant_name: name,
+            forget_slot,
+        } = request.into_inner();
+        let name = tenant_name(&name)?;
+        let left = self.broker.leave_source(&name, forget_slot).await;
+        let left = left.map_err(|error| error_status(error.fault(), &error))?;
+        Ok(Response::new(LeaveSourceResponse {
+            timeline: Some(left.timeline.into()),
+            begins_on: Some(left.begins_on.into()),
+            lsn: left.lsn.get(),
         }))
     }
 

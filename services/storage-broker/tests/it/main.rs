@@ -93,7 +93,7 @@ impl FakeIngest {
 fn report(assignment: &Assignment) -> (TimelineRef, TimelineStatus) {
     let state = match assignment.task {
         AssignedTask::Ingest => TimelineState::Streaming,
-        AssignedTask::Delete { .. } => TimelineState::Deleted,
+        AssignedTask::Delete { .. } | AssignedTask::Leave { .. } => TimelineState::Deleted,
     };
     let status = TimelineStatus {
         state,

@@ -19,39 +19,49 @@ use super::{
 const SLOT_ATTEMPTS: u32 = 20;
 const SLOT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What becomes of what the object store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// It is not for us to remove.
+    Stays,
+    /// All that is stored of the tenant goes.
+    OfTenant,
+}
+
 impl Timeline {
-    /// Removes everything, trying again until it is done.
-    pub(super) async fn delete(&self, forget_slot: bool) {
+    /// Removes slot and files, trying again until it is done, or the node ends.
+    pub(super) async fn remove(&self, stored: Stored, forget_slot: bool) {
+        let removing = self.remove_all(stored, forget_slot);
+        self.shared.leaving.run_until_cancelled(removing).await;
+    }
+
+    async fn remove_all(&self, stored: Stored, forget_slot: bool) {
         self.update(|status| status.state = TimelineState::Deleting);
         let mut back_off = BackOff::default();
-        while let Err(error) = self.try_delete(forget_slot).await {
+        while let Err(error) = self.try_remove(stored, forget_slot).await {
             let reason = format!(
                 "{}; trying again (--forget-slot goes on without it)",
                 error.in_words()
             );
-            tracing::warn!(timeline = %self.id(), reason, "can't delete the timeline");
+            tracing::warn!(timeline = %self.id(), reason, "can't remove the timeline");
             self.update(|status| status.reason = reason);
             back_off.wait().await;
         }
-        tracing::info!(timeline = %self.id(), "timeline deleted");
+        tracing::info!(timeline = %self.id(), ?stored, "timeline removed");
         self.update(|status| {
             status.state = TimelineState::Deleted;
             status.reason.clear();
         });
     }
 
-    async fn try_delete(&self, forget_slot: bool) -> Result<(), IngestError> {
-        let is_branch = self.assignment.writer.is_some();
-        if is_branch && forget_slot {
-            // What is stored of a branch the storage-broker removes, in an order of its own.
+    async fn try_remove(&self, stored: Stored, forget_slot: bool) -> Result<(), IngestError> {
+        if stored == Stored::Stays {
+            if !forget_slot {
+                self.drop_slot().await?;
+            }
             return self.remove_directory().await;
         }
-        let dropped = self.drop_slot(is_branch).await;
-        if is_branch {
-            dropped?;
-            return self.remove_directory().await;
-        }
-        match dropped {
+        match self.drop_slot().await {
             Err(error) if forget_slot => {
                 tracing::warn!(timeline = %self.id(), error = error.in_words(), "leaving the slot behind, as asked");
             }
@@ -66,7 +76,8 @@ impl Timeline {
 
     /// A slot that is gone already is dropped already. Only a slot of a timeline that got as far
     /// as making one is ours to drop.
-    async fn drop_slot(&self, is_branch: bool) -> Result<(), IngestError> {
+    async fn drop_slot(&self) -> Result<(), IngestError> {
+        let is_branch = self.assignment.writer.is_some();
         if !is_branch && !owns_slot(self).await? {
             return Ok(());
         }

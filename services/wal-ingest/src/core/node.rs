@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     broker::Broker,
     budget::Budget,
+    delete::Stored,
     follow::Follower,
     freeze,
     growth::FREEZE_INTERVAL,
@@ -342,8 +343,15 @@ impl Node {
                 match task {
                     AssignedTask::Ingest => running.run().await,
                     AssignedTask::Delete { forget_slot } => {
-                        let deleting = running.delete(forget_slot);
-                        running.shared.leaving.run_until_cancelled(deleting).await;
+                        let stored = match running.assignment.writer {
+                            None => Stored::OfTenant,
+                            // The storage-broker removes it, in an order of its own.
+                            Some(_) => Stored::Stays,
+                        };
+                        running.remove(stored, forget_slot).await;
+                    }
+                    AssignedTask::Leave { forget_slot } => {
+                        running.remove(Stored::Stays, forget_slot).await;
                     }
                 }
             };

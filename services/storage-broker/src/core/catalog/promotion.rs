@@ -79,7 +79,7 @@ impl Tenant {
     }
 
     /// Nobody writes a timeline any more; what its successor has of it.
-    fn leave(
+    pub(super) fn leave(
         &mut self,
         left: TimelineRef,
         promotion: Promotion,
@@ -154,8 +154,8 @@ impl Tenant {
 }
 
 /// What a timeline that was left had.
-struct Was {
-    name: Name,
+pub(super) struct Was {
+    pub(super) name: Name,
     /// Who writes its successor.
     source: BranchSource,
     is_protected: bool,

@@ -1,0 +1,175 @@
+//! Reading a tenant's source no more.
+
+use std::time::SystemTime;
+
+use palimpsest_api::broker::{Branched, MAIN};
+use palimpsest_types::unix_ms;
+
+use super::{
+    branch::Branch,
+    branching::{Arrival, BranchError, LONGEST, branched},
+    broker::Broker,
+    catalog::{CatalogError, Change},
+    tenant::Name,
+};
+
+impl Broker {
+    /// Ends what a tenant's source is read to with what the object store has of it; makes the branch that stands in for it durable, or
+    /// finds it. What wal-ingest has to remove it is told then.
+    ///
+    /// # Errors
+    /// If there is no such tenant, its base backup is not complete, or the store fails.
+    pub async fn leave_source(
+        &self,
+        tenant: &Name,
+        forget_slot: bool,
+    ) -> Result<Branched, BranchError> {
+        let created = SystemTime::now();
+        let _turn = self.branching().acquire().await;
+        let newest = self.newest_catalog().await?;
+        let unknown = || CatalogError::Unknown(tenant.clone());
+        let main = newest.named(tenant).ok_or_else(unknown)?.main();
+        if let Some(branch) = newest.left(tenant)? {
+            return Ok(branched(main, branch));
+        }
+        let manifest = self.manifests(main).newest().await?;
+        let manifest = manifest.ok_or(BranchError::NotAttached(main))?.state;
+        let cluster = manifest.source.system_identifier;
+        let point = self.point(main, Some(manifest.lsn), Arrival::Required);
+        let point = point.await?;
+        let made = |new: Branch| Change::LeaveSource {
+            left: main,
+            cluster,
+            forget_slot,
+            before_unix_ms: unix_ms(created + LONGEST),
+            new,
+        };
+        let name = Name::try_from(MAIN.to_owned()).map_err(|_| CatalogError::NotWritten(main))?;
+        self.make(point, (name, None), created, made).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use palimpsest_api::{
+        TimelineRef,
+        broker::{AssignedTask, TimelineState},
+    };
+    use palimpsest_types::{Lsn, Reason, SystemIdentifier};
+
+    use super::*;
+    use crate::core::{Catalog, branch::BranchSource, fixture::Site, tenant::NewTenant};
+
+    fn shop() -> Name {
+        "shop".parse().unwrap()
+    }
+
+    async fn task(site: &Site, state: TimelineState) -> Vec<(TimelineRef, AssignedTask)> {
+        let assigned = site.tell(site.main, state).await;
+        let assigned = assigned.into_iter();
+        assigned.map(|it| (it.timeline, it.task)).collect()
+    }
+
+    #[tokio::test]
+    async fn what_a_source_was_read_to_ends_and_a_branch_stands_in_for_it() {
+        let site = Site::new().await;
+        assert_eq!(
+            task(&site, TimelineState::Streaming).await,
+            [(site.main, AssignedTask::Ingest)]
+        );
+        let left = site.broker.leave_source(&shop(), true).await.unwrap();
+        assert_eq!((left.begins_on, left.lsn), (site.main, Lsn::new(200)));
+        let again = site.broker.leave_source(&shop(), true).await.unwrap();
+        assert_eq!(again, left);
+
+        let view = site.broker.watch().borrow().clone();
+        let main = view.find("shop").unwrap();
+        assert_eq!(
+            (main.timeline, main.status.state),
+            (left.timeline, TimelineState::Idle)
+        );
+        assert!(!main.is_written() && main.branch.unwrap().is_protected);
+        let before = view.timeline(site.main).unwrap();
+        assert_eq!(before.timeline_name, format!("main@{}", left.lsn));
+        assert_eq!(before.status.last_record, left.lsn);
+        let [tenant] = &site.broker.tenants()[..] else {
+            panic!("there is one");
+        };
+        assert_eq!((tenant.source.as_str(), tenant.slot.as_str()), ("", ""));
+
+        // Who read it removes what it has, and then has nothing to do.
+        let leave = AssignedTask::Leave { forget_slot: true };
+        assert_eq!(
+            task(&site, TimelineState::Streaming).await,
+            [(site.main, leave)]
+        );
+        let mut catalogs = site.broker.catalogs();
+        task(&site, TimelineState::Deleted).await;
+        let has_left = |catalog: &Arc<Catalog>| {
+            catalog
+                .tenants()
+                .iter()
+                .all(|tenant| tenant.leaving.is_none())
+        };
+        catalogs.wait_for(has_left).await.unwrap();
+        assert_eq!(task(&site, TimelineState::Deleted).await, []);
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_may_be_written_by_another_and_the_source_be_attached_anew() {
+        let site = Site::new().await;
+        let left = site.broker.leave_source(&shop(), true).await.unwrap();
+        let source = BranchSource {
+            conninfo: "host=h user=u".parse().unwrap(),
+            slot: "palimpsest".to_owned(),
+            cluster: SystemIdentifier::new(9),
+            pg_timeline: 1,
+            begin: left.lsn,
+        };
+        let set = site.broker.set_branch_source(left.timeline, source, None);
+        set.await.unwrap();
+        assert_eq!(site.broker.computes(None).unwrap().len(), 1);
+        let reattached = site.broker.reattach(site.main, None).await;
+        assert!(reattached.is_err(), "{reattached:?}");
+
+        let same = NewTenant::parse("shop", "host=h user=u", None).unwrap();
+        let refused = site.broker.attach(same).await.unwrap_err();
+        assert_eq!(refused.fault().reason, Some(Reason::NameTaken));
+        let slot = Some("palimpsest_shop");
+        let other = NewTenant::parse("other", "host=h user=u", slot).unwrap();
+        let refused = site.broker.attach(other.clone()).await.unwrap_err();
+        assert_eq!(refused.fault().reason, Some(Reason::SourceTaken));
+        site.tell(site.main, TimelineState::Deleted).await;
+        let mut catalogs = site.broker.catalogs();
+        let has_left = |catalog: &Arc<Catalog>| {
+            catalog
+                .tenants()
+                .iter()
+                .all(|tenant| tenant.leaving.is_none())
+        };
+        catalogs.wait_for(has_left).await.unwrap();
+        site.broker.attach(other).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_tenant_without_a_source_goes_without_a_slot_to_drop() {
+        let site = Site::new().await;
+        let left = site.broker.leave_source(&shop(), false).await.unwrap();
+        let refused = site.broker.delete(shop(), false).await.unwrap_err();
+        assert_eq!(refused.fault().reason, Some(Reason::Needed));
+        let update = (site.broker).update_branch(left.timeline, None, Some(false), None);
+        update.await.unwrap();
+        site.broker.delete_branch(left.timeline).await.unwrap();
+        let mut catalogs = site.broker.catalogs();
+        let is_gone = |catalog: &Arc<Catalog>| !catalog.has(left.timeline);
+        catalogs.wait_for(is_gone).await.unwrap();
+        site.broker.delete(shop(), false).await.unwrap();
+        let delete = AssignedTask::Delete { forget_slot: true };
+        assert_eq!(
+            task(&site, TimelineState::Idle).await,
+            [(site.main, delete)]
+        );
+    }
+}

@@ -11,7 +11,7 @@ use palimpsest_api::{
 };
 use palimpsest_postgres::{ConnInfo, Connection};
 use palimpsest_types::Lsn;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     client::{Client, full_name},
@@ -20,8 +20,9 @@ use crate::{
     moment::{Moment, system_time},
 };
 
-/// How long a server of this machine may take to say how far it is.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a server of this machine may take to say how far it is, and then page-serve to come there.
+const PATIENCE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The LSN of a timeline at a moment, or the newest.
 pub(crate) async fn point(
@@ -43,12 +44,20 @@ pub(crate) async fn point(
         // The storage-broker hears of it a little later.
         None => {
             let pages = client.pages(view).await?;
-            let readable = pages.readable(timeline).await;
-            let what = format!("asking how far {} is", full_name(view_of));
-            let (_, newest) = readable.map_err(CliError::remote(what))?;
             // What was committed a moment ago is meant, too, as far as it can be known.
             let committed = committed_here(client.data(), view_of).await;
-            Ok(newest.max(committed.unwrap_or_default()))
+            let begun = Instant::now();
+            loop {
+                let readable = pages.readable(timeline).await;
+                let what = format!("asking how far {} is", full_name(view_of));
+                let (_, newest) = readable.map_err(CliError::remote(what))?;
+                // It may be within a record, or not be read at all.
+                let is_all = committed.is_none_or(|committed| newest >= committed);
+                if is_all || begun.elapsed() > PATIENCE {
+                    return Ok(newest);
+                }
+                sleep(LOOK).await;
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use palimpsest_api::broker::{Branched, ClusterView, TimelineView};
 use palimpsest_types::{Lsn, TenantId};
 use serde::Serialize;
-use tokio::signal::ctrl_c;
+use tokio::{signal::ctrl_c, time::timeout};
 
 use super::{
     attach::attach,
@@ -66,19 +66,21 @@ pub(crate) async fn run(
     let view = client.cluster().await?;
     let place = ComputePlace::claim_first(&common.data, name)?;
     let server = Server::new(&arguments.programs, &place)?;
-    let left_over = of_tenant(&view, name);
-    match left_over {
+    server.kill().await?;
+    match of_tenant(&view, name) {
         Some(timeline) if server.is_its(&timeline.source) => {
-            undo(&mut client, &server, name, true).await?;
+            undo(&mut client, &server, name).await?;
         }
         Some(_) => {
             place.remove()?;
             return Err(CliError::Failed {
                 what: format!("there is a tenant {name} already"),
-                hint: Some(format!("`pal tenant delete {name}` removes it")),
+                hint: Some(
+                    "choose another name; `pal branch list --tree` shows what there is".to_owned(),
+                ),
             });
         }
-        None => server.kill().await?,
+        None => {}
     }
     place.clear()?;
     let making = make(common, &mut client, (&place, &server), &arguments);
@@ -94,11 +96,19 @@ pub(crate) async fn run(
     let branch = match made {
         Ok(branch) => branch,
         Err(error) => {
-            let view = client.cluster().await?;
-            let is_attached = of_tenant(&view, name).is_some_and(|of| server.is_its(&of.source));
-            undo(&mut client, &server, name, is_attached).await?;
+            let undone = undo(&mut client, &server, name).await;
             place.remove()?;
-            return Err(error);
+            return match undone {
+                Ok(()) => Err(error),
+                Err(undone) => Err(CliError::Failed {
+                    what: format!(
+                        "{}; and what was begun is left: {}",
+                        error.in_full(),
+                        undone.in_full()
+                    ),
+                    hint: Some(format!("`pal init {name}` again goes on from there")),
+                }),
+            };
         }
     };
     server.kill().await?;
@@ -134,11 +144,18 @@ async fn make(
     server.user().map_or(Ok(()), |user| place.give_to(user))?;
     server.init(superuser, &arguments.arguments).await?;
     let port = free_port()?;
-    server.append("postgresql.conf", &first_settings(port, &place.sockets()))?;
+    server.write("postgresql.conf", &first_settings(port, &place.sockets()))?;
     server.start().await?;
     progress.end();
     let source = server.conninfo_as(superuser, port);
-    let attached = attach(common, name, &source, None).await?;
+    let attached = timeout(PATIENCE, attach(common, name, &source, None)).await;
+    let attached = attached.map_err(|_| CliError::Failed {
+        what: format!("{name} is not attached after {PATIENCE:?}"),
+        hint: Some(format!(
+            "wal-ingest has to run on this machine, and to reach {}",
+            place.sockets().display()
+        )),
+    })??;
     // Nobody need wait for a layer to be worth it.
     let soon = vec![(LAYER_AGE.to_owned(), "100ms".to_owned())];
     set(client, name, soon, Vec::new()).await?;
@@ -170,25 +187,23 @@ async fn wait_until_stored(client: &Client, name: &str, oldest: Lsn) -> Result<(
         let timeline = of_tenant(view, name)?;
         (timeline.status.remote_consistent >= oldest).then_some(())
     });
-    let in_time = tokio::time::timeout(PATIENCE, stored).await.ok().flatten();
+    let in_time = timeout(PATIENCE, stored).await.ok().flatten();
     in_time.ok_or_else(|| CliError::Failed {
         what: format!("the object store has not got what {name} begins with"),
         hint: Some("`pal status` says why".to_owned()),
     })
 }
 
-/// Leaves nothing of what has been begun.
-async fn undo(
-    client: &mut Client,
-    server: &Server,
-    name: &str,
-    is_attached: bool,
-) -> Result<(), CliError> {
+/// Leaves nothing of what has been begun, unless it was done before somebody heard of it.
+async fn undo(client: &mut Client, server: &Server, name: &str) -> Result<(), CliError> {
     server.kill().await?;
-    if is_attached {
-        delete_and_wait(client, name, true).await?;
+    let view = client.cluster().await?;
+    match of_tenant(&view, name) {
+        Some(timeline) if server.is_its(&timeline.source) => {
+            delete_and_wait(client, name, true).await
+        }
+        Some(_) | None => Ok(()),
     }
-    Ok(())
 }
 
 /// What a tenant's source is read to.

@@ -11,7 +11,9 @@ use palimpsest_api::{
     TimelineRef,
     broker::{ClusterView, TimelineState, TimelineView},
 };
+use palimpsest_types::Reason;
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::tenant_config::{self, TenantConfigCommand};
 use crate::{
@@ -68,6 +70,9 @@ const COLUMNS: [Column; 5] = [
 
 /// How long a deletion is watched. It goes on without us.
 const DELETION_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take until a source has been left that is read no more.
+const LEAVING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(
     common: &Common,
@@ -178,9 +183,17 @@ pub(crate) async fn delete_and_wait(
     name: &str,
     forget_slot: bool,
 ) -> Result<(), CliError> {
-    let deleted = client.broker().delete_tenant(name, forget_slot).await;
-    let timeline =
-        deleted.map_err(|source| client.refused(format!("deleting tenant {name}"), source))?;
+    let begun = Instant::now();
+    let timeline = loop {
+        match client.broker().delete_tenant(name, forget_slot).await {
+            Ok(timeline) => break timeline,
+            // Its source is just being left.
+            Err(error) if error.reason == Some(Reason::InUse) && begun.elapsed() < LEAVING => {
+                sleep(LOOK).await;
+            }
+            Err(error) => return Err(client.refused(format!("deleting tenant {name}"), error)),
+        }
+    };
     let mut watch = client.watch()?;
     let mut progress = Progress::start();
     let mut obstacle = String::new();

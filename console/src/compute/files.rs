@@ -35,12 +35,12 @@ logging_collector = off
     text
 }
 
-/// The same of a cluster that is there only to be attached: nobody else reaches it, and it is made again if it is lost.
+/// All of `postgresql.conf` of a cluster that is there only to be attached: nobody else reaches it, and it is made again if it is
+/// lost.
 pub(crate) fn first_settings(port: u16, sockets: &Path) -> String {
     let sockets = quoted(&sockets.display().to_string());
     format!(
-        "
-# By `pal init`.
+        "# By `pal init`.
 port = {port}
 listen_addresses = ''
 unix_socket_directories = {sockets}

@@ -121,7 +121,7 @@ impl Server {
         Ok(())
     }
 
-    /// Writes a file of its own anew, with something at its end.
+    /// Writes a file of its own anew, with something at its end; while the directory is still ours, as it is read for that.
     pub(crate) fn append(&self, name: &str, text: &str) -> Result<(), CliError> {
         let path = self.data.join(name);
         let before = fs::read_to_string(&path).map_err(CliError::file(&path))?;

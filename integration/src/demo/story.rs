@@ -32,8 +32,20 @@ pub(super) struct Story<'a> {
 }
 
 impl Story<'_> {
-    /// From the accident to a branch of the branch. What was started for it is gone afterwards.
+    /// From the accident to a branch of the branch. What was started for it has ended afterwards.
     pub(super) async fn tell(&self) -> Result<()> {
+        let told = self.undo_accident().await;
+        for name in ["experiment", "before-oops"] {
+            let stopped = self.pal("stop", Some(&name)).await;
+            if told.is_ok() {
+                stopped?;
+                self.pal("branch delete", Some(&name)).await?;
+            }
+        }
+        told
+    }
+
+    async fn undo_accident(&self) -> Result<()> {
         let before = self.accident().await?;
         let [rescue, experiment] = [port()?, port()?];
 
@@ -56,13 +68,7 @@ impl Story<'_> {
         )?;
         expect(rescue, "SELECT count(*) FROM orders", "1001")?;
         self.expect_at_source("SELECT count(*) FROM orders", "0")?;
-        self.pal("branch list --tree", NONE).await?;
-
-        for name in ["experiment", "before-oops"] {
-            self.pal("stop", Some(&name)).await?;
-            self.pal("branch delete", Some(&name)).await?;
-        }
-        Ok(())
+        self.pal("branch list --tree", NONE).await
     }
 
     /// Deletes what should have stayed; a time before that.

@@ -323,8 +323,8 @@ impl TimelineView {
         Some((parent, point.lsn))
     }
 
-    /// Whether it is what its tenant's source is read to: its first timeline, or the one that goes on with that since
-    /// the source was promoted, and has its name.
+    /// Whether it is what people mean by its tenant: what that one's source is read to, be it since a promotion, or what stands in
+    /// for it since the source was left.
     pub fn is_main(&self) -> bool {
         self.timeline_name == MAIN
     }

@@ -112,8 +112,13 @@ pub(super) async fn as_tree(
     view: &ClusterView,
     output: Output,
 ) -> Result<(), CliError> {
+    // The rest is worth showing, too.
+    let (sizes, problem) = match sizes(client).await {
+        Ok(sizes) => (sizes, None),
+        Err(error) => (HashMap::new(), Some(error.in_full())),
+    };
     let asked = Asked {
-        sizes: sizes(client).await?,
+        sizes,
         last_commits: last_commits(client, view).await,
     };
     let rows = tree(&sorted(view)).into_iter();
@@ -124,7 +129,8 @@ pub(super) async fn as_tree(
         let lines: Vec<_> = rows.into_iter().map(|(_, line)| line).collect();
         return output.json(&lines);
     }
-    let problems: Vec<_> = rows.iter().filter_map(|(_, line)| line.remark()).collect();
+    let remarks = rows.iter().filter_map(|(_, line)| line.remark());
+    let problems: Vec<_> = problem.into_iter().chain(remarks).collect();
     let rows = rows.into_iter().map(|(place, line)| line.cells(place));
     output.table(&TREE_COLUMNS, rows.collect())?;
     problems.into_iter().try_for_each(|line| output.line(line))

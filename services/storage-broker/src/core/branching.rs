@@ -55,6 +55,16 @@ pub enum BranchError {
     /// Somebody else has gone on with the timeline, or has not stored all of it.
     #[error("who asks is not the writer of timeline {0} any more, or has not stored all of it")]
     NotTheWriter(TimelineRef),
+    /// What is not stored would be lost, and somebody needs it.
+    #[error(
+        "a branch or a lease needs the timeline up to {needed}, and the object store has it up to {stored}; wait until it has that"
+    )]
+    NotStored {
+        /// Up to where.
+        needed: Lsn,
+        /// What there is.
+        stored: Lsn,
+    },
     /// It can't begin there.
     #[error(transparent)]
     Point(#[from] BranchPointError),
@@ -336,9 +346,10 @@ impl BranchError {
             Self::Change(error) => error.kind(),
             Self::Refused(error) => error.kind(),
             Self::Catalog(error) => error.kind(),
-            Self::NotAttached(_) | Self::NotHeard(_) | Self::NotArrived { .. } => {
-                ErrorKind::NotReady
-            }
+            Self::NotAttached(_)
+            | Self::NotHeard(_)
+            | Self::NotArrived { .. }
+            | Self::NotStored { .. } => ErrorKind::NotReady,
             Self::NotTheWriter(_) => ErrorKind::Conflict,
             Self::Point(_) | Self::Pin(PinError::BelowCutoff { .. }) => ErrorKind::Invalid,
             Self::Pin(PinError::TooMany) => ErrorKind::Throttled,
@@ -350,7 +361,9 @@ impl BranchError {
     pub fn fault(&self) -> Fault {
         let kind = self.kind();
         match self {
-            Self::NotArrived { .. } | Self::NotHeard(_) => Fault::new(kind, Reason::NotArrived),
+            Self::NotArrived { .. } | Self::NotHeard(_) | Self::NotStored { .. } => {
+                Fault::new(kind, Reason::NotArrived)
+            }
             Self::NotAttached(_) => Fault::new(kind, Reason::NotOpen),
             Self::Point(BranchPointError::BelowOldest { .. }) => {
                 Fault::new(kind, Reason::BelowHorizon)

@@ -453,6 +453,10 @@ impl State {
             let state = self.membership.status(*timeline).state;
             state == TimelineState::Deleted && self.membership.writer(*timeline).is_some()
         };
+        let has_left = |timeline: &TimelineRef| {
+            let state = self.membership.status(*timeline).state;
+            state == TimelineState::Idle && self.membership.writer(*timeline).is_some()
+        };
         let catalog = self.catalog.borrow();
         let tenants = catalog.tenants().iter();
         let going = tenants.filter(|tenant| matches!(tenant.state, TenantState::Deleting { .. }));
@@ -462,7 +466,7 @@ impl State {
         let branches = branches.filter(is_gone);
         let branches = branches.map(|timeline| Change::ForgetBranchSource { timeline });
         let left = catalog.tenants().iter();
-        let left = left.filter_map(Tenant::leaving_timeline).filter(is_gone);
+        let left = left.filter_map(Tenant::leaving_timeline).filter(has_left);
         let left = left.map(|left| Change::HasLeft { left });
         for change in tenants.chain(branches).chain(left) {
             let command = Command {

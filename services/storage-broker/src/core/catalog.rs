@@ -100,6 +100,11 @@ pub enum Change {
         /// What it was read to.
         left: TimelineRef,
     },
+    /// The slot at a source that is being left is not to be insisted on.
+    ForgetLeftSlot {
+        /// What it was read to.
+        left: TimelineRef,
+    },
     /// A branch is to be different.
     UpdateBranch {
         /// It.
@@ -208,6 +213,20 @@ pub enum CatalogError {
         /// Where the other one's WAL begins.
         begin: Lsn,
     },
+    /// Its source is read no more, and somebody has removed what stood in for that.
+    #[error("tenant {0} has no source that is read")]
+    NoSource(Name),
+    /// What its source was read to is being removed where it was read.
+    #[error("who read the source of tenant {0} has not left it yet; try again in a moment")]
+    Leaving(Name),
+    /// A timeline that was left has nothing there.
+    #[error("timeline {timeline} ends at {end}, where it was left")]
+    BehindEnd {
+        /// The timeline.
+        timeline: TimelineRef,
+        /// Where it ends.
+        end: Lsn,
+    },
     /// Nobody writes the timeline, so nobody can be followed.
     #[error("timeline {0} is written by nobody")]
     NotWritten(TimelineRef),
@@ -279,7 +298,11 @@ impl CatalogError {
             Self::HasBranches { .. } => Reason::Needed,
             Self::Protected(_) => Reason::Protected,
             Self::Written { .. } => Reason::InUse,
-            Self::NoBranch(_) | Self::NotTheSource(_) | Self::NotWritten(_) => Reason::NotABranch,
+            Self::NoBranch(_) | Self::NotTheSource(_) | Self::NotWritten(_) | Self::NoSource(_) => {
+                Reason::NotABranch
+            }
+            Self::Leaving(_) => Reason::InUse,
+            Self::BehindEnd { .. } => Reason::NotArrived,
             Self::BeforeBranch { .. } => Reason::WrongEnd,
             Self::TooDeep { .. } | Self::TooManyBranches { .. } => Reason::LimitReached,
             Self::Settings(_) => Reason::Malformed,
@@ -298,6 +321,8 @@ impl CatalogError {
             Self::BeingDeleted(_)
             | Self::BranchGoes(_)
             | Self::NotWritten(_)
+            | Self::NoSource(_)
+            | Self::Leaving(_)
             | Self::Written { .. }
             | Self::Protected(_)
             | Self::HasBranches { .. } => ErrorKind::Conflict,
@@ -305,6 +330,7 @@ impl CatalogError {
             | Self::Settings(_)
             | Self::NotTheSource(_)
             | Self::BeforeBranch { .. }
+            | Self::BehindEnd { .. }
             | Self::TooDeep { .. }
             | Self::TooManyBranches { .. } => ErrorKind::Invalid,
         }
@@ -368,6 +394,11 @@ impl Catalog {
                 new,
                 ..
             } => self.leave_source(*left, *cluster, *forget_slot, new),
+            Change::ForgetLeftSlot { left } => {
+                let leaving = &mut self.tenant_mut(*left)?.leaving;
+                leaving.iter_mut().for_each(|it| it.forget_slot = true);
+                Ok(*left)
+            }
             Change::HasLeft { left } => {
                 self.has_left(*left);
                 Ok(*left)
@@ -483,6 +514,9 @@ impl Catalog {
     /// A repeat may give up the slot, but not ask for its removal again.
     fn delete(&mut self, name: &Name, forget_slot: bool) -> Result<TimelineRef, CatalogError> {
         let tenant = self.named_mut(name)?;
+        if tenant.leaving.is_some() {
+            return Err(CatalogError::Leaving(name.clone()));
+        }
         if tenant.branches.iter().any(|branch| branch.deleting) {
             let going = tenant.branches.iter().find(|branch| branch.deleting);
             let going = going.map_or_else(|| name.clone(), |branch| branch.name.clone());

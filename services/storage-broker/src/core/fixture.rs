@@ -140,7 +140,8 @@ impl Site {
             up_to: lsn(up_to),
         });
         grown.lsn = lsn(up_to);
-        grown.add_layers(vec![layer(2, kind)]).unwrap();
+        let number = u32::try_from(grown.layers().len()).unwrap();
+        grown.add_layers(vec![layer(number, kind)]).unwrap();
         manifests.publish(newest.number, grown).await.unwrap();
     }
 

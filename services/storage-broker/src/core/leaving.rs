@@ -2,7 +2,11 @@
 
 use std::time::SystemTime;
 
-use palimpsest_api::broker::{Branched, MAIN};
+use palimpsest_api::{
+    TimelineRef,
+    broker::{Branched, MAIN},
+};
+use palimpsest_manifest::Pin;
 use palimpsest_types::unix_ms;
 
 use super::{
@@ -29,12 +33,34 @@ impl Broker {
         let newest = self.newest_catalog().await?;
         let unknown = || CatalogError::Unknown(tenant.clone());
         let main = newest.named(tenant).ok_or_else(unknown)?.main();
-        if let Some(branch) = newest.left(tenant)? {
-            return Ok(branched(main, branch));
+        if let Some(branch) = newest.stand_in(tenant)? {
+            let done = branched(main, branch);
+            let leaving = newest.named(tenant).and_then(|tenant| tenant.leaving);
+            // A repeat may give up the slot.
+            if let Some(leaving) = leaving.filter(|leaving| forget_slot && !leaving.forget_slot) {
+                let left = TimelineRef {
+                    timeline: leaving.timeline,
+                    ..main
+                };
+                self.change(Change::ForgetLeftSlot { left }).await?;
+            }
+            return Ok(done);
         }
         let manifest = self.manifests(main).newest().await?;
         let manifest = manifest.ok_or(BranchError::NotAttached(main))?.state;
         let cluster = manifest.source.system_identifier;
+        // What is not in the object store goes with the disk of who read it.
+        let now = unix_ms(created);
+        let behind = |pin: &&Pin| {
+            let is_over = pin.expires_unix_ms.is_some_and(|at| at <= now);
+            pin.lsn > manifest.lsn && !is_over
+        };
+        if let Some(pin) = manifest.pins().iter().find(behind) {
+            return Err(BranchError::NotStored {
+                needed: pin.lsn,
+                stored: manifest.lsn,
+            });
+        }
         let point = self.point(main, Some(manifest.lsn), Arrival::Required);
         let point = point.await?;
         let made = |new: Branch| Change::LeaveSource {
@@ -106,7 +132,7 @@ mod tests {
             [(site.main, leave)]
         );
         let mut catalogs = site.broker.catalogs();
-        task(&site, TimelineState::Deleted).await;
+        task(&site, TimelineState::Idle).await;
         let has_left = |catalog: &Arc<Catalog>| {
             catalog
                 .tenants()
@@ -114,7 +140,7 @@ mod tests {
                 .all(|tenant| tenant.leaving.is_none())
         };
         catalogs.wait_for(has_left).await.unwrap();
-        assert_eq!(task(&site, TimelineState::Deleted).await, []);
+        assert_eq!(task(&site, TimelineState::Idle).await, []);
     }
 
     #[tokio::test]
@@ -141,7 +167,7 @@ mod tests {
         let other = NewTenant::parse("other", "host=h user=u", slot).unwrap();
         let refused = site.broker.attach(other.clone()).await.unwrap_err();
         assert_eq!(refused.fault().reason, Some(Reason::SourceTaken));
-        site.tell(site.main, TimelineState::Deleted).await;
+        site.tell(site.main, TimelineState::Idle).await;
         let mut catalogs = site.broker.catalogs();
         let has_left = |catalog: &Arc<Catalog>| {
             catalog
@@ -157,6 +183,19 @@ mod tests {
     async fn a_tenant_without_a_source_goes_without_a_slot_to_drop() {
         let site = Site::new().await;
         let left = site.broker.leave_source(&shop(), false).await.unwrap();
+        // Its slot is at a source that may be there; and the end of leaving is none of a deletion.
+        let refused = site.broker.delete(shop(), false).await.unwrap_err();
+        assert_eq!(refused.fault().reason, Some(Reason::InUse));
+        let leave = |forget_slot| [(site.main, AssignedTask::Leave { forget_slot })];
+        assert_eq!(task(&site, TimelineState::Deleted).await, leave(false));
+        site.broker.leave_source(&shop(), true).await.unwrap();
+        assert_eq!(task(&site, TimelineState::Deleted).await, leave(true));
+        task(&site, TimelineState::Idle).await;
+        let mut catalogs = site.broker.catalogs();
+        let has_left = |catalog: &Arc<Catalog>| {
+            (catalog.tenants().iter()).all(|tenant| tenant.leaving.is_none())
+        };
+        catalogs.wait_for(has_left).await.unwrap();
         let refused = site.broker.delete(shop(), false).await.unwrap_err();
         assert_eq!(refused.fault().reason, Some(Reason::Needed));
         let update = (site.broker).update_branch(left.timeline, None, Some(false), None);
@@ -171,5 +210,25 @@ mod tests {
             task(&site, TimelineState::Idle).await,
             [(site.main, delete)]
         );
+    }
+
+    #[tokio::test]
+    async fn what_others_need_and_is_not_stored_keeps_a_source_from_being_left() {
+        let site = Site::new().await;
+        site.tell_end(site.main, Lsn::new(400)).await;
+        let early = site.branch(site.main, "early", Some(165)).await.unwrap();
+        let late = site.branch(site.main, "late", Some(300)).await.unwrap();
+        let refused = site.broker.leave_source(&shop(), true).await.unwrap_err();
+        assert!(refused.to_string().contains("needs"), "{refused}");
+        site.grow(site.main, 300).await;
+        let left = site.broker.leave_source(&shop(), true).await.unwrap();
+        assert!(left.lsn >= late.lsn, "{left:?} {late:?}");
+        let view = site.broker.watch().borrow().clone();
+        for timeline in [early.timeline, late.timeline] {
+            assert!(view.timeline(timeline).is_some());
+        }
+        site.grow(site.main, 400).await;
+        let refused = site.branch(site.main, "behind", Some(400)).await;
+        assert!(refused.unwrap_err().to_string().contains("ends at"));
     }
 }

@@ -42,6 +42,11 @@ fn first_view(tenant: &Tenant, membership: &Membership) -> TimelineView {
     let told = match tenant.left {
         Some(end) if tenant.state == TenantState::Attached => TimelineStatus {
             oldest_readable: told.oldest_readable,
+            // What hinders who read it from leaving the source.
+            reason: match tenant.leaving_timeline() == Some(timeline) {
+                true => told.reason,
+                false => String::new(),
+            },
             ..unwritten(end)
         },
         Some(_) | None => told,
@@ -200,7 +205,7 @@ fn first_assignment(
         TenantState::Attached => AssignedTask::Ingest,
         TenantState::Deleting { .. } if tenant.branches.iter().any(writes) => return None,
         TenantState::Deleting { forget_slot } => AssignedTask::Delete {
-            // Where there is no source, there is none.
+            // Where there is no source, there is none: it was left before.
             forget_slot: forget_slot || !tenant.has_source(),
         },
     };

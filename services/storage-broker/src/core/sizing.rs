@@ -1,6 +1,9 @@
 //! What timelines take in the object store.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, stream};
 use palimpsest_api::{
@@ -11,10 +14,12 @@ use palimpsest_api::{
 use palimpsest_manifest::LayerEntry;
 use palimpsest_types::{ByteCount, Lsn};
 
-use super::broker::Broker;
+use super::{broker::Broker, tenant::Tenant};
 
 /// Manifests that are read at the same time. One has some hundred bytes for each layer.
 const AT_ONCE: usize = 32;
+/// After this no more are begun to be read.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// How large the layers of a timeline are.
 #[derive(Debug)]
@@ -27,11 +32,18 @@ struct Measured {
 type Measurements = HashMap<TimelineRef, Result<Measured, String>>;
 
 impl Broker {
-    /// What each of these timelines takes. What they begin on must be among them.
+    /// What each of these timelines takes. What they begin on must be among them. A store that does not answer is not
+    /// waited for with each.
     pub async fn sizes(&self, timelines: &[TimelineView]) -> Vec<TimelineSize> {
         let points = points(timelines);
+        let begun = Instant::now();
         let measuring = stream::iter(points).map(async |(timeline, points)| {
-            let newest = self.newest_manifest(timeline).await;
+            let newest = match begun.elapsed() > LONGEST {
+                true => Err(format!(
+                    "reading the manifests takes longer than {LONGEST:?}"
+                )),
+                false => self.newest_manifest(timeline).await,
+            };
             let measured = newest.map(|newest| {
                 let layers = newest.as_ref().map(|newest| newest.state.layers());
                 measure(layers.unwrap_or_default(), &points)
@@ -39,7 +51,13 @@ impl Broker {
             (timeline, measured)
         });
         let measured = measuring.buffer_unordered(AT_ONCE).collect().await;
-        sized(timelines, &measured)
+        let catalog = self.catalog();
+        let tenants = catalog.tenants().iter();
+        // What a tenant's source is read to stays as long as the tenant does.
+        let stay = tenants
+            .filter(|tenant| tenant.has_source())
+            .map(Tenant::main);
+        sized(timelines, &measured, &stay.collect())
     }
 }
 
@@ -77,7 +95,11 @@ fn measure(layers: &[LayerEntry], points: &[Lsn]) -> Measured {
     }
 }
 
-fn sized(timelines: &[TimelineView], measured: &Measurements) -> Vec<TimelineSize> {
+fn sized(
+    timelines: &[TimelineView],
+    measured: &Measurements,
+    stay: &HashSet<TimelineRef>,
+) -> Vec<TimelineSize> {
     let views: HashMap<_, _> = timelines.iter().map(|view| (view.timeline, view)).collect();
     let begin = timelines.iter().filter_map(TimelineView::begins_on);
     let begun_on: HashSet<_> = begin.map(|(parent, _)| parent).collect();
@@ -94,7 +116,8 @@ fn sized(timelines: &[TimelineView], measured: &Measurements) -> Vec<TimelineSiz
                 .copied()
                 .and_then(TimelineView::begins_on);
         }
-        let can_go = view.branch.is_some() && !begun_on.contains(&view.timeline);
+        let is_needed = begun_on.contains(&view.timeline) || stay.contains(&view.timeline);
+        let can_go = view.branch.is_some() && !is_needed;
         Ok(StoredSize {
             own,
             shared,
@@ -120,6 +143,7 @@ fn measured_of(measured: &Measurements, timeline: TimelineRef) -> Result<&Measur
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_api::broker::Promotion;
     use palimpsest_manifest::{KeySpan, LayerKind, LsnSpan};
     use palimpsest_types::{Key, WriterEpoch};
 
@@ -199,5 +223,20 @@ mod tests {
             let problem = stored.unwrap_err();
             assert!(problem.contains("manifest"), "{timeline}: {problem}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_with_a_source_that_was_promoted_can_not_be_freed() {
+        let site = Site::new().await;
+        let promotion = Promotion {
+            at: Lsn::new(165),
+            pg_timeline: 2,
+            end: Lsn::new(200),
+        };
+        let main = site.follow(site.main, promotion).await.unwrap().timeline;
+        let timelines = site.broker.timelines(None).unwrap();
+        let sizes = site.broker.sizes(&timelines).await;
+        let size = sizes.iter().find(|size| size.timeline == main).unwrap();
+        assert_eq!(size.stored.as_ref().unwrap().freed, None);
     }
 }

@@ -37,6 +37,9 @@ pub struct Tenant {
     /// What is to go on from a base backup of its source, if somebody has asked for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reattach: Option<AskedReattach>,
+    /// The branch that stands in for what its source was read to, if that is read no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stands_in: Option<TimelineId>,
     /// What was set for it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub settings: TenantSettings,
@@ -141,6 +144,7 @@ impl Tenant {
             cluster: None,
             left: None,
             leaving: None,
+            stands_in: None,
             reattach: None,
             settings: TenantSettings::default(),
             name: new.name,

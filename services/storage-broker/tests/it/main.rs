@@ -93,7 +93,8 @@ impl FakeIngest {
 fn report(assignment: &Assignment) -> (TimelineRef, TimelineStatus) {
     let state = match assignment.task {
         AssignedTask::Ingest => TimelineState::Streaming,
-        AssignedTask::Delete { .. } | AssignedTask::Leave { .. } => TimelineState::Deleted,
+        AssignedTask::Delete { .. } => TimelineState::Deleted,
+        AssignedTask::Leave { .. } => TimelineState::Idle,
     };
     let status = TimelineStatus {
         state,

@@ -29,13 +29,13 @@ pub(super) enum Stored {
 }
 
 impl Timeline {
-    /// Removes slot and files, trying again until it is done, or the node ends.
-    pub(super) async fn remove(&self, stored: Stored, forget_slot: bool) {
-        let removing = self.remove_all(stored, forget_slot);
+    /// Removes slot and files, trying again until it is done, or the node ends; what the state is then.
+    pub(super) async fn remove(&self, stored: Stored, forget_slot: bool, end: TimelineState) {
+        let removing = self.remove_all(stored, forget_slot, end);
         self.shared.leaving.run_until_cancelled(removing).await;
     }
 
-    async fn remove_all(&self, stored: Stored, forget_slot: bool) {
+    async fn remove_all(&self, stored: Stored, forget_slot: bool, end: TimelineState) {
         self.update(|status| status.state = TimelineState::Deleting);
         let mut back_off = BackOff::default();
         while let Err(error) = self.try_remove(stored, forget_slot).await {
@@ -49,7 +49,7 @@ impl Timeline {
         }
         tracing::info!(timeline = %self.id(), ?stored, "timeline removed");
         self.update(|status| {
-            status.state = TimelineState::Deleted;
+            status.state = end;
             status.reason.clear();
         });
     }

@@ -348,10 +348,13 @@ impl Node {
                             // The storage-broker removes it, in an order of its own.
                             Some(_) => Stored::Stays,
                         };
-                        running.remove(stored, forget_slot).await;
+                        let end = TimelineState::Deleted;
+                        running.remove(stored, forget_slot, end).await;
                     }
                     AssignedTask::Leave { forget_slot } => {
-                        running.remove(Stored::Stays, forget_slot).await;
+                        // Another end: it is never taken for that of a deletion.
+                        let end = TimelineState::Idle;
+                        running.remove(Stored::Stays, forget_slot, end).await;
                     }
                 }
             };

@@ -73,10 +73,18 @@ impl Catalog {
         if let Some(branch) = like {
             return Ok(timeline(branch.id));
         }
-        let mut tenants = self.tenants.iter_mut();
-        if let Some(tenant) = tenants.find(|other| other.id == tenant) {
-            tenant.branches.push(new.clone());
+        let parent = timeline(new.parent);
+        let tenant = self.tenant_mut(parent)?;
+        let end = match tenant.find_branch(new.parent) {
+            Some(branch) => branch.left,
+            None => tenant.left,
+        };
+        // It was left while this branch was being made.
+        if let Some(end) = end.filter(|end| new.lsn > *end) {
+            let timeline = parent;
+            return Err(CatalogError::BehindEnd { timeline, end });
         }
+        tenant.branches.push(new.clone());
         Ok(timeline(new.id))
     }
 

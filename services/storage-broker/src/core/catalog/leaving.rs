@@ -3,10 +3,7 @@
 //! As after a promotion, what was read ends, is called after where it was left, and a branch that begins there has its name. Nobody
 //! writes that, until a PostgreSQL is started on it.
 
-use palimpsest_api::{
-    TimelineRef,
-    broker::{MAIN, Promotion},
-};
+use palimpsest_api::{TimelineRef, broker::Promotion};
 use palimpsest_types::SystemIdentifier;
 
 use super::{Catalog, CatalogError};
@@ -19,16 +16,16 @@ impl Catalog {
     /// What stands in for what a tenant's source was read to, if it is read no more.
     ///
     /// # Errors
-    /// If there is no such tenant, or somebody has renamed or deleted that.
-    pub fn left(&self, name: &Name) -> Result<Option<&Branch>, CatalogError> {
+    /// If there is no such tenant, or somebody has deleted that.
+    pub fn stand_in(&self, name: &Name) -> Result<Option<&Branch>, CatalogError> {
         let tenant = self.named(name);
         let tenant = tenant.ok_or_else(|| CatalogError::Unknown(name.clone()))?;
         if tenant.has_source() {
             return Ok(None);
         }
-        let mut branches = tenant.branches.iter();
-        let stands_in = branches.find(|branch| branch.name.as_str() == MAIN);
-        let none = || CatalogError::NotWritten(tenant.timeline());
+        let stands_in = tenant.stands_in.and_then(|id| tenant.find_branch(id));
+        let stands_in = stands_in.filter(|branch| !branch.deleting);
+        let none = || CatalogError::NoSource(name.clone());
         stands_in.map(Some).ok_or_else(none)
     }
 
@@ -45,10 +42,19 @@ impl Catalog {
         }
         let timeline = |timeline| TimelineRef { timeline, ..left };
         let name = tenant.name.clone();
-        if let Some(done) = self.left(&name)? {
+        if let Some(done) = self.stand_in(&name)? {
             return Ok(timeline(done.id));
         }
         let tenant = self.tenant_mut(left)?;
+        let lost = |branch: &&Branch| {
+            branch.parent == left.timeline && branch.lsn > new.lsn && !branch.deleting
+        };
+        let lost = tenant.branches.iter().filter(lost);
+        let children: Vec<_> = lost.map(|branch| branch.name.clone()).collect();
+        if !children.is_empty() {
+            let what = format!("what the object store does not have of {name}");
+            return Err(CatalogError::HasBranches { what, children });
+        }
         if tenant.main() != left {
             return Err(CatalogError::NotTheSource(left));
         }
@@ -64,6 +70,7 @@ impl Catalog {
             timeline: left.timeline,
             forget_slot,
         });
+        tenant.stands_in = Some(new.id);
         tenant.branches.push(Branch {
             name: was.name,
             is_protected: true,

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a judge fails by panicking")]
 
 mod answers;
+mod archive;
 mod attach_twice;
 mod branch_steps;
 mod branches;

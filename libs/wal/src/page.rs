@@ -100,8 +100,8 @@ pub(crate) const SHORT_LEN: usize = 24;
 pub(crate) const LONG_LEN: usize = 40;
 
 impl PageHeader {
-    /// Longest header there is.
-    pub(crate) const MAX_LEN: usize = LONG_LEN;
+    /// Length of the longest header there is, which begins a segment.
+    pub const LONGEST: usize = LONG_LEN;
 
     /// Length of the header of the page that begins at `at`.
     pub const fn len_at(at: Lsn, segment_size: SegmentSize) -> usize {

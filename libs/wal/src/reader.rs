@@ -250,7 +250,7 @@ impl RecordReader {
         if self.input.len < len {
             return Ok(false);
         }
-        let mut bytes = [0; PageHeader::MAX_LEN];
+        let mut bytes = [0; PageHeader::LONGEST];
         self.input.peek(&mut bytes);
         let bad = |source| WalError::Page { at, source };
         let header = PageHeader::parse(&bytes, at, self.segment_size).map_err(bad)?;

@@ -16,7 +16,7 @@ use palimpsest_telemetry::{Sampled, registry};
 use palimpsest_types::ErrorKind;
 
 use crate::{
-    core::{Broker, Limits, Node},
+    core::{Broker, Limits, Local, Node, RestoreCommand},
     grpc::FeedHandler,
     settings::Settings,
 };
@@ -92,7 +92,11 @@ pub async fn run_on(
     store.metrics().register(&mut metrics);
     let node = Arc::new(Node::new(
         store,
-        (disk, settings.data),
+        Local {
+            disk,
+            directory: settings.data,
+            restore_command: settings.restore_command.map(RestoreCommand::new),
+        },
         limits,
         broker,
         // Of their own: they end after the rest, when what they have is handed on.

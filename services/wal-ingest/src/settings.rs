@@ -9,6 +9,8 @@ use palimpsest_store::StoreLocation;
 use palimpsest_types::{ByteCount, Percent};
 use serde::{Deserialize, Serialize};
 
+use crate::core::RestoreCommand;
+
 /// Settings of a wal-ingest.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -42,6 +44,12 @@ pub struct Settings {
     /// WAL that a slot of ours may hold back on the source's disk before it is dropped
     #[arg(long)]
     pub slot_retention_limit: ByteCount,
+    /// A shell's command that fetches WAL which a source has removed from where that archives it: it copies file %f to %p, as PostgreSQL's
+    /// restore_command, and ends by a number from 1 to 125 if there is no such file. In its environment: PALIMPSEST_SLOT,
+    /// PALIMPSEST_SYSTEM_IDENTIFIER
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore_command: Option<String>,
     /// At shutdown, time for changes to reach the object store, of all timelines; 0s leaves them on
     /// the local disk, where the next start finds them, as it does what takes longer
     #[arg(long, value_parser = duration::parse)]
@@ -84,6 +92,7 @@ impl palimpsest_settings::Settings for Settings {
             layer_size: ByteCount::mib(256),
             layer_age: Duration::from_secs(300),
             slot_retention_limit: ByteCount::gib(10),
+            restore_command: None,
             flush_at_shutdown: LONGEST_FLUSH,
         }
     }
@@ -106,6 +115,19 @@ impl palimpsest_settings::Settings for Settings {
                     format!("{value} is too little to work with; give it at least {least}"),
                 ));
             }
+        }
+        let lacks = |command: &&String| {
+            RestoreCommand::NEEDED
+                .iter()
+                .any(|it| !command.contains(it))
+        };
+        if self
+            .restore_command
+            .as_ref()
+            .is_some_and(|command| lacks(&command))
+        {
+            let problem = "say which file by %f, and where to put it by %p".to_owned();
+            wrong.push(("restore-command", problem));
         }
         if self.flush_at_shutdown > LONGEST_FLUSH {
             let problem = format!(

@@ -88,6 +88,14 @@ pub enum IngestError {
         /// What came.
         found: Lsn,
     },
+    /// The archive gave something else than a WAL file, or nothing.
+    #[error("WAL file {file} can't be restored from the archive: {problem}")]
+    Archive {
+        /// Its name.
+        file: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// None of several hosts is a primary that can be read.
     #[error("none of the hosts is a primary that can be read: {0}")]
     Hosts(String),
@@ -277,6 +285,8 @@ impl IngestError {
             | Self::WalFile { .. }
             | Self::LayerFile { .. }
             | Self::WalGap { .. }
+            // An archive is mended, or comes back.
+            | Self::Archive { .. }
             | Self::TooSoon { .. }
             | Self::Switched { .. }
             | Self::Hosts(_)

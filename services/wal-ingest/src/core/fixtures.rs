@@ -14,7 +14,7 @@ use palimpsest_types::{TenantId, TimelineId};
 
 use super::{
     broker::Broker,
-    node::{Limits, Shared},
+    node::{Limits, Local, Shared},
     timeline::Timeline,
 };
 
@@ -33,7 +33,12 @@ pub(crate) fn timeline_of(
     let disk = Arc::new(OsDisk);
     let scope = TaskScope::default();
     let broker = broker(&scope);
-    let shared = Shared::new(store, (disk, directory.to_owned()), limits, broker);
+    let local = Local {
+        disk,
+        directory: directory.to_owned(),
+        restore_command: None,
+    };
+    let shared = Shared::new(store, local, limits, broker);
     let assignment = Assignment {
         timeline: TimelineRef {
             tenant: TenantId::from_bytes([1; 16]),

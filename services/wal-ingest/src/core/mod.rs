@@ -5,11 +5,13 @@
 //!          attach: checks ─▶ slot ─▶ base backup ─▶ image layers ─▶ manifest
 //!          reattach: base backup ─▶ delta layers ─▶ manifest, where WAL was lost
 //!          stream: replication ─▶ WAL files (fsync) ─▶ Decoder ─▶ Tail ─▶ feed subscribers
+//!          archive: WAL that the source has no more, by restore-command ─▶ WAL files …
 //!          keeper: moves the slot at the source to what the object store has
 //!          flush:  frozen pieces of the tail ─▶ local layers (fsync) ─▶ object store ─▶ manifest
 //!      ─ leave: at the node's end, what is not in the object store goes there, for a limited time
 //! ```
 
+mod archive;
 mod arrivals;
 mod attach;
 mod back_off;
@@ -48,11 +50,12 @@ mod timeline;
 mod wal_files;
 mod warnings;
 
+pub use archive::RestoreCommand;
 pub use attach::AttemptError;
 pub use broker::Broker;
 pub use budget::NoRoom;
 pub use error::{IngestError, Stop};
 pub use follow::{FollowError, Follower};
 pub use metrics::IngestMetrics;
-pub use node::{Limits, Node};
+pub use node::{Limits, Local, Node};
 pub use source::{CheckError, SourceReport, check_source};

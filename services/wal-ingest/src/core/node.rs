@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    archive::RestoreCommand,
     broker::Broker,
     budget::Budget,
     delete::Stored,
@@ -61,6 +62,7 @@ pub(super) struct Shared {
     pub(super) store: ObjectStore,
     pub(super) directory: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
+    pub(super) restore_command: Option<RestoreCommand>,
     pub(super) limits: Limits,
     pub(super) budget: Arc<Budget>,
     /// Layers that are in memory for their upload.
@@ -71,6 +73,17 @@ pub(super) struct Shared {
     pub(super) metrics: IngestMetrics,
     /// Cancelled when the node leaves: no more WAL is read, and what was is handed on.
     pub(super) leaving: CancellationToken,
+}
+
+/// What a node has on its machine.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Where its own are.
+    pub directory: PathBuf,
+    /// How WAL is fetched that a source has no more.
+    pub restore_command: Option<RestoreCommand>,
 }
 
 /// Runs a task for each assigned timeline.
@@ -138,16 +151,17 @@ impl Limits {
 }
 
 impl Shared {
-    pub(super) fn new(
-        store: ObjectStore,
-        (disk, directory): (Arc<dyn Disk>, PathBuf),
-        limits: Limits,
-        broker: Broker,
-    ) -> Self {
+    pub(super) fn new(store: ObjectStore, local: Local, limits: Limits, broker: Broker) -> Self {
+        let Local {
+            disk,
+            directory,
+            restore_command,
+        } = local;
         Self {
             store,
             directory,
             disk,
+            restore_command,
             budget: Arc::new(Budget::new(&limits)),
             uploads: Semaphore::new(UPLOADS),
             laggards: Arc::new(Places::new(LAGGARDS)),
@@ -160,16 +174,15 @@ impl Shared {
 }
 
 impl Node {
-    /// A node without timelines, with its files below `directory` of `disk`. Its tasks live in
-    /// `scope`.
+    /// A node without timelines. Its tasks live in `scope`.
     pub fn new(
         store: ObjectStore,
-        (disk, directory): (Arc<dyn Disk>, PathBuf),
+        local: Local,
         limits: Limits,
         broker: Broker,
         scope: TaskScope,
     ) -> Self {
-        let shared = Arc::new(Shared::new(store, (disk, directory), limits, broker));
+        let shared = Arc::new(Shared::new(store, local, limits, broker));
         Self {
             shared,
             scope,

@@ -53,7 +53,9 @@ pub(super) async fn follow(timeline: &Timeline, source: &SourceCluster) -> Stop 
         }
         match keeper::run(timeline, source, Duty::Follow).await {
             // Lost, if the answer to our own drop was.
-            stop @ (Stop::SlotDropped { .. } | Stop::SlotLost { .. }) if timeline.is_slotless() => {
+            stop @ (Stop::SlotDropped { .. } | Stop::SlotLost { .. })
+                if timeline.is_slotless() || can_do_without(timeline).await =>
+            {
                 tracing::error!(timeline = %timeline.id(), %stop, "going on without a slot");
             }
             stop => return stop,
@@ -61,16 +63,31 @@ pub(super) async fn follow(timeline: &Timeline, source: &SourceCluster) -> Stop 
     }
 }
 
+/// Whether what a slot that is gone no longer keeps may be had from an archive; that there is none is remembered then.
+async fn can_do_without(timeline: &Timeline) -> bool {
+    timeline.has_archive() && go_without(timeline).await
+}
+
 /// The slot is about to be dropped. If the stream goes on nevertheless, that is remembered first; a
 /// disk that can't remember it does not keep the slot, only then the timeline stops.
 pub(super) async fn before_drop(timeline: &Timeline) {
     match timeline.status().state {
         TimelineState::Streaming | TimelineState::Disconnected | TimelineState::Resuming => {}
+        // What the source removes now is in the archive.
+        _ if timeline.has_archive() => {}
         // Nothing comes, so the source will have removed what we need.
         _ => return,
     }
+    go_without(timeline).await;
+}
+
+/// Remembers that there is no slot; whether that could be done.
+async fn go_without(timeline: &Timeline) -> bool {
     match timeout(REMEMBERING, set(timeline, true)).await {
-        Ok(Ok(())) => timeline.note_slotless(true),
+        Ok(Ok(())) => {
+            timeline.note_slotless(true);
+            return true;
+        }
         Ok(Err(error)) => {
             tracing::error!(timeline = %timeline.id(), error = error.in_words(), "can't remember that the slot is dropped");
         }
@@ -78,6 +95,7 @@ pub(super) async fn before_drop(timeline: &Timeline) {
             tracing::error!(timeline = %timeline.id(), "the disk does not remember in time that the slot is dropped");
         }
     }
+    false
 }
 
 /// Another server was promoted, which has no slot of ours, or none that anybody moved.

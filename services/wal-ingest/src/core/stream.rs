@@ -16,6 +16,7 @@ use palimpsest_types::{ErrorKind, Lsn, unix_ms};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
+    archive::{self, Restored},
     arrivals::{Arrival, Arrivals, Batch},
     back_off::BackOff,
     decoder::Decoder,
@@ -59,6 +60,8 @@ enum Given {
     Left,
     /// All of the PostgreSQL timeline was received.
     Switched(Switch),
+    /// What the source has no more has come from the archive.
+    Restored,
 }
 
 /// Streams until the timeline can't go on as it is, or the node leaves. Connections that break are made again, and
@@ -80,7 +83,11 @@ pub(super) async fn run(timeline: &Timeline, resumed: Resumed) -> End {
         let error = match (ended, decoded) {
             (Ok(_), Err(error)) if error.remedy() == Remedy::GiveUp => return End::Stop(error),
             (Ok(Given::Left), _) => return End::Left,
-            (Ok(Given::Switched(_)), Err(error)) => error,
+            (Ok(Given::Switched(_) | Given::Restored), Err(error)) => error,
+            (Ok(Given::Restored), Ok(())) => {
+                back_off = BackOff::default();
+                continue;
+            }
             (Ok(Given::Switched(switch)), Ok(())) => match switched(timeline, switch) {
                 Ok(()) => return End::Renewed(Some(switch)),
                 Err(error) => error.into(),
@@ -148,8 +155,8 @@ async fn stream(
     let Some(opened) = opening.await else {
         return Ok(Given::Left);
     };
-    let (mut arrivals, read_from) = match opened? {
-        Opened::Stream(stream, read_from) => (Arrivals::new(stream), read_from),
+    let (mut arrivals, read_from, up_to) = match opened? {
+        Opened::Stream(stream, read_from, up_to) => (Arrivals::new(stream), read_from, up_to),
         Opened::AtEnd(switch) => return Ok(Given::Switched(switch)),
     };
     timeline.update(|status| {
@@ -195,7 +202,19 @@ async fn stream(
         heard = Instant::now();
         let silent = std::io::Error::new(std::io::ErrorKind::TimedOut, "the source fell silent");
         let arrival = arrival.map_err(|_| ClientError::Io(silent))?;
-        match arrival.map_err(|error| wal_gone_or(timeline, arrivals.position(), error))? {
+        let arrival = arrival.map_err(|error| wal_gone_or(timeline, arrivals.position(), error));
+        // The source begins a stream before it looks for the file.
+        if let Err(IngestError::Stop(Stop::WalGone { .. })) = &arrival
+            && timeline.has_archive()
+        {
+            drop(arrivals);
+            let restored = archive::restore(timeline, &manifest.source, intake, up_to);
+            return Ok(match restored.await? {
+                Restored::AsFar => Given::Restored,
+                Restored::Left => Given::Left,
+            });
+        }
+        match arrival? {
             Arrival::Wal(batch) => {
                 advance(timeline, intake, &mut arrivals, Some(batch)).await?;
             }
@@ -315,8 +334,8 @@ fn note_source(timeline: &Timeline, end: Lsn) {
 
 /// What there is to read.
 enum Opened {
-    /// From a server that is on this PostgreSQL timeline.
-    Stream(ReplicationStream, Tli),
+    /// From a server that is on this PostgreSQL timeline; what it has of the one that we read ends here, or later.
+    Stream(ReplicationStream, Tli, Lsn),
     /// Nothing more of the PostgreSQL timeline that we read.
     AtEnd(Switch),
 }
@@ -336,7 +355,8 @@ async fn open(
         let (found, expected) = (identity.system_id.get(), source.system_identifier.get());
         return Err(Stop::OtherCluster { found, expected }.into());
     }
-    if let Some(switch) = end_of(timeline, &mut connection, identity.timeline, manifest).await?
+    let switch = end_of(timeline, &mut connection, identity.timeline, manifest).await?;
+    if let Some(switch) = switch
         && switch.at <= from
     {
         // What we have behind it, if anything, is the beginning of a record that the server never had.
@@ -349,9 +369,11 @@ async fn open(
     }
     // Without the slot: see the keeper.
     let stream = connection.start_physical_replication(None, from, source.pg_timeline);
+    // What an archive has behind that is of another history.
+    let end = switch.map_or(identity.xlogpos, |switch| switch.at);
     stream
         .await
-        .map(|stream| Opened::Stream(stream, identity.timeline))
+        .map(|stream| Opened::Stream(stream, identity.timeline, end))
         .map_err(|error| wal_gone_or(timeline, from, error))
 }
 

@@ -152,7 +152,11 @@ impl Scene {
         let files = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(&files.path().join("store")).await;
         let disk = Arc::new(SlowDisk::default());
-        let local = (Arc::clone(&disk) as Arc<dyn Disk>, files.path().join("wal"));
+        let local = Local {
+            disk: Arc::clone(&disk) as Arc<dyn Disk>,
+            directory: files.path().join("wal"),
+            restore_command: None,
+        };
         let scope = TaskScope::default();
         let (limits, broker) = (Limits::default(), fixtures::broker(&scope));
         let node = Node::new(store.unwrap(), local, limits, broker, scope.clone());

@@ -1,6 +1,7 @@
 //! Which LSN of a timeline a person means.
 
 use std::{
+    io::{self, Write as _},
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -53,7 +54,16 @@ pub(crate) async fn point(
                 let (_, newest) = readable.map_err(CliError::remote(what))?;
                 // It may be within a record, or not be read at all.
                 let is_all = committed.is_none_or(|committed| newest >= committed);
-                if is_all || begun.elapsed() > PATIENCE {
+                if is_all {
+                    return Ok(newest);
+                }
+                if begun.elapsed() > PATIENCE {
+                    // With standard error closed there is nobody to tell.
+                    let _ = writeln!(
+                        io::stderr(),
+                        "what {} has written last has not arrived after {PATIENCE:?}; what has goes to {newest}",
+                        full_name(view_of)
+                    );
                     return Ok(newest);
                 }
                 sleep(LOOK).await;

@@ -59,6 +59,11 @@ async fn p9_wal_that_the_source_has_removed_comes_from_its_archive() {
     case.says("can't be restored from the archive")
         .await
         .unwrap();
+    // Nor one of which the beginning is good.
+    let mut damaged = fs::read(&aside).unwrap();
+    damaged[1 << 20..].fill(0x5a);
+    fs::write(&file, &damaged).unwrap();
+    case.says("magic is").await.unwrap();
     fs::rename(&aside, &file).unwrap();
     case.streams(end).await.unwrap();
     case.has_a_slot_again().await.unwrap();
@@ -229,6 +234,7 @@ impl Case {
 async fn start(services: &Embedded, archive: &TempDir) -> Result<TaskScope> {
     let mut settings = services.wal_ingest_settings();
     settings.restore_command = Some(format!("cp {}/%f %p", archive.path().display()));
+    settings.restore_patience = Duration::from_secs(3);
     let scope = services.scope().child();
     palimpsest_wal_ingest::run(settings, &scope).await?;
     Ok(scope)

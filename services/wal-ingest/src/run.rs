@@ -16,7 +16,7 @@ use palimpsest_telemetry::{Sampled, registry};
 use palimpsest_types::ErrorKind;
 
 use crate::{
-    core::{Broker, Limits, Local, Node, RestoreCommand},
+    core::{Broker, Limits, Local, Node},
     grpc::FeedHandler,
     settings::Settings,
 };
@@ -87,7 +87,7 @@ pub async fn run_on(
         slot_retention: settings.slot_retention_limit,
         ..Limits::default()
     };
-    let tenant_defaults = settings.tenant_defaults();
+    let (tenant_defaults, restore_command) = (settings.tenant_defaults(), settings.restore());
     let mut metrics = registry(Service::WalIngest.name());
     store.metrics().register(&mut metrics);
     let node = Arc::new(Node::new(
@@ -95,7 +95,7 @@ pub async fn run_on(
         Local {
             disk,
             directory: settings.data,
-            restore_command: settings.restore_command.map(RestoreCommand::new),
+            restore_command,
         },
         limits,
         broker,

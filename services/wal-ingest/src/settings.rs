@@ -50,6 +50,10 @@ pub struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_command: Option<String>,
+    /// How long a WAL file that restore-command does not find is asked for before it is believed to be lost
+    #[arg(long, value_parser = duration::parse)]
+    #[serde(with = "duration")]
+    pub restore_patience: Duration,
     /// At shutdown, time for changes to reach the object store, of all timelines; 0s leaves them on
     /// the local disk, where the next start finds them, as it does what takes longer
     #[arg(long, value_parser = duration::parse)]
@@ -65,6 +69,12 @@ const LONGEST_FLUSH: Duration = Duration::from_secs(4);
 const LEAST_DISK: ByteCount = ByteCount::mib(64);
 
 impl Settings {
+    /// How WAL is fetched that a source has no more.
+    pub(crate) fn restore(&self) -> Option<RestoreCommand> {
+        let command = self.restore_command.clone()?;
+        Some(RestoreCommand::new(command, self.restore_patience))
+    }
+
     /// What holds for a tenant that has set nothing.
     pub(crate) fn tenant_defaults(&self) -> TenantSettings {
         TenantSettings {
@@ -93,6 +103,7 @@ impl palimpsest_settings::Settings for Settings {
             layer_age: Duration::from_secs(300),
             slot_retention_limit: ByteCount::gib(10),
             restore_command: None,
+            restore_patience: Duration::from_secs(600),
             flush_at_shutdown: LONGEST_FLUSH,
         }
     }
@@ -116,16 +127,7 @@ impl palimpsest_settings::Settings for Settings {
                 ));
             }
         }
-        let lacks = |command: &&String| {
-            RestoreCommand::NEEDED
-                .iter()
-                .any(|it| !command.contains(it))
-        };
-        if self
-            .restore_command
-            .as_ref()
-            .is_some_and(|command| lacks(&command))
-        {
+        if self.restore().is_some_and(|command| !command.is_told_all()) {
             let problem = "say which file by %f, and where to put it by %p".to_owned();
             wrong.push(("restore-command", problem));
         }

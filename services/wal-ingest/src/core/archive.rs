@@ -15,11 +15,13 @@ use std::{
 use bytes::Bytes;
 use palimpsest_api::broker::TimelineState;
 use palimpsest_manifest::SourceCluster;
+use palimpsest_postgres::Tli;
 use palimpsest_types::Lsn;
 use palimpsest_wal::{PageHeader, SegmentSize};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
-    process::Command,
-    time::{sleep, timeout},
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -31,7 +33,22 @@ use super::{
 
 /// How a WAL file is fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RestoreCommand(String);
+pub struct RestoreCommand {
+    command: String,
+    patience: Duration,
+}
+
+/// What is to be read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extent {
+    /// Where the source's own WAL ended when it was asked, or what is read of it.
+    pub(super) up_to: Lsn,
+    /// The PostgreSQL timeline that goes on there, if one does.
+    pub(super) next: Option<Tli>,
+}
+
+/// The processes of a command, which end with this: a shell's own end with no shell.
+struct Processes(Option<Pid>);
 
 /// Why the archive gave nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +80,7 @@ struct Wanted {
 
 /// One file may take so long to come.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
-/// A command that fails so often in a row is believed that there is no such file: it may have failed for another reason.
-const MISSES: u32 = 3;
+/// Between two tries for a file that was not there.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A command that ends by more has not looked: as the shell ends when it is not there, or was ended.
 const LAST_MISS: i32 = 125;
@@ -72,19 +88,22 @@ const LAST_MISS: i32 = 125;
 const FETCHED: &str = "restored-wal";
 
 impl RestoreCommand {
-    /// What stands for the file's name, and for where it is to be put.
-    pub const NEEDED: [&str; 2] = ["%f", "%p"];
+    /// A command as a person has set it, and how long a file that it does not find is asked for before it is believed.
+    pub fn new(command: String, patience: Duration) -> Self {
+        Self { command, patience }
+    }
 
-    /// A command as a person has set it.
-    pub fn new(text: String) -> Self {
-        Self(text)
+    /// Whether the command is told which file, and where it is to be put.
+    pub fn is_told_all(&self) -> bool {
+        let line = self.line("\u{1}", Path::new("\u{2}"));
+        line.contains('\u{1}') && line.contains('\u{2}')
     }
 
     /// For a shell: `%f`, `%p` and `%%` are replaced, as PostgreSQL does, and nothing else.
     fn line(&self, file: &str, path: &Path) -> String {
         let path = path.display().to_string();
-        let mut line = String::with_capacity(self.0.len() + path.len());
-        let mut rest = self.0.as_str();
+        let mut line = String::with_capacity(self.command.len() + path.len());
+        let mut rest = self.command.as_str();
         while let Some((before, after)) = rest.split_once('%') {
             line.push_str(before);
             rest = match after.chars().next() {
@@ -126,16 +145,22 @@ impl RestoreCommand {
             )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .kill_on_drop(true);
-        let ended = async { command.spawn()?.wait().await };
-        // Cancel-safe: it is killed, and what it has written is written anew.
+            .process_group(0);
+        let ended = async {
+            let mut child = command.spawn()?;
+            let mut processes = Processes::of(&child);
+            let status = child.wait().await?;
+            processes.0 = None;
+            Ok::<_, io::Error>(status)
+        };
+        // Cancel-safe: it is killed with all that it has started, and what it has written is written anew.
         let ended = timeout(PATIENCE, ended)
             .await
             .map_err(|_| failed(format!("restore-command takes longer than {PATIENCE:?}")))?;
         let status = ended.map_err(|error| failed(format!("restore-command: {error}")))?;
         match status.code() {
             Some(0) => Ok(Fetched::File),
-            Some(1..=LAST_MISS) => Ok(Fetched::None),
+            Some(1..=LAST_MISS) => wanted.expect_room(timeline).map(|()| Fetched::None),
             _ => Err(failed(format!("restore-command failed: {status}"))),
         }
     }
@@ -161,8 +186,9 @@ pub(super) async fn restore(
     timeline: &Timeline,
     source: &SourceCluster,
     intake: &mut Option<Intake>,
-    up_to: Lsn,
+    extent: Extent,
 ) -> Result<Restored, IngestError> {
+    let Extent { up_to, .. } = extent;
     let not_open = || IngestError::Backup("the WAL files are not open");
     let begin = intake.as_ref().ok_or_else(not_open)?.end();
     let gone = || Stop::WalGone {
@@ -179,21 +205,30 @@ pub(super) async fn restore(
         let open = intake.as_ref().ok_or_else(not_open)?;
         open.decoder().room()?;
         let from = open.end();
+        let wanted = Wanted::at(from, source, extent, &path)?;
         match from >= up_to {
-            // It was not a file that was missing.
-            true if from == begin => return Err(gone().into()),
+            // It was asked long ago.
+            true if from == begin => {
+                let problem = "the source has written it since; asking it again".to_owned();
+                return Err(wanted.wrong(problem));
+            }
             true => return Ok(Restored::AsFar),
             false => {}
         }
-        let wanted = Wanted::at(from, source, &path)?;
         timeline.update(|status| {
-            status.state = TimelineState::Resuming;
+            status.state = TimelineState::Disconnected;
             status.reason = format!(
                 "the source no longer has the WAL from {begin} on; reading file {} of the archive",
                 wanted.name
             );
         });
-        let fetching = leaving.run_until_cancelled(fetch(timeline, command, &wanted));
+        // After some files it is not there because the source has it.
+        let patience = match from == begin {
+            true => command.patience,
+            false => Duration::ZERO,
+        };
+        let fetching = fetch(timeline, command, &wanted, patience);
+        let fetching = leaving.run_until_cancelled(fetching);
         match fetching.await {
             None => return Ok(Restored::Left),
             Some(Err(error)) => return Err(error),
@@ -220,8 +255,9 @@ async fn fetch(
     timeline: &Timeline,
     command: &RestoreCommand,
     wanted: &Wanted,
+    patience: Duration,
 ) -> Result<Fetched, IngestError> {
-    let mut misses = 0;
+    let begun = Instant::now();
     loop {
         let path = wanted.path.clone();
         // Half of one may be left over.
@@ -232,10 +268,12 @@ async fn fetch(
         if let Fetched::File = command.fetch(timeline, wanted).await? {
             return Ok(Fetched::File);
         }
-        misses += 1;
-        if misses == MISSES {
+        if begun.elapsed() >= patience {
             return Ok(Fetched::None);
         }
+        timeline.update(|status| {
+            status.reason = format!("the source no longer has WAL file {}, and restore-command does not find it; trying again for {patience:?}", wanted.name);
+        });
         sleep(PAUSE).await;
     }
 }
@@ -282,8 +320,15 @@ async fn read(
         };
         at = batch.end();
         timeline.update(|status| status.received = at);
-        intake::step(timeline, intake, Some(batch)).await?;
-        intake::decode_rest(timeline, intake).await?;
+        let taken = match intake::step(timeline, intake, Some(batch)).await {
+            Ok(()) => intake::decode_rest(timeline, intake).await,
+            Err(error) => Err(error),
+        };
+        // It is the file that is wrong, not the source: what was written of it is cut off, and it is fetched anew.
+        taken.map_err(|error| match error {
+            IngestError::Wal(error) => wanted.wrong(error.to_string()),
+            error => error,
+        })?;
     }
     Ok(Restored::AsFar)
 }
@@ -300,11 +345,21 @@ fn remove(path: &Path) -> Result<(), IngestError> {
 
 impl Wanted {
     /// The file that has an LSN.
-    fn at(lsn: Lsn, source: &SourceCluster, path: &Path) -> Result<Self, IngestError> {
+    fn at(
+        lsn: Lsn,
+        source: &SourceCluster,
+        extent: Extent,
+        path: &Path,
+    ) -> Result<Self, IngestError> {
         let size = SegmentSize::new(source.wal_segment_size.get());
         let size = size.map_err(|_| IngestError::Backup("its WAL files have no size"))?;
+        let segment = size.number_of(lsn);
+        // The last file of a PostgreSQL timeline that was left is archived as the first one of the next, which has all of it.
+        let next = extent
+            .next
+            .filter(|_| segment == size.number_of(extent.up_to));
         Ok(Self {
-            name: size.file_name(source.pg_timeline, size.number_of(lsn)),
+            name: size.file_name(next.unwrap_or(source.pg_timeline), segment),
             start: lsn.floor_to(size.bytes()),
             size,
             source: *source,
@@ -335,6 +390,20 @@ impl Wanted {
         Ok(file)
     }
 
+    /// A command that found no room to copy to may have ended as if there was nothing to copy.
+    fn expect_room(&self, timeline: &Timeline) -> Result<(), IngestError> {
+        let available = timeline.shared.disk.available(&timeline.directory());
+        match available {
+            Ok(available) if available < self.size.bytes().saturating_mul(2) => {
+                Err(IngestError::WalFile {
+                    path: self.path.clone(),
+                    source: io::ErrorKind::StorageFull.into(),
+                })
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     fn unreadable(&self, error: io::Error) -> IngestError {
         self.wrong(format!(
             "what restore-command has put there can't be read: {error}"
@@ -349,6 +418,22 @@ impl Wanted {
     }
 }
 
+impl Processes {
+    fn of(child: &Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.and_then(Pid::from_raw))
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.take() {
+            // They may have ended by themselves.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use palimpsest_types::{ByteCount, SystemIdentifier};
@@ -358,7 +443,7 @@ mod tests {
     #[test]
     fn a_command_has_the_name_and_the_place_of_the_file() {
         let line = |text: &str| {
-            let command = RestoreCommand::new(text.to_owned());
+            let command = RestoreCommand::new(text.to_owned(), Duration::ZERO);
             command.line("000000010000000000000003", Path::new("/d/restored"))
         };
         let file = "000000010000000000000003";
@@ -367,6 +452,32 @@ mod tests {
         assert_eq!(line("100%% of %p"), "100% of /d/restored");
         assert_eq!(line("%%f %x %"), "%f %x %");
         assert_eq!(line("é%é %f"), format!("é%é {file}"));
+    }
+
+    #[test]
+    fn a_command_has_to_be_told_which_file_and_where() {
+        let is_told = |text: &str| {
+            let command = RestoreCommand::new(text.to_owned(), Duration::ZERO);
+            command.is_told_all()
+        };
+        assert!(is_told("cp /a/%f %p"));
+        assert!(!is_told("cp /a/%f /b"));
+        assert!(!is_told("cp /a/%%f %%p"));
+    }
+
+    #[test]
+    fn the_last_file_of_a_timeline_is_the_first_of_the_next() {
+        let name = |lsn: u64, next| {
+            let extent = Extent {
+                up_to: Lsn::new((4 << 20) + 100),
+                next,
+            };
+            let wanted = Wanted::at(Lsn::new(lsn), &source(), extent, Path::new("x"));
+            wanted.unwrap().name
+        };
+        assert_eq!(name(3 << 20, Some(3)), "000000020000000000000003");
+        assert_eq!(name(4 << 20, Some(3)), "000000030000000000000004");
+        assert_eq!(name(4 << 20, None), "000000020000000000000004");
     }
 
     fn source() -> SourceCluster {
@@ -384,7 +495,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fetched");
         let lsn = Lsn::new((3 << 20) + 8200);
-        let wanted = Wanted::at(lsn, &source(), &path).unwrap();
+        let extent = Extent {
+            up_to: Lsn::new(u64::MAX),
+            next: None,
+        };
+        let wanted = Wanted::at(lsn, &source(), extent, &path).unwrap();
         assert_eq!(wanted.name, "000000020000000000000003");
         assert_eq!(wanted.start, Lsn::new(3 << 20));
         let refused = |bytes: &[u8]| {

@@ -16,7 +16,7 @@ use palimpsest_types::{ErrorKind, Lsn, unix_ms};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
-    archive::{self, Restored},
+    archive::{self, Extent, Restored},
     arrivals::{Arrival, Arrivals, Batch},
     back_off::BackOff,
     decoder::Decoder,
@@ -155,8 +155,8 @@ async fn stream(
     let Some(opened) = opening.await else {
         return Ok(Given::Left);
     };
-    let (mut arrivals, read_from, up_to) = match opened? {
-        Opened::Stream(stream, read_from, up_to) => (Arrivals::new(stream), read_from, up_to),
+    let (mut arrivals, read_from, extent) = match opened? {
+        Opened::Stream(stream, read_from, extent) => (Arrivals::new(stream), read_from, extent),
         Opened::AtEnd(switch) => return Ok(Given::Switched(switch)),
     };
     timeline.update(|status| {
@@ -208,7 +208,8 @@ async fn stream(
             && timeline.has_archive()
         {
             drop(arrivals);
-            let restored = archive::restore(timeline, &manifest.source, intake, up_to);
+            note_disconnected(timeline);
+            let restored = archive::restore(timeline, &manifest.source, intake, extent);
             return Ok(match restored.await? {
                 Restored::AsFar => Given::Restored,
                 Restored::Left => Given::Left,
@@ -334,8 +335,8 @@ fn note_source(timeline: &Timeline, end: Lsn) {
 
 /// What there is to read.
 enum Opened {
-    /// From a server that is on this PostgreSQL timeline; what it has of the one that we read ends here, or later.
-    Stream(ReplicationStream, Tli, Lsn),
+    /// From a server that is on this PostgreSQL timeline; and what it has of the one that we read.
+    Stream(ReplicationStream, Tli, Extent),
     /// Nothing more of the PostgreSQL timeline that we read.
     AtEnd(Switch),
 }
@@ -370,10 +371,13 @@ async fn open(
     // Without the slot: see the keeper.
     let stream = connection.start_physical_replication(None, from, source.pg_timeline);
     // What an archive has behind that is of another history.
-    let end = switch.map_or(identity.xlogpos, |switch| switch.at);
+    let extent = Extent {
+        up_to: switch.map_or(identity.xlogpos, |switch| switch.at),
+        next: switch.map(|switch| switch.next),
+    };
     stream
         .await
-        .map(|stream| Opened::Stream(stream, identity.timeline, end))
+        .map(|stream| Opened::Stream(stream, identity.timeline, extent))
         .map_err(|error| wal_gone_or(timeline, from, error))
 }
 

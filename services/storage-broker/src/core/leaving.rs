@@ -84,6 +84,7 @@ mod tests {
         broker::{AssignedTask, TimelineState},
     };
     use palimpsest_types::{Lsn, Reason, SystemIdentifier};
+    use tokio::sync::watch;
 
     use super::*;
     use crate::core::{Catalog, branch::BranchSource, fixture::Site, tenant::NewTenant};
@@ -96,6 +97,15 @@ mod tests {
         let assigned = site.tell(site.main, state).await;
         let assigned = assigned.into_iter();
         assigned.map(|it| (it.timeline, it.task)).collect()
+    }
+
+    /// Waits until nothing is left to be removed where a source was read.
+    async fn has_left(catalogs: &mut watch::Receiver<Arc<Catalog>>) {
+        let has_left = |catalog: &Arc<Catalog>| {
+            let mut tenants = catalog.tenants().iter();
+            tenants.all(|tenant| tenant.leaving.is_none())
+        };
+        catalogs.wait_for(has_left).await.unwrap();
     }
 
     #[tokio::test]
@@ -133,13 +143,7 @@ mod tests {
         );
         let mut catalogs = site.broker.catalogs();
         task(&site, TimelineState::Idle).await;
-        let has_left = |catalog: &Arc<Catalog>| {
-            catalog
-                .tenants()
-                .iter()
-                .all(|tenant| tenant.leaving.is_none())
-        };
-        catalogs.wait_for(has_left).await.unwrap();
+        has_left(&mut catalogs).await;
         assert_eq!(task(&site, TimelineState::Idle).await, []);
     }
 
@@ -169,13 +173,7 @@ mod tests {
         assert_eq!(refused.fault().reason, Some(Reason::SourceTaken));
         site.tell(site.main, TimelineState::Idle).await;
         let mut catalogs = site.broker.catalogs();
-        let has_left = |catalog: &Arc<Catalog>| {
-            catalog
-                .tenants()
-                .iter()
-                .all(|tenant| tenant.leaving.is_none())
-        };
-        catalogs.wait_for(has_left).await.unwrap();
+        has_left(&mut catalogs).await;
         site.broker.attach(other).await.unwrap();
     }
 
@@ -192,10 +190,7 @@ mod tests {
         assert_eq!(task(&site, TimelineState::Deleted).await, leave(true));
         task(&site, TimelineState::Idle).await;
         let mut catalogs = site.broker.catalogs();
-        let has_left = |catalog: &Arc<Catalog>| {
-            (catalog.tenants().iter()).all(|tenant| tenant.leaving.is_none())
-        };
-        catalogs.wait_for(has_left).await.unwrap();
+        has_left(&mut catalogs).await;
         let refused = site.broker.delete(shop(), false).await.unwrap_err();
         assert_eq!(refused.fault().reason, Some(Reason::Needed));
         let update = (site.broker).update_branch(left.timeline, None, Some(false), None);

@@ -1,13 +1,15 @@
 //! Local directories.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    ops::Range,
+    os::unix::fs::{DirBuilderExt as _, FileExt as _},
     path::Path,
 };
 
-use object_store::local::LocalFileSystem;
+use bytes::Bytes;
+use object_store::{local::LocalFileSystem, path::Path as RawPath};
 
 use crate::error::StoreError;
 
@@ -24,6 +26,37 @@ pub(crate) fn open(directory: &Path) -> Result<LocalFileSystem, StoreError> {
     let local = LocalFileSystem::new_with_prefix(directory)
         .map_err(|source| StoreError::Files { path, source })?;
     Ok(local.with_fsync(true))
+}
+
+/// A range of an object, as `LocalFileSystem::get_range` has it, but read by the calling thread.
+pub(crate) fn read(
+    files: &LocalFileSystem,
+    path: &RawPath,
+    range: Range<u64>,
+) -> object_store::Result<Bytes> {
+    let file_path = files.path_to_filesystem(path)?;
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => object_store::Error::NotFound {
+            path: file_path.display().to_string(),
+            source: error.into(),
+        },
+        _ => object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source: error.into(),
+        },
+    };
+    let file = File::open(&file_path).map_err(failed)?;
+    // What a damaged index claims is not believed.
+    let len = file.metadata().map_err(failed)?.len();
+    if range.start >= range.end.min(len) {
+        return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let size = range.end.min(len).saturating_sub(range.start);
+    let size = usize::try_from(size).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
+    let mut bytes = vec![0; size];
+    file.read_exact_at(&mut bytes, range.start)
+        .map_err(failed)?;
+    Ok(bytes.into())
 }
 
 /// Makes the directory if it does not exist. Its parents are nothing special.

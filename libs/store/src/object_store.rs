@@ -3,7 +3,8 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use object_store::{
-    ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, path::Path as RawPath,
+    ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, local::LocalFileSystem,
+    path::Path as RawPath,
 };
 use tokio::time::timeout;
 
@@ -23,6 +24,10 @@ pub struct ObjectStore {
     inner: Arc<dyn object_store::ObjectStore>,
     /// Where it is, if it has to be waited for and may keep silent.
     bucket: Option<Arc<Bucket>>,
+    /// Files that the thread that asks reads itself, and what it does after each time.
+    read_here: Option<(Arc<LocalFileSystem>, fn())>,
+    /// The same, if it is files.
+    files: Option<Arc<LocalFileSystem>>,
     metrics: StoreMetrics,
 }
 
@@ -54,7 +59,12 @@ impl ObjectStore {
     ) -> Result<Self, StoreError> {
         match location.into() {
             StoreLocation::Directory(directory) => {
-                Self::with(Arc::new(directory::open(&directory)?)).await
+                let files = Arc::new(directory::open(&directory)?);
+                let store = Self::with(Arc::clone(&files) as Arc<_>).await?;
+                Ok(Self {
+                    files: Some(files),
+                    ..store
+                })
             }
             StoreLocation::Bucket(bucket) => {
                 let inner = bucket::open(&bucket, variables);
@@ -80,10 +90,22 @@ impl ObjectStore {
         let store = Self {
             inner,
             bucket,
+            read_here: None,
+            files: None,
             metrics,
         };
         store.probe().await?;
         Ok(store)
+    }
+
+    /// The same store for threads that may block: of files, ranges are read by the thread that asks, not by one of those
+    /// that tokio has for it. Many small reads take less so, and wake nobody up. After each it does `then`.
+    #[must_use]
+    pub fn reading_here(&self, then: fn()) -> Self {
+        Self {
+            read_here: self.files.clone().map(|files| (files, then)),
+            ..self.clone()
+        }
     }
 
     /// What is asked of it.
@@ -214,6 +236,12 @@ impl ObjectStore {
         path: &StorePath,
         range: Range<u64>,
     ) -> Result<Bytes, StoreError> {
+        if let Some((files, then)) = &self.read_here {
+            let read = directory::read(files, &path.0, range);
+            let read = read.map_err(|source| StoreError::of_files(&path.0, source));
+            then();
+            return self.note_read(Operation::GetRange, read);
+        }
         let size = range.end.saturating_sub(range.start);
         let read = self.inner.get_range(&path.0, range);
         let read = self.answer(&path.0, size, read).await;

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     reads::{Depths, Reads},
+    report::p99,
     source::Source,
     turns::{self, Turns, answered},
     volume::Volume,
@@ -201,6 +202,16 @@ impl Pass {
         eprintln!(
             "{name}: round {number}: {wal:.0} MB of WAL, layers per read {depths} (p50 / p99 / mean), {seconds:.0} s"
         );
+        let turns = round
+            .compaction
+            .as_ref()
+            .map(|compaction| &compaction.turns);
+        if let Some(turns) = turns.filter(|turns| turns.working.count() > 0) {
+            let (name, halted, working) = (self.name, p99(&turns.halted), p99(&turns.working));
+            eprintln!(
+                "{name}: GetPages p99 while the compactor is halted {halted}, while it works {working}"
+            );
+        }
         Ok(round)
     }
 

@@ -233,7 +233,7 @@ fn per_replaced(stored: f64, replaced: f64) -> String {
     }
 }
 
-fn p99(latencies: &Latencies) -> String {
+pub(super) fn p99(latencies: &Latencies) -> String {
     match latencies.count() {
         0 => String::new(),
         _ => format!("{:.0} µs", latencies.micros(99)),

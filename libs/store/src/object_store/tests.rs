@@ -41,6 +41,33 @@ async fn an_object_is_created_once() {
 }
 
 #[tokio::test]
+async fn who_asks_may_read_files_itself_and_gets_the_same() {
+    thread_local! {
+        static TIMES: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+    let (_directory, store) = store().await;
+    let here = store.reading_here(|| TIMES.set(TIMES.get() + 1));
+    let path = StorePath::catalog().child("1");
+    let body = Bytes::from_static(b"0123456789");
+    store.create(&path, body).await.unwrap();
+    // Also across the end and behind it, as what a damaged file may ask for.
+    for range in [0..10, 3..7, 8..100, 5..5, 10..11, 90..100] {
+        let [here, there] = [&here, &store].map(|store| store.get_range(&path, range.clone()));
+        let (here, there) = (here.await, there.await);
+        assert_eq!(
+            here.is_ok(),
+            there.is_ok(),
+            "{range:?}: {here:?}, {there:?}"
+        );
+        assert_eq!(here.ok(), there.ok(), "{range:?}");
+    }
+    assert_eq!(TIMES.get(), 6);
+    let nowhere = StorePath::catalog().child("2");
+    let missing = here.get_range(&nowhere, 0..1).await;
+    assert!(matches!(missing, Err(StoreError::NotFound { .. })));
+}
+
+#[tokio::test]
 async fn what_is_deleted_is_gone_and_stays_gone() {
     let (_directory, store) = store().await;
     let path = StorePath::catalog();

@@ -1,6 +1,7 @@
 //! Work that takes a CPU for seconds, out of the way of what somebody waits for.
 
 use std::{
+    cell::Cell,
     thread,
     time::{Duration, Instant},
 };
@@ -39,6 +40,32 @@ impl Stretch {
             *self = Self::begin();
         }
     }
+}
+
+/// So long a thread rests; with what timers are late by, about twice as long.
+const REST: Duration = Duration::from_micros(50);
+
+/// Has a thread rest after each stretch, for work in short steps that nobody waits for, and nothing waits for either: so it may
+/// take half as long again.
+///
+/// Giving way is not enough for who reads. The kernel owes each thread its share, be it ever so small, and pays it in one piece,
+/// up to the next tick, four milliseconds later: also to one that gives way again and again. Only a thread that sleeps is passed over.
+pub(super) fn rest_in_between() {
+    thread_local! {
+        static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    let now = Instant::now();
+    let since = SINCE.get().unwrap_or(now);
+    if now.duration_since(since) < STRETCH {
+        SINCE.set(Some(since));
+        return;
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the thread is to sleep, with all that it does; it belongs to work in the background"
+    )]
+    thread::sleep(REST);
+    SINCE.set(Some(Instant::now()));
 }
 
 /// Does work on a thread of its own, which gives way to all others of the machine: reads, ingest and, on one

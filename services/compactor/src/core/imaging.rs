@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     asked::Asked,
-    background::{Stretch, in_background},
+    background::{in_background, rest_in_between},
     checks::{Check, Checks},
     claim::Claim,
     error::CompactError,
@@ -298,11 +298,10 @@ async fn write<E: Engine>(
     let batches = stream::iter(inventory.batches(part.keys, PAGES));
     let made = batches.then(|batch| reader.image(batch, lsn));
     pin_mut!(made);
-    let mut stretch = Stretch::begin();
     while let Some(versions) = made.try_next().await? {
         for (key, value) in versions {
             section.add(key, lsn, &value)?;
-            stretch.step();
+            rest_in_between();
         }
     }
     let summary = section.finish()?;

@@ -12,7 +12,7 @@ use palimpsest_types::ByteCount;
 
 use super::{
     activity::Activity,
-    background::in_background,
+    background::{in_background, rest_in_between},
     cut::{Cell, Piece, cut},
     error::CompactError,
     known::Known,
@@ -91,7 +91,11 @@ impl Workshop {
     /// All timelines of the tenant of one, as they are in the object store.
     pub(super) fn stored(&self, timeline: TimelineRef, pages: Arc<PageCache>) -> StoredTimelines {
         let caches = (pages, Arc::clone(&self.blocks));
-        StoredTimelines::new(self.store.clone(), timeline.tenant, caches)
+        StoredTimelines::new(
+            self.store.reading_here(rest_in_between),
+            timeline.tenant,
+            caches,
+        )
     }
 
     /// Begins to make layers of about `target` each of a timeline that is claimed.

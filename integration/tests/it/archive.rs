@@ -1,10 +1,14 @@
 //! P9 and P1 of WAL that a source has removed before it was read: it comes from where the source archives it, checked as
 //! all WAL is, and nothing is lost; where the archive does not have it, that is said.
 
+mod promoted;
+mod trouble;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +17,7 @@ use palimpsest_api::{
     TimelineRef,
     broker::{TimelineState, TimelineStatus},
 };
+use palimpsest_disk::FullDisk;
 use palimpsest_integration::{
     demo::Primary,
     embedded::Embedded,
@@ -20,8 +25,10 @@ use palimpsest_integration::{
     oracle::{DataFiles, Oracle, PageSource as _},
 };
 use palimpsest_runtime::TaskScope;
+use palimpsest_store::ObjectStore;
 use palimpsest_testkit::{Cluster, ClusterOptions, Workload, workload};
 use palimpsest_types::Lsn;
+use palimpsest_wal_ingest::{Backing, run_on};
 use tempfile::TempDir;
 use tokio::{task::block_in_place, time::sleep};
 
@@ -37,9 +44,14 @@ struct Case {
     services: Embedded,
     ingest: TaskScope,
     timeline: TimelineRef,
-    archive: TempDir,
+    archive: Archive,
+    /// What a wal-ingest writes to.
+    disk: FullDisk,
     _files: TempDir,
 }
+
+/// Where a source puts its WAL.
+struct Archive(TempDir);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p9_wal_that_the_source_has_removed_comes_from_its_archive() {
@@ -86,34 +98,60 @@ async fn p9_wal_that_the_source_has_removed_comes_from_its_archive() {
     case.streams(end).await.unwrap();
 
     assert_eq!(case.services.status(case.timeline).unwrap().lost, []);
-    case.compare(attached).await.unwrap();
+    case.compare(NAME, attached).await.unwrap();
     case.services.stop().await;
 }
 
-impl Case {
-    async fn prepare() -> Result<Self> {
-        let archive = tempfile::Builder::new().prefix("pal-archive-").tempdir()?;
-        fs::set_permissions(archive.path(), fs::Permissions::from_mode(0o777))?;
-        let command = format!("cp %p {}/%f", archive.path().display());
-        let options = ClusterOptions::default()
+impl Archive {
+    fn new() -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("pal-archive-").tempdir()?;
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
+        Ok(Self(directory))
+    }
+
+    /// A source that archives to there, and keeps as little as it can.
+    fn options(&self) -> ClusterOptions {
+        let command = format!("cp %p {}/%f", self.0.path().display());
+        ClusterOptions::default()
             .with("archive_mode", "on")
             .with("archive_command", &command)
             .with("wal_keep_size", "0")
             .with("min_wal_size", "32MB")
-            .with("max_wal_size", "64MB");
-        let mut cluster = Cluster::temporary(options)?;
+            .with("max_wal_size", "64MB")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn restore_command(&self) -> String {
+        format!("cp {}/%f %p", self.0.path().display())
+    }
+}
+
+impl Case {
+    async fn prepare() -> Result<Self> {
+        let archive = Archive::new()?;
+        let mut cluster = Cluster::temporary(archive.options())?;
         block_in_place(|| cluster.start())?;
+        let conninfo = cluster.conninfo("postgres");
+        Self::of(cluster, &conninfo, archive).await
+    }
+
+    /// A running source, which is reached like this.
+    async fn of(cluster: Cluster, conninfo: &str, archive: Archive) -> Result<Self> {
         let files = tempfile::tempdir()?;
         let mut services = Embedded::start_without_wal_ingest(files.path()).await?;
-        let ingest = start(&services, &archive).await?;
-        let conninfo = cluster.conninfo("postgres");
-        let timeline = services.attach("judged", &conninfo).await?;
+        let disk = FullDisk::default();
+        let ingest = start(&services, &disk, archive.restore_command()).await?;
+        let timeline = services.attach("judged", conninfo).await?;
         Ok(Self {
             cluster,
             services,
             ingest,
             timeline,
             archive,
+            disk,
             _files: files,
         })
     }
@@ -124,7 +162,11 @@ impl Case {
     }
 
     async fn start(&mut self) -> Result<()> {
-        self.ingest = start(&self.services, &self.archive).await?;
+        self.start_with(self.archive.restore_command()).await
+    }
+
+    async fn start_with(&mut self, restore_command: String) -> Result<()> {
+        self.ingest = start(&self.services, &self.disk, restore_command).await?;
         Ok(())
     }
 
@@ -138,13 +180,19 @@ impl Case {
     async fn lose(&mut self, round: u32) -> Result<Lsn> {
         let needed = self.next_file()?;
         self.ingest.stop().await;
-        let sql = |text: &str| block_in_place(|| self.cluster.psql("postgres", text));
-        sql(&format!("SELECT pg_drop_replication_slot('{SLOT}')"))?;
+        let drop_slot = format!("SELECT pg_drop_replication_slot('{SLOT}')");
+        block_in_place(|| self.cluster.psql("postgres", &drop_slot))?;
         let workload = Workload::full(seed() as u32 + round, workload::QUICK);
         block_in_place(|| workload.run(&self.cluster))?;
-        let path = self.cluster.data_dir().join("pg_wal").join(&needed);
+        self.outlast(&needed).await
+    }
+
+    /// Writes until the source has removed a WAL file, which no slot keeps; where it ends.
+    async fn outlast(&self, needed: &str) -> Result<Lsn> {
+        let sql = |text: &str| block_in_place(|| self.cluster.psql("postgres", text));
+        let path = self.cluster.data_dir().join("pg_wal").join(needed);
         for _ in 0..100 {
-            if !path.exists() && self.archived(&needed).exists() {
+            if !path.exists() && self.archived(needed).exists() {
                 return block_in_place(|| self.cluster.flush_lsn());
             }
             sql(
@@ -152,6 +200,10 @@ impl Case {
             )?;
             sql("SELECT pg_switch_wal()")?;
             sql("CHECKPOINT")?;
+            // Where somebody makes one again.
+            sql(&format!(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND NOT active"
+            ))?;
             sleep(Duration::from_millis(100)).await;
         }
         anyhow::bail!("{needed} is still there")
@@ -166,7 +218,7 @@ impl Case {
     }
 
     fn archived(&self, name: &str) -> PathBuf {
-        self.archive.path().join(name)
+        self.archive.file(name)
     }
 
     /// Waits for what is said of the timeline now; who was stopped may have said something else before.
@@ -208,7 +260,7 @@ impl Case {
     }
 
     /// Holds every page against the files of the source, which is stopped for that.
-    async fn compare(&mut self, attached: Lsn) -> Result<()> {
+    async fn compare(&mut self, judge: &'static str, attached: Lsn) -> Result<()> {
         block_in_place(|| self.cluster.stop())?;
         let end = checkpoint(&self.cluster)?;
         self.reach("the shutdown is here", |status| status.last_record > end)
@@ -216,7 +268,7 @@ impl Case {
         let served = self.services.served(self.timeline).await?;
         let engine = engine(false).await?;
         let oracle = Oracle::new(engine.clone());
-        let mut judge = Judge::new(NAME, "P1");
+        let mut judge = Judge::new(judge, "P1");
         let attached = served.relations(attached).await?;
         let primary = Primary {
             files: DataFiles::read(self.cluster.data_dir())?,
@@ -231,11 +283,15 @@ impl Case {
 }
 
 /// A wal-ingest that knows of the archive.
-async fn start(services: &Embedded, archive: &TempDir) -> Result<TaskScope> {
+async fn start(services: &Embedded, disk: &FullDisk, restore_command: String) -> Result<TaskScope> {
     let mut settings = services.wal_ingest_settings();
-    settings.restore_command = Some(format!("cp {}/%f %p", archive.path().display()));
+    settings.restore_command = Some(restore_command);
     settings.restore_patience = Duration::from_secs(3);
     let scope = services.scope().child();
-    palimpsest_wal_ingest::run(settings, &scope).await?;
+    let backing = Backing {
+        disk: Arc::new(disk.clone()),
+        store: ObjectStore::open(&settings.store).await?,
+    };
+    run_on(backing, settings, &scope).await?;
     Ok(scope)
 }

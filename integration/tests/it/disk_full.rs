@@ -174,7 +174,7 @@ impl Scene {
     }
 }
 
-fn is_disk_full(status: &TimelineStatus) -> bool {
+pub(crate) fn is_disk_full(status: &TimelineStatus) -> bool {
     status.state == TimelineState::Paused && status.reason.contains("when there is room")
 }
 

@@ -33,7 +33,7 @@ const UNHURRIED: u32 = 1 << 20;
 const SEGMENT_MIB: u32 = 1;
 
 /// A source that was written to and is stopped, and the services that have its history.
-struct Case {
+pub(crate) struct Case {
     options: ClusterOptions,
     cluster: Cluster,
     backup: BaseBackup,
@@ -59,7 +59,7 @@ async fn p1_a_stock_postgres_starts_at_any_lsn() {
         case.judge(size.pick(1, 15), &mut random, &mut judge)
             .await
             .unwrap();
-        case.services.stop().await;
+        case.stop().await;
     }
     judge.close();
 }
@@ -91,19 +91,30 @@ impl Case {
             "CREATE UNLOGGED TABLE forgets (n int PRIMARY KEY); INSERT INTO forgets SELECT generate_series(1, 1000)",
         )?;
         cluster.pgbench(&["--initialize", "--quiet", "--scale=2", "postgres"])?;
+        let seed = random.random();
+        let (case, ()) = Self::of(options, cluster, |cluster| write(cluster, seed)).await?;
+        Ok(case)
+    }
+
+    /// A running source, and what is written to it after the base backup.
+    pub(crate) async fn of<T>(
+        options: ClusterOptions,
+        mut cluster: Cluster,
+        write: impl FnOnce(&Cluster) -> Result<T>,
+    ) -> Result<(Self, T)> {
         let backup = block_in_place(|| BaseBackup::take(&cluster, UNHURRIED))?;
         let files = tempfile::tempdir()?;
         let mut services = Embedded::start(files.path()).await?;
         let timeline = services
             .attach("judged", &cluster.conninfo("postgres"))
             .await?;
-        block_in_place(|| write(&cluster, random.random()))?;
+        let written = block_in_place(|| write(&cluster))?;
         let end = block_in_place(|| cluster.flush_lsn())?;
         let seen = services.wait_for(timeline, |view| view.status.last_record >= end);
         seen.await?;
         block_in_place(|| cluster.stop())?;
         let served = services.served(timeline).await?;
-        Ok(Self {
+        let case = Self {
             options,
             cluster,
             backup,
@@ -111,10 +122,16 @@ impl Case {
             served,
             timeline,
             _files: files,
-        })
+        };
+        Ok((case, written))
     }
 
-    async fn judge(&self, count: usize, random: &mut StdRng, judge: &mut Judge) -> Result<()> {
+    pub(crate) async fn stop(self) {
+        self.services.stop().await;
+    }
+
+    /// Where the records that can be recovered to end, rising.
+    pub(crate) async fn ends(&self) -> Result<Vec<Lsn>> {
         let (oldest, newest) = self.served.client().readable(self.timeline).await?;
         let oldest = oldest.max(self.backup.end());
         let segment = u64::from(SEGMENT_MIB) << 20;
@@ -123,6 +140,32 @@ impl Case {
         // The last can't be recovered to: nothing comes after it.
         let mut ends = boundaries(&pg_wal, self.backup.start(), size, oldest..=newest)?;
         ends.pop();
+        Ok(ends)
+    }
+
+    /// Judges what leaves at these LSNs, of those that can be recovered to.
+    pub(crate) async fn judge_each(
+        &self,
+        ends: &[Lsn],
+        wanted: Vec<Lsn>,
+        judge: &mut Judge,
+    ) -> Result<()> {
+        let (first, last) = ends.first().zip(ends.last()).context("no records")?;
+        for lsn in wanted
+            .into_iter()
+            .filter(|lsn| (first..=last).contains(&lsn))
+        {
+            let end = ends.iter().rfind(|end| **end <= lsn).unwrap_or(first);
+            self.judge_at(lsn, *end, judge)
+                .await
+                .with_context(|| format!("at {lsn}"))?;
+        }
+        Ok(())
+    }
+
+    async fn judge(&self, count: usize, random: &mut StdRng, judge: &mut Judge) -> Result<()> {
+        let ends = self.ends().await?;
+        let segment = u64::from(SEGMENT_MIB) << 20;
         let (first, last) = (ends.first().copied(), ends.last().copied());
         let (first, last) = first.zip(last).context("no records")?;
         let random_end = |random: &mut StdRng| ends.choose(random).copied().unwrap_or(last);
@@ -143,19 +186,7 @@ impl Case {
                 .map(|end| **end),
         );
         wanted.extend((0..count).map(|_| random_end(random)));
-        for lsn in wanted
-            .into_iter()
-            .filter(|lsn| (first..=last).contains(lsn))
-        {
-            let end = ends
-                .iter()
-                .rfind(|end| **end <= lsn)
-                .copied()
-                .unwrap_or(first);
-            self.judge_at(lsn, end, judge)
-                .await
-                .with_context(|| format!("at {lsn}"))?;
-        }
+        self.judge_each(&ends, wanted, judge).await?;
         self.judge_branch(random_end(random), judge).await
     }
 

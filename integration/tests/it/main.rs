@@ -20,6 +20,7 @@ mod documented;
 mod durability;
 mod end_to_end;
 mod exports;
+mod extremes;
 mod fencing;
 mod gist;
 mod init;

@@ -68,15 +68,15 @@ const WORK: &str = "DO $$ BEGIN LOOP
     END LOOP; END $$";
 
 /// A primary and what follows it.
-struct Standby {
-    cluster: Cluster,
+pub(crate) struct Standby {
+    pub(crate) cluster: Cluster,
     /// Where its files are.
     _backup: BaseBackup,
 }
 
 impl Standby {
     /// A standby, made from `primary`, which reads what comes from the server of a connection string.
-    fn of(primary: &Cluster, conninfo: &str, options: &ClusterOptions) -> Result<Self> {
+    pub(crate) fn of(primary: &Cluster, conninfo: &str, options: &ClusterOptions) -> Result<Self> {
         let backup = BaseBackup::take(primary, KIB_PER_SECOND)?;
         let data = backup.data_dir();
         let signal = data.join("standby.signal");
@@ -95,7 +95,7 @@ impl Standby {
     }
 
     /// Makes it the primary; says where its own history begins.
-    fn promote(&self, timeline: u32) -> Result<Lsn> {
+    pub(crate) fn promote(&self, timeline: u32) -> Result<Lsn> {
         let promoted = self.cluster.psql("postgres", "SELECT pg_promote()")?;
         ensure!(promoted.trim() == "t", "it was not promoted");
         let history = self.cluster.data_dir().join("pg_wal");
@@ -400,7 +400,7 @@ fn some_lsns(
 }
 
 /// How whichever of several hosts is the primary is reached.
-fn hosts_of<const N: usize>(directories: [&Path; N], any: &Cluster) -> String {
+pub(crate) fn hosts_of<const N: usize>(directories: [&Path; N], any: &Cluster) -> String {
     let directories = directories.map(|directory| directory.display().to_string());
     let (hosts, port) = (directories.join(","), any.port());
     format!("host={hosts} port={port} user=postgres")

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
 mod account;
+mod counters;
 mod options;
 mod place;
 mod private_mount;
@@ -23,6 +24,7 @@ mod process;
 mod query;
 mod session;
 
+pub use counters::Counters;
 pub use options::{ClusterOptions, SUPERUSER, pg_bin};
 pub use private_mount::PrivateMount;
 pub use session::Session;

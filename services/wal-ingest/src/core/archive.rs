@@ -239,14 +239,14 @@ pub(super) async fn restore(
             }
             Some(Ok(Fetched::None)) => return Ok(Restored::AsFar),
         }
-        if read(timeline, intake, &wanted, from..up_to).await? == Restored::Left {
+        let read = read(timeline, intake, &wanted, from..up_to).await;
+        // It was read, or is wrong, or is fetched anew when there is room.
+        let removed = timeline.spawn_blocking(move || remove(&wanted.path)).await;
+        if read? == Restored::Left {
             return Ok(Restored::Left);
         }
+        removed.map_err(|error| timeline.wal_failed(error))??;
         tracing::info!(timeline = %timeline.id(), file = wanted.name, "WAL file restored");
-        timeline
-            .spawn_blocking(move || remove(&wanted.path))
-            .await
-            .map_err(|error| timeline.wal_failed(error))??;
     }
 }
 

@@ -192,7 +192,7 @@ async fn regain(timeline: &Timeline, source: &SourceCluster) -> Result<(), Stop>
         };
         let (slot, remote) = (&timeline.slot, timeline.status().remote_consistent);
         let without = format!(
-            "slot {slot} does not keep all that the object store lacks: it was dropped because it kept more \
+            "slot {slot} does not keep all that the object store lacks: it was lost, or dropped because it kept more \
              than slot-retention-limit, or another server was promoted; until the object store has caught up, \
              only the disk of this wal-ingest has the WAL after {remote}"
         );

@@ -1,7 +1,7 @@
 //! P1 of what leaves where counters begin anew, and at moments that are awkward: at each of them a stock PostgreSQL starts from
 //! what we give, and has what one has that recovered to there.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use palimpsest_integration::judge::{Judge, JudgeSize, seed};
 use palimpsest_testkit::{Cluster, ClusterOptions, cluster::Counters};
 use palimpsest_types::Lsn;
@@ -50,7 +50,9 @@ async fn p1_counters_begin_anew_and_moments_are_awkward() {
         let count = size.pick(4, moments.len());
         let chosen = moments.iter().sample(&mut random, count);
         eprintln!("{NAME}: {counters:?}: {chosen:?}");
-        let lsns = chosen.into_iter().map(|(_, lsn)| *lsn).collect();
+        let lsns: Vec<_> = chosen.into_iter().map(|(_, lsn)| *lsn).collect();
+        let (first, last) = (ends.first().unwrap(), ends.last().unwrap());
+        assert!(lsns.iter().all(|lsn| (first..=last).contains(&lsn)));
         case.judge_each(&ends, lsns, &mut judge).await.unwrap();
         case.stop().await;
     }
@@ -93,6 +95,8 @@ fn write(cluster: &Cluster, counters: Counters) -> Result<Vec<Moment>> {
     sql("BEGIN; INSERT INTO many VALUES (-2); PREPARE TRANSACTION 'of before, committed after'")?;
     let mut long = cluster.session("postgres")?;
     long.run("BEGIN; INSERT INTO many VALUES (-3); SAVEPOINT a; INSERT INTO many VALUES (-4)")?;
+    // With its commit what the long one has done is flushed, too.
+    sql("CREATE TABLE of_before ()")?;
     note("before anything begins anew")?;
 
     let before = sql("SELECT pg_current_xact_id()")?;
@@ -114,12 +118,25 @@ fn write(cluster: &Cluster, counters: Counters) -> Result<Vec<Moment>> {
     note("the long one is committed")?;
 
     lock_many(cluster)?;
+    sql("CHECKPOINT")?;
+    let next = sql("SELECT next_multixact_id, next_multi_offset FROM pg_control_checkpoint()")?;
+    let (multixact, member) = next.split_once('|').context("no counters")?;
+    for (before, now) in [(counters.multixact, multixact), (counters.member, member)] {
+        ensure!(is_beyond(before, now)?, "from {before} to {now}");
+    }
     note("multixacts and their members have begun anew")?;
     for n in 0..TABLES {
         sql(&format!(
             "CREATE TABLE of_oid_{n} (n int PRIMARY KEY, t text)"
         ))?;
     }
+    let last =
+        sql("SELECT max(oid) FROM pg_class WHERE relname LIKE 'of_oid%' AND oid < 3000000000")?;
+    ensure!(
+        is_beyond(counters.oid, &last)?,
+        "from {} to {last}",
+        counters.oid
+    );
     note("object ids have begun anew")?;
     note_prepared(cluster, &mut note)?;
     sql("CREATE DATABASE copied TEMPLATE template1 STRATEGY file_copy")?;
@@ -132,15 +149,34 @@ fn write(cluster: &Cluster, counters: Counters) -> Result<Vec<Moment>> {
     note("a relation is being truncated")?;
     truncating.run("COMMIT")?;
     sql("INSERT INTO shrinks VALUES (1)")?;
-    sql("DELETE FROM locked WHERE n > 100; VACUUM locked")?;
+    // They would keep what they might see.
+    for gid in sql("SELECT gid FROM pg_prepared_xacts")?.lines() {
+        sql(&format!("COMMIT PREPARED '{gid}'"))?;
+    }
+    let size = || {
+        sql("SELECT pg_relation_size('locked')")?
+            .parse::<u64>()
+            .map_err(Error::from)
+    };
+    let before = size()?;
+    sql("DELETE FROM locked WHERE n NOT BETWEEN 1 AND 100; VACUUM locked")?;
+    let after = size()?;
+    ensure!(after < before, "{before} bytes, then {after}");
     note("a relation has become shorter")?;
     cluster.switch_wal()?;
     note("a segment has ended early")?;
     sql("CHECKPOINT; VACUUM FREEZE; CHECKPOINT")?;
+    let age = sql("SELECT age(relfrozenxid) FROM pg_class WHERE relname = 'many'")?;
+    ensure!(age.parse::<u32>()? < TRANSACTIONS, "frozen {age} ago");
     note("all is frozen")?;
     // Something has to come after the last.
     sql("CREATE TABLE the_end ()")?;
     Ok(moments)
+}
+
+/// Whether a counter is where its highest bit is the other one.
+fn is_beyond(before: u32, now: &str) -> Result<bool> {
+    Ok((before ^ now.parse::<u32>()?) >> 31 == 1)
 }
 
 /// Each with members of its own: those that have the same share one.
@@ -173,7 +209,7 @@ fn note_prepared(
         let records = cluster.waldump(end.floor_to(segment), Some(end))?;
         if records
             .first()
-            .is_some_and(|record| record.contains("PREPARE"))
+            .is_some_and(|record| record.contains("desc: PREPARE"))
         {
             return note("prepared by the first record of a segment");
         }

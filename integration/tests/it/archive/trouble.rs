@@ -10,7 +10,7 @@ use palimpsest_disk::DiskStep;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{task::block_in_place, time::sleep};
 
-use super::{Case, PATIENCE};
+use super::{Case, PATIENCE, SLOT};
 use crate::disk_full::is_disk_full;
 
 const MID_STREAM: &str = "archive-mid-stream";
@@ -23,7 +23,7 @@ async fn p9_wal_that_goes_while_it_is_read_comes_from_the_archive() {
     let mut case = Case::prepare().await.unwrap();
     let attached = case.oldest().await.unwrap();
     // Who sends it stays behind, as over a line that is too slow.
-    let sender = case.sender().unwrap();
+    let sender = case.sender().await.unwrap();
     kill_process(sender, Signal::STOP).unwrap();
     let needed = case.next_file().unwrap();
     let end = case.outlast(&needed).await.unwrap();
@@ -62,10 +62,20 @@ async fn p9_a_command_that_hangs_ends_with_its_wal_ingest_and_a_full_disk_is_wai
 
 impl Case {
     /// The process of the source that sends WAL.
-    fn sender(&self) -> Result<Pid> {
-        let query = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";
-        let pid = block_in_place(|| self.cluster.psql("postgres", query))?;
-        Pid::from_raw(pid.trim().parse()?).context("no process sends WAL")
+    async fn sender(&self) -> Result<Pid> {
+        // Who looks after the slot has another name.
+        let query = format!(
+            "SELECT pid FROM pg_stat_replication WHERE state = 'streaming' AND application_name = '{SLOT}'"
+        );
+        let begun = Instant::now();
+        loop {
+            let pid = block_in_place(|| self.cluster.psql("postgres", &query))?;
+            if let Ok(pid) = pid.trim().parse() {
+                return Pid::from_raw(pid).context("no process");
+            }
+            ensure!(begun.elapsed() < PATIENCE, "no process sends WAL");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 }
 

@@ -42,14 +42,15 @@ impl Stretch {
     }
 }
 
-/// So long a thread rests; with what timers are late by, about twice as long.
+/// So long a thread rests; timers are late by about as much again.
 const REST: Duration = Duration::from_micros(50);
 
-/// Has a thread rest after each stretch, for work in short steps that nobody waits for, and nothing waits for either: so it may
-/// take half as long again.
+/// Has a thread rest after each stretch of the clock, for work in short steps that nobody waits for, and that may take up to twice as
+/// long by it. What it waited for itself counts as work: it rests once more then.
 ///
 /// Giving way is not enough for who reads. The kernel owes each thread its share, be it ever so small, and pays it in one piece,
-/// up to the next tick, four milliseconds later: also to one that gives way again and again. Only a thread that sleeps is passed over.
+/// up to the next tick, four milliseconds later: also to one that gives way again and again. Only a thread that sleeps is passed over. Merges
+/// give way only: they are over soon, and layers pile up meanwhile.
 pub(super) fn rest_in_between() {
     thread_local! {
         static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };

@@ -36,6 +36,8 @@ use crate::support::{checkpoint, engine};
 
 const NAME: &str = "archive";
 const SLOT: &str = "palimpsest_judged";
+/// Of the archive: names of files that were asked for.
+const ASKED: &str = "asked";
 /// Nothing that is waited for takes longer, even on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -47,7 +49,7 @@ struct Case {
     archive: Archive,
     /// What a wal-ingest writes to.
     disk: FullDisk,
-    _files: TempDir,
+    files: TempDir,
 }
 
 /// Where a source puts its WAL.
@@ -124,8 +126,10 @@ impl Archive {
         self.0.path().join(name)
     }
 
+    /// Fetches from there, and notes what was asked for.
     fn restore_command(&self) -> String {
-        format!("cp {}/%f %p", self.0.path().display())
+        let archive = self.0.path().display();
+        format!("echo %f >> {archive}/{ASKED}; cp {archive}/%f %p")
     }
 }
 
@@ -152,7 +156,7 @@ impl Case {
             timeline,
             archive,
             disk,
-            _files: files,
+            files,
         })
     }
 

@@ -247,7 +247,7 @@ impl Case {
             &mut tally,
         )
         .await?;
-        eprintln!("{NAME}: at {lsn}: {tally:?}");
+        eprintln!("exported at {lsn}: {tally:?}");
         engine.stop().await;
         judge.check(self.unlike_sparse(&exported.0, lsn).await?);
         block_in_place(|| export.starts_untouched(judge))?;

@@ -6,7 +6,7 @@ use object_store::{
     ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, local::LocalFileSystem,
     path::Path as RawPath,
 };
-use tokio::time::timeout;
+use tokio::{task::coop::consume_budget, time::timeout};
 
 use crate::{
     body::Body,
@@ -24,10 +24,10 @@ pub struct ObjectStore {
     inner: Arc<dyn object_store::ObjectStore>,
     /// Where it is, if it has to be waited for and may keep silent.
     bucket: Option<Arc<Bucket>>,
-    /// Files that the thread that asks reads itself, and what it does after each time.
-    read_here: Option<(Arc<LocalFileSystem>, fn())>,
     /// The same, if it is files.
     files: Option<Arc<LocalFileSystem>>,
+    /// What the thread that asks for a range of a file does after it has read that itself, if it does.
+    after_reading: Option<fn()>,
     metrics: StoreMetrics,
 }
 
@@ -90,8 +90,8 @@ impl ObjectStore {
         let store = Self {
             inner,
             bucket,
-            read_here: None,
             files: None,
+            after_reading: None,
             metrics,
         };
         store.probe().await?;
@@ -99,11 +99,12 @@ impl ObjectStore {
     }
 
     /// The same store for threads that may block: of files, ranges are read by the thread that asks, not by one of those
-    /// that tokio has for it. Many small reads take less so, and wake nobody up. After each it does `then`.
+    /// that tokio has for it. Many small reads take less so, and wake nobody up; but reads that one task asks for at once
+    /// come one after the other. After each it does `then`.
     #[must_use]
     pub fn reading_here(&self, then: fn()) -> Self {
         Self {
-            read_here: self.files.clone().map(|files| (files, then)),
+            after_reading: Some(then),
             ..self.clone()
         }
     }
@@ -236,7 +237,9 @@ impl ObjectStore {
         path: &StorePath,
         range: Range<u64>,
     ) -> Result<Bytes, StoreError> {
-        if let Some((files, then)) = &self.read_here {
+        if let Some((files, then)) = self.files.as_deref().zip(self.after_reading) {
+            // Many in a row would never wait, so nobody could stop them.
+            consume_budget().await;
             let read = directory::read(files, &path.0, range);
             let read = read.map_err(|source| StoreError::of_files(&path.0, source));
             then();

@@ -10,7 +10,7 @@ use palimpsest_disk::DiskStep;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{task::block_in_place, time::sleep};
 
-use super::{Case, PATIENCE, SLOT};
+use super::{ASKED, Case, PATIENCE, SLOT};
 use crate::disk_full::is_disk_full;
 
 const MID_STREAM: &str = "archive-mid-stream";
@@ -29,6 +29,8 @@ async fn p9_wal_that_goes_while_it_is_read_comes_from_the_archive() {
     let end = case.outlast(&needed).await.unwrap();
     kill_process(sender, Signal::CONT).unwrap();
     case.streams(end).await.unwrap();
+    let asked = fs::read_to_string(case.archived(ASKED)).unwrap();
+    assert!(asked.lines().any(|name| name == needed), "{asked}");
     case.has_a_slot_again().await.unwrap();
     assert_eq!(case.services.status(case.timeline).unwrap().lost, []);
     case.compare(MID_STREAM, attached).await.unwrap();
@@ -41,7 +43,8 @@ async fn p9_a_command_that_hangs_ends_with_its_wal_ingest_and_a_full_disk_is_wai
     let attached = case.oldest().await.unwrap();
     let end = case.lose(1).await.unwrap();
     let length = format!("7000.{}", process::id());
-    let hangs = format!("sleep {length} & sleep {length}; : %f %p");
+    let half = "head -c 100000 /dev/zero > %p";
+    let hangs = format!("{half}; sleep {length} & sleep {length}; : %f");
     case.start_with(hangs).await.unwrap();
     count_of(&length, 2).await.unwrap();
     let begun = Instant::now();
@@ -49,8 +52,21 @@ async fn p9_a_command_that_hangs_ends_with_its_wal_ingest_and_a_full_disk_is_wai
     assert!(begun.elapsed() < STOP_LIMIT, "{:?}", begun.elapsed());
     // With the shell those go that it has started.
     count_of(&length, 0).await.unwrap();
+    case.has_left_nothing().unwrap();
+
+    // As one ends that finds no room, or is killed.
+    case.start_with(format!("{half}; : %f; exit 126"))
+        .await
+        .unwrap();
+    case.says("restore-command failed").await.unwrap();
+    case.ingest.stop().await;
+    case.has_left_nothing().unwrap();
 
     case.disk.fill(DiskStep::Write, "pg_wal");
+    case.start().await.unwrap();
+    case.reach("the disk is full", is_disk_full).await.unwrap();
+    case.ingest.stop().await;
+    case.has_left_nothing().unwrap();
     case.start().await.unwrap();
     case.reach("the disk is full", is_disk_full).await.unwrap();
     case.disk.empty();
@@ -61,6 +77,24 @@ async fn p9_a_command_that_hangs_ends_with_its_wal_ingest_and_a_full_disk_is_wai
 }
 
 impl Case {
+    /// Who was stopped keeps nothing of what a command has put there.
+    fn has_left_nothing(&self) -> Result<()> {
+        let mut directories = vec![self.files.path().to_owned()];
+        let mut restored = Vec::new();
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                match entry.file_type()?.is_dir() {
+                    true => directories.push(entry.path()),
+                    false if entry.file_name() == "restored-wal" => restored.push(entry.path()),
+                    false => {}
+                }
+            }
+        }
+        ensure!(restored.is_empty(), "{restored:?}");
+        Ok(())
+    }
+
     /// The process of the source that sends WAL.
     async fn sender(&self) -> Result<Pid> {
         // Who looks after the slot has another name.

@@ -32,7 +32,8 @@ const OFFSETS_PER_PAGE: u32 = 2_048;
 const MEMBERS_PER_PAGE: u32 = 1_636;
 
 impl Cluster {
-    /// Makes a stopped cluster that has hardly lived as old as that. Nothing of it is frozen later than where it ends.
+    /// Makes a stopped cluster that has hardly lived as old as that. All that is in it is frozen there, so none of its
+    /// transactions is further behind than it seems.
     pub fn set_counters(&mut self, counters: Counters) -> Result<()> {
         ensure!(
             !self.is_running(),

@@ -11,61 +11,43 @@ use tokio::runtime::Handle;
 
 use super::error::CompactError;
 
-/// Work in short steps: some microseconds, or a block that is compressed now and then.
-///
-/// On kernels that know no long slices (`palimpsest-priority`) who wakes up on its CPU may have to wait until its own
-/// ends, however nice it is; so it gives way by itself.
-#[derive(Debug)]
-pub(super) struct Stretch {
-    begun: Instant,
-}
-
-/// How long a stretch may be: less than what a read takes.
+/// How long work goes on at a stretch: less than what a read takes.
 const STRETCH: Duration = Duration::from_micros(100);
-
-impl Stretch {
-    /// Its first step begins.
-    pub(super) fn begin() -> Self {
-        Self {
-            begun: Instant::now(),
-        }
-    }
-
-    /// Lets others run that wait for this CPU, once in a while.
-    pub(super) fn step(&mut self) {
-        // Steps differ by a thousand times, so they are not counted; a look at the clock is far shorter than
-        // any of them.
-        if self.begun.elapsed() > STRETCH {
-            thread::yield_now();
-            *self = Self::begin();
-        }
-    }
-}
-
 /// So long a thread rests; timers are late by about as much again.
 const REST: Duration = Duration::from_micros(50);
 
-/// Has a thread rest after each stretch of the clock, for work in short steps that nobody waits for, and that may take up to twice as
-/// long by it. What it waited for itself counts as work: it rests once more then.
+/// Rests for a moment after each stretch, between steps of work that nobody waits for: it may take up to twice as long by it.
 ///
 /// Giving way is not enough for who reads. The kernel owes each thread its share, be it ever so small, and pays it in one piece,
-/// up to the next tick, four milliseconds later: also to one that gives way again and again. Only a thread that sleeps is passed over. Merges
-/// give way only: they are over soon, and layers pile up meanwhile.
+/// up to the next tick, four milliseconds later: also to one that gives way again and again. Only a thread that sleeps is
+/// passed over.
 pub(super) fn rest_in_between() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the thread is to sleep, with all that it does; it belongs to work in the background"
+    )]
+    in_between(|| thread::sleep(REST));
+}
+
+/// Gives way after each stretch, between steps of work that must not take longer: layers pile up while they are merged. On
+/// kernels that know no long slices (`palimpsest-priority`) who wakes up on this CPU would have to wait until the slice ends.
+pub(super) fn give_way_in_between() {
+    in_between(thread::yield_now);
+}
+
+/// Does `pause` if this thread's stretch is over: the time since the last, be it that it worked or that it waited.
+fn in_between(pause: impl FnOnce()) {
     thread_local! {
         static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
     }
+    // Steps differ by a thousand times, so they are not counted; a look at the clock is far shorter than any of them.
     let now = Instant::now();
     let since = SINCE.get().unwrap_or(now);
     if now.duration_since(since) < STRETCH {
         SINCE.set(Some(since));
         return;
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the thread is to sleep, with all that it does; it belongs to work in the background"
-    )]
-    thread::sleep(REST);
+    pause();
     SINCE.set(Some(Instant::now()));
 }
 

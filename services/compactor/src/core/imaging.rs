@@ -152,10 +152,10 @@ impl<R: Engines> Imaging<'_, R> {
         &self,
         manifest: &TimelineManifest,
     ) -> Result<(Arc<Reader<R>>, Arc<Inventory>), CompactError> {
-        let stored = self.shop.stored(self.timeline, self.readers.pages());
-        let reader = self.readers.of(self.timeline, &stored, manifest).await?;
-        let (reader, lsn) = (Arc::new(reader), manifest.lsn);
-        let reads = Arc::clone(&reader);
+        let opening = self.readers.of(self.shop, self.timeline, manifest);
+        let reader = Arc::new(in_background(self.shop.scope(), opening).await??);
+        self.readers.keep(self.timeline, reader.layers());
+        let (reads, lsn) = (Arc::clone(&reader), manifest.lsn);
         // Sizes of all forks are read.
         let inventory = async move { reads.inventory(lsn).await };
         let inventory = in_background(self.shop.scope(), inventory).await??;
@@ -217,7 +217,9 @@ impl<R: Engines> Imaging<'_, R> {
             up_to,
         };
         let more = enough.saturating_sub(known.layers);
-        let layers = reader.layers().layers_with(part.keys, lsns, more).await?;
+        let layers = reader.layers();
+        let counting = async move { layers.layers_with(part.keys, lsns, more).await };
+        let layers = in_background(self.shop.scope(), counting).await??;
         let check = Check {
             since,
             up_to,

@@ -12,7 +12,7 @@ use palimpsest_store::{Body, BodyWriter};
 use palimpsest_types::{ByteCount, Key, Lsn, WriterEpoch};
 use palimpsest_wal::RawRecord;
 
-use super::{background::Stretch, cut::Cell, error::CompactError};
+use super::{background::give_way_in_between, cut::Cell, error::CompactError};
 
 /// A layer that was made.
 #[derive(Debug)]
@@ -112,9 +112,8 @@ fn has_any(layer: &LayerScan, cell: &Cell) -> bool {
 async fn shared(layer: &LayerScan, cell: &Cell) -> Result<BTreeSet<RecordPlace>, CompactError> {
     let mut places = BTreeSet::new();
     let mut entries = layer.entries(cell.keys, cell.lsns);
-    let mut stretch = Stretch::begin();
     while let Some((.., stored)) = entries.next().await? {
-        stretch.step();
+        give_way_in_between();
         if let Stored::Shared { at, .. } = stored {
             places.insert(at);
         }
@@ -163,7 +162,6 @@ struct Merge<S: Scan> {
     heads: Vec<Option<S::Item>>,
     /// Which scan is next.
     order: BinaryHeap<Reverse<(S::At, usize)>>,
-    stretch: Stretch,
 }
 
 impl<S: Scan> Merge<S> {
@@ -172,7 +170,6 @@ impl<S: Scan> Merge<S> {
             heads: scans.iter().map(|_| None).collect(),
             order: BinaryHeap::with_capacity(scans.len()),
             scans,
-            stretch: Stretch::begin(),
         };
         for number in 0..merge.scans.len() {
             merge.pull(number).await?;
@@ -186,7 +183,7 @@ impl<S: Scan> Merge<S> {
         else {
             return Ok(());
         };
-        self.stretch.step();
+        give_way_in_between();
         if let Some((at, item)) = scan.next().await? {
             *head = Some(item);
             self.order.push(Reverse((at, number)));

@@ -10,14 +10,14 @@ use palimpsest_api::{
     redo::{RedoPool, RedoTenant, TenantRedo},
 };
 use palimpsest_manifest::TimelineManifest;
-use palimpsest_read::{Layers, PageCache, StoredTimelines, TimelineReader};
+use palimpsest_read::{Layers, PageCache, TimelineReader};
 use palimpsest_redo::Engine;
 use palimpsest_types::ByteCount;
 
-use super::{error::CompactError, lock::lock};
+use super::{error::CompactError, lock::lock, making::Workshop};
 
 /// Where the engines are had from that replay a tenant's records.
-pub trait Engines: Debug + Send + Sync + 'static {
+pub trait Engines: Debug + Clone + Send + Sync + 'static {
     /// Replays them.
     type Engine: Engine + Debug + 'static;
 
@@ -65,34 +65,35 @@ impl<R: Engines> Readers<R> {
         &self.engines
     }
 
-    /// Pages that were made here.
-    pub(super) fn pages(&self) -> Arc<PageCache> {
-        Arc::clone(&self.pages)
-    }
-
-    /// A reader of what a manifest lists, and of nothing after that.
+    /// Opens a reader of what a manifest lists, and of nothing after that. For a thread that may block.
     ///
     /// # Errors
     /// If a layer can't be read, or what a branch begins on is not in the object store yet.
-    pub(super) async fn of(
+    pub(super) fn of(
         &self,
+        shop: &Workshop,
         timeline: TimelineRef,
-        stored: &StoredTimelines,
         manifest: &TimelineManifest,
-    ) -> Result<Reader<R>, CompactError> {
+    ) -> impl Future<Output = Result<Reader<R>, CompactError>> + Send + use<R> {
+        let stored = shop.stored(timeline, Arc::clone(&self.pages));
         let before = lock(&self.layers).clone();
         let before = before.filter(|(of, _)| *of == timeline);
-        let before = before.as_ref().map(|(_, layers)| layers.as_ref());
-        let engine = || {
-            self.engines.of(RedoTenant {
-                tenant: timeline.tenant,
-                pg_version: manifest.source.pg_version,
-                wal_log_hints: manifest.source.wal_log_hints,
-            })
+        let (engines, manifest) = (self.engines.clone(), manifest.clone());
+        let tenant = RedoTenant {
+            tenant: timeline.tenant,
+            pg_version: manifest.source.pg_version,
+            wal_log_hints: manifest.source.wal_log_hints,
         };
-        let reader = stored.reader(timeline.timeline, manifest, before, engine);
-        let reader = reader.await?.with_changes_of(CHANGES);
-        *lock(&self.layers) = Some((timeline, reader.layers()));
-        Ok(reader)
+        async move {
+            let before = before.as_ref().map(|(_, layers)| layers.as_ref());
+            let engine = || engines.of(tenant);
+            let reader = stored.reader(timeline.timeline, &manifest, before, engine);
+            Ok(reader.await?.with_changes_of(CHANGES))
+        }
+    }
+
+    /// Keeps the layers of a timeline for the next that reads it.
+    pub(super) fn keep(&self, timeline: TimelineRef, layers: Arc<Layers>) {
+        *lock(&self.layers) = Some((timeline, layers));
     }
 }

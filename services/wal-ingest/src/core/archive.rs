@@ -38,6 +38,9 @@ pub struct RestoreCommand {
     patience: Duration,
 }
 
+/// What was fetched, which goes with this: who waits for room would wait for what it takes.
+struct LeftOver<'a>(&'a Path);
+
 /// What is to be read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extent {
@@ -200,6 +203,8 @@ pub(super) async fn restore(
     };
     tracing::warn!(timeline = %timeline.id(), from = %begin, "the source no longer has the WAL that comes next; reading the archive");
     let path = timeline.directory().join(FETCHED);
+    // Also if this is dropped, or there was room for half a file only.
+    let _left_over = LeftOver(&path);
     let leaving = &timeline.shared.leaving;
     loop {
         let open = intake.as_ref().ok_or_else(not_open)?;
@@ -239,13 +244,9 @@ pub(super) async fn restore(
             }
             Some(Ok(Fetched::None)) => return Ok(Restored::AsFar),
         }
-        let read = read(timeline, intake, &wanted, from..up_to).await;
-        // It was read, or is wrong, or is fetched anew when there is room.
-        let removed = timeline.spawn_blocking(move || remove(&wanted.path)).await;
-        if read? == Restored::Left {
+        if read(timeline, intake, &wanted, from..up_to).await? == Restored::Left {
             return Ok(Restored::Left);
         }
-        removed.map_err(|error| timeline.wal_failed(error))??;
         tracing::info!(timeline = %timeline.id(), file = wanted.name, "WAL file restored");
     }
 }
@@ -260,7 +261,7 @@ async fn fetch(
     let begun = Instant::now();
     loop {
         let path = wanted.path.clone();
-        // Half of one may be left over.
+        // That of before, or half of it.
         let removing = timeline.spawn_blocking(move || remove(&path));
         removing
             .await
@@ -414,6 +415,15 @@ impl Wanted {
         IngestError::Archive {
             file: self.name.clone(),
             problem,
+        }
+    }
+}
+
+impl Drop for LeftOver<'_> {
+    fn drop(&mut self) {
+        // Here and now, though it takes a moment: later it might be the next one.
+        if let Err(error) = remove(self.0) {
+            tracing::warn!(%error, "a file from the archive stays until the next is fetched");
         }
     }
 }

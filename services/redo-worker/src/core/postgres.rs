@@ -21,6 +21,9 @@ pub struct PostgresSource {
 
 /// The only major version whose redo library there is.
 const PG_VERSION: u32 = 15;
+/// Requests that a process in the background has at a time. It sleeps after each so, and who reads is passed over for one page at
+/// most: a process that had a whole batch went on until the next tick of the kernel, however low its priority.
+const IN_BACKGROUND: usize = 1;
 
 impl PostgresSource {
     /// Processes with these settings; `wal_log_hints` is each tenant's own, and the priority
@@ -53,9 +56,14 @@ impl ProcessSource for PostgresSource {
     }
 
     async fn start(&self, tenant: &RedoTenant, urgency: Urgency) -> Result<Engine, StartFailure> {
+        let in_background = urgency == Urgency::Background;
         let settings = EngineSettings {
             wal_log_hints: tenant.wal_log_hints,
-            in_background: urgency == Urgency::Background,
+            in_background,
+            max_in_flight: match in_background {
+                true => IN_BACKGROUND,
+                false => self.settings.max_in_flight,
+            },
             ..self.settings.clone()
         };
         // Who talks with a process is a task of its own, and stays on the threads that start it, whichever job

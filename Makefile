@@ -38,7 +38,7 @@ help:
 	@echo 'make demo     compare every page with PostgreSQL once, and end'
 	@echo 'make test     every check that must pass before a change lands'
 	@echo 'make judge    the judges in full size'
-	@echo 'make bench    the benchmarks; one alone: ONLY=compaction, smaller: WAL_MIB=512'
+	@echo 'make bench    the benchmarks; one alone: ONLY=compaction, smaller: WAL_MIB=512 DATABASE_MIB=100'
 	@echo 'make fuzz     one parser under a fuzzer: TARGET=name SECONDS=60'
 	@echo 'make install  put pal into the place for cargo programs'
 	@echo 'make clean    remove what was built'
@@ -106,8 +106,9 @@ judge: redo
 # As it is shipped: optimised. Takes some minutes the first time, and wants the machine for itself.
 bench: redo
 	$(CARGO) build --quiet --locked --release --package palimpsest-integration --bin bench --bin service
+	$(CARGO) build --quiet --locked --release --package palimpsest-console --bin pal
 	@$(RUN) --release --package palimpsest-integration --bin bench -- --append-to docs/benchmarks.md \
-		$(if $(ONLY),--only $(ONLY)) $(if $(WAL_MIB),--wal-mib $(WAL_MIB))
+		$(if $(ONLY),--only $(ONLY)) $(if $(WAL_MIB),--wal-mib $(WAL_MIB)) $(if $(DATABASE_MIB),--database-mib $(DATABASE_MIB))
 	$(if $(ONLY),,$(CARGO) bench --quiet --locked --package palimpsest-integration --package palimpsest-read)
 
 # One parser under libFuzzer, with what earlier runs found added to the committed corpus. The address

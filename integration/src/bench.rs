@@ -3,6 +3,7 @@
 //! Machines are shared and noisy. So nothing here is compared with a figure from another day, the
 //! two sides of a comparison take turns, and what is reported is the median of their rounds.
 
+pub mod branches;
 pub mod chains;
 mod chart;
 mod circumstances;

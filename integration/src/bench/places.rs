@@ -42,6 +42,20 @@ impl Places {
         &self.bench
     }
 
+    /// The program `pal`.
+    ///
+    /// # Errors
+    /// If it was not built.
+    pub fn pal(&self) -> Result<PathBuf> {
+        let pal = self.bench.with_file_name("pal");
+        ensure!(
+            pal.exists(),
+            "{} is missing; run make bench, which builds it",
+            pal.display()
+        );
+        Ok(pal)
+    }
+
     /// A new directory of this name.
     ///
     /// # Errors

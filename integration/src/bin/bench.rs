@@ -5,8 +5,8 @@ use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use palimpsest_integration::bench::{
-    Places, Table, chains, circumstances, commit, commit_in_names, compaction, floor, ingest,
-    pages, put_picture,
+    Places, Table, branches, chains, circumstances, commit, commit_in_names, compaction, floor,
+    ingest, pages, put_picture,
 };
 use palimpsest_service_kit::threads;
 use tokio::runtime::Builder;
@@ -27,6 +27,9 @@ struct Cli {
     /// WAL that is compacted, in MiB; layers are smaller with less than 5120
     #[arg(long, default_value_t = 5120)]
     wal_mib: u64,
+    /// Size of the database that is branched, in MiB
+    #[arg(long, default_value_t = 1024)]
+    database_mib: u64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +52,8 @@ enum Part {
     Commit,
     /// Layers per read, write amplification and costs of compaction, over gigabytes of WAL
     Compaction,
+    /// Branches, against copies that PostgreSQL's own programs make
+    Branches,
 }
 
 fn main() -> Result<()> {
@@ -69,6 +74,7 @@ async fn measure(cli: &Cli) -> Result<()> {
         only,
         append_to,
         wal_mib,
+        database_mib,
         ..
     } = cli;
     let places = Places::beside_this_program()?;
@@ -87,6 +93,7 @@ async fn measure(cli: &Cli) -> Result<()> {
             Part::Pages => table.extend(pages::measure(&places).await?),
             Part::Chains => table.extend(chains::measure(&places).await?),
             Part::Commit => table.extend(commit::measure(&places).await?),
+            Part::Branches => table.extend(branches::measure(&places, *database_mib).await?),
             Part::Compaction => {
                 let report = compaction::measure(&places, *wal_mib).await?;
                 table.extend(report.rows());

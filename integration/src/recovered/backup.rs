@@ -39,18 +39,23 @@ impl BaseBackup {
     /// Takes one by `pg_basebackup`, at this speed at most, so that the cluster can change
     /// meanwhile.
     pub fn take(cluster: &Cluster, kib_per_second: u32) -> Result<Self> {
+        let rate = format!("--max-rate={kib_per_second}");
+        Self::take_by(cluster, &["--wal-method=none", &rate])
+    }
+
+    /// Takes one that has all the WAL that it needs, as fast as it goes.
+    pub fn take_with_wal(cluster: &Cluster) -> Result<Self> {
+        Self::take_by(cluster, &["--wal-method=stream"])
+    }
+
+    fn take_by(cluster: &Cluster, options: &[&str]) -> Result<Self> {
         let directory = directory_for_server()?;
         let data = data_dir_in(directory.path());
         let mut command = Command::new(palimpsest_testkit::cluster::pg_bin().join("pg_basebackup"));
         command
-            .args([
-                "--wal-method=none",
-                "--checkpoint=fast",
-                "--no-sync",
-                "--dbname",
-            ])
+            .args(options)
+            .args(["--checkpoint=fast", "--no-sync", "--dbname"])
             .arg(cluster.conninfo(SUPERUSER))
-            .arg(format!("--max-rate={kib_per_second}"))
             .arg("--pgdata")
             .arg(&data)
             .env("LC_ALL", "C");

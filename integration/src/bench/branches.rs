@@ -1,14 +1,15 @@
 //! How long it takes until a branch is there, and until its PostgreSQL answers, beside a copy that PostgreSQL's own programs make.
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use palimpsest_api::{TimelineRef, broker::BrokerClient};
 use palimpsest_testkit::{Cluster, ClusterOptions, cluster::SUPERUSER};
+use tokio::time::sleep;
 
 use super::{Latencies, Places, ROUNDS, Rounds, Row};
 use crate::{
@@ -17,8 +18,10 @@ use crate::{
 };
 
 const TENANT: &str = "branched";
-/// Made one after the other while the source is idle, and as many while it is written to.
-const BRANCHES: usize = 300;
+/// Made in each round one after the other while the source is idle, and as many while it is written to.
+const BRANCHES: usize = 60;
+/// So long pgbench writes before it is measured.
+const START: Duration = Duration::from_secs(1);
 /// Of the source before a branch is wanted, so that there are records to apply.
 const TRANSACTIONS: &str = "--transactions=5000";
 /// A row somewhere in the largest table, by its index.
@@ -42,44 +45,65 @@ struct Site {
 /// If a service, `pal` or PostgreSQL fails.
 pub async fn measure(places: &Places, mebibytes: u64) -> Result<Vec<Row>> {
     let site = Site::start(places, mebibytes).await?;
-    let idle = site.create("idle").await?;
-    let load = site.load()?;
-    let loaded = site.create("loaded").await?;
-    load.stop()?;
+    let [mut idle, mut loaded] = <[Latencies; 2]>::default();
+    for _ in 0..ROUNDS {
+        idle.extend(site.create().await?);
+        let mut load = site.load()?;
+        sleep(START).await;
+        loaded.extend(site.create().await?);
+        load.check()?;
+    }
     let text = |latencies: &Latencies| {
         let (p50, p99) = (latencies.micros(50), latencies.micros(99));
         format!("p50 {:.1} ms, p99 {:.1} ms", p50 / 1e3, p99 / 1e3)
     };
     let ratio = loaded.micros(99) / idle.micros(99);
     let what = format!(
-        "a branch is made while pgbench writes (reference: while nobody does), {BRANCHES} each; ratio of p99"
+        "a branch is made while pgbench writes (reference: while nobody does), {} each; ratio of p99",
+        idle.count()
     );
     let made = Row::compared(what, (text(&loaded), text(&idle)), ratio, None);
     let mut rows = vec![made];
-    rows.extend(site.first_answers().await?);
+    rows.extend(site.first_answers()?);
     site.processes.stop();
     Ok(rows)
 }
 
-/// pgbench, for as long as it is wanted.
-struct Load(std::process::Child);
+/// pgbench, which ends with this.
+struct Load(Child);
 
 impl Load {
-    fn stop(mut self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         ensure!(self.0.try_wait()?.is_none(), "pgbench ended by itself");
-        self.0.kill()?;
-        self.0.wait()?;
         Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The PostgreSQL of a branch, which is stopped with this, whatever became of it.
+struct Started<'a> {
+    site: &'a Site,
+    name: &'a str,
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.site.pal(&["stop", self.name]) {
+            eprintln!("{error:#}");
+        }
     }
 }
 
 impl Site {
     async fn start(places: &Places, mebibytes: u64) -> Result<Self> {
-        let options = ClusterOptions {
-            durable: true,
-            ..ClusterOptions::default()
-        };
-        let mut cluster = Cluster::temporary(options)?;
+        let mut cluster = Cluster::temporary(durable())?;
         cluster.start()?;
         let scale = format!("--scale={}", (mebibytes / SCALE_MIB).max(1));
         cluster.pgbench(&["--initialize", "--quiet", &scale, "postgres"])?;
@@ -102,39 +126,30 @@ impl Site {
         })
     }
 
-    /// Makes branches at the newest LSN, one after the other.
-    async fn create(&self, name: &str) -> Result<Latencies> {
+    /// Makes branches at the newest LSN, one after the other; they go again.
+    async fn create(&self) -> Result<Latencies> {
         let mut broker = BrokerClient::new(&self.processes.address(Process::StorageBroker))?;
-        let mut latencies = Latencies::default();
+        let (mut latencies, mut made) = (Latencies::default(), Vec::new());
         for number in 0..BRANCHES {
-            let name = format!("{name}-{number}");
+            let name = format!("branch-{number}");
             let begun = Instant::now();
-            broker.create_branch(self.timeline, &name, None).await?;
+            let branch = broker.create_branch(self.timeline, &name, None).await?;
             latencies.push(begun.elapsed());
+            made.push(branch.timeline);
+        }
+        for branch in made {
+            broker.delete_branch(branch).await?;
         }
         Ok(latencies)
     }
 
     fn load(&self) -> Result<Load> {
-        let mut pgbench = Command::new(palimpsest_testkit::cluster::pg_bin().join("pgbench"));
-        pgbench
-            .args([
-                "--client=4",
-                "--no-vacuum",
-                "--time=3600",
-                "--username",
-                SUPERUSER,
-            ])
-            .arg("--host")
-            .arg(self.cluster.socket_dir())
-            .args(["--port", &self.cluster.port().to_string(), "postgres"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Ok(Load(pgbench.spawn().context("starting pgbench")?))
+        let words = ["--client=4", "--no-vacuum", "--time=3600", "postgres"];
+        self.cluster.start_pgbench(&words).map(Load)
     }
 
     /// From the wish for a copy to write to until that answers, by turns.
-    async fn first_answers(&self) -> Result<Vec<Row>> {
+    fn first_answers(&self) -> Result<Vec<Row>> {
         let size = self.cluster.psql(
             "postgres",
             "SELECT round(sum(pg_database_size(oid)) / 1000000) FROM pg_database",
@@ -175,11 +190,15 @@ impl Site {
         let begun = Instant::now();
         self.pal(&["branch", "create", &name, "--from", TENANT])?;
         let created = begun.elapsed();
+        let started = Started {
+            site: self,
+            name: &name,
+        };
         self.pal(&["start", &name, "--trust"])?;
         let answer = self.pal(&["psql", &name, "--", "-XAtqc", QUERY])?;
         let answered = begun.elapsed();
         ensure!(answer.trim() == "1", "{QUERY}: {answer}");
-        self.pal(&["stop", &name])?;
+        drop(started);
         self.pal(&["branch", "delete", &name])?;
         Ok((created, answered))
     }
@@ -191,7 +210,7 @@ impl Site {
         let copied = begun.elapsed();
         let data = backup.data_dir();
         let directory = data.parent().context("a directory of its own")?;
-        let mut copy = Cluster::open(directory, ClusterOptions::default())?;
+        let mut copy = Cluster::open(directory, durable())?;
         copy.start()?;
         let answer = copy.psql("postgres", QUERY)?;
         let answered = begun.elapsed();
@@ -205,7 +224,7 @@ impl Site {
             .arg("--endpoint")
             .arg(self.processes.address(Process::StorageBroker))
             .arg("--data")
-            .arg(Path::new(&self.data))
+            .arg(&self.data)
             .args(words)
             .stdin(Stdio::null())
             .output()
@@ -213,5 +232,13 @@ impl Site {
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "pal {words:?}: {complaint}");
         Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// A server that fsyncs, as those do that `pal` starts.
+fn durable() -> ClusterOptions {
+    ClusterOptions {
+        durable: true,
+        ..ClusterOptions::default()
     }
 }

@@ -40,10 +40,10 @@ impl BaseBackup {
     /// meanwhile.
     pub fn take(cluster: &Cluster, kib_per_second: u32) -> Result<Self> {
         let rate = format!("--max-rate={kib_per_second}");
-        Self::take_by(cluster, &["--wal-method=none", &rate])
+        Self::take_by(cluster, &["--no-sync", "--wal-method=none", &rate])
     }
 
-    /// Takes one that has all the WAL that it needs, as fast as it goes.
+    /// Takes one that has all the WAL that it needs, as fast as it goes; it is on disk then.
     pub fn take_with_wal(cluster: &Cluster) -> Result<Self> {
         Self::take_by(cluster, &["--wal-method=stream"])
     }
@@ -54,7 +54,7 @@ impl BaseBackup {
         let mut command = Command::new(palimpsest_testkit::cluster::pg_bin().join("pg_basebackup"));
         command
             .args(options)
-            .args(["--checkpoint=fast", "--no-sync", "--dbname"])
+            .args(["--checkpoint=fast", "--dbname"])
             .arg(cluster.conninfo(SUPERUSER))
             .arg("--pgdata")
             .arg(&data)

@@ -49,7 +49,7 @@ struct Case {
     archive: Archive,
     /// What a wal-ingest writes to.
     disk: FullDisk,
-    files: TempDir,
+    _files: TempDir,
 }
 
 /// Where a source puts its WAL.
@@ -156,7 +156,7 @@ impl Case {
             timeline,
             archive,
             disk,
-            files,
+            _files: files,
         })
     }
 

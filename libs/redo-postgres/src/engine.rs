@@ -35,7 +35,7 @@ impl Engine {
         let largest = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
         let wanted = u32::try_from(settings.max_in_flight_bytes.get()).unwrap_or(u32::MAX);
         let budget_bytes = wanted.clamp(1, largest);
-        let (commands, inbox) = mpsc::channel(settings.max_in_flight.max(1));
+        let (commands, inbox) = mpsc::channel(settings.max_taken.max(1));
         let vitals = Arc::new(Vitals::default());
         let own_user = settings.run_as.is_some();
 

@@ -144,8 +144,8 @@ impl Owner {
     /// Cancel-safe in each branch: receiving is, the futures of a phase are kept in it, and so is
     /// [`Conversation::progress`].
     async fn next_event(&mut self) -> Event {
-        let room = self.waiting.len() + self.in_flight.len()
-            < self.launcher.settings().max_in_flight.max(1);
+        let room =
+            self.waiting.len() + self.in_flight.len() < self.launcher.settings().max_taken.max(1);
         let timeout = self.launcher.settings().request_timeout;
         let deadline = (!self.in_flight.is_empty()).then(|| self.first_since + timeout);
         tokio::select! {
@@ -182,12 +182,16 @@ impl Owner {
         }
     }
 
-    /// Gives waiting requests to the process, if one runs.
+    /// Gives waiting requests to the process, as many as it may have, if one runs.
     fn submit_waiting(&mut self) {
         let Phase::Running(conversation) = &mut self.phase else {
             return;
         };
-        for job in self.waiting.drain(..) {
+        let most = self.launcher.settings().max_in_flight.max(1);
+        while self.in_flight.len() < most {
+            let Some(job) = self.waiting.pop_front() else {
+                return;
+            };
             // Nobody waits for the answer any more.
             if job.reply.is_closed() {
                 continue;
@@ -208,7 +212,7 @@ impl Owner {
         loop {
             let answer = match conversation.next_answer() {
                 Ok(Some(answer)) => answer,
-                Ok(None) => return,
+                Ok(None) => return self.submit_waiting(),
                 Err(error) => {
                     tracing::warn!(%error, "the redo process sent no answer");
                     return self.give_up(Cause::Died);

@@ -37,7 +37,9 @@ pub struct EngineSettings {
     /// Address space of the process. About 75 MiB are used by its code and buffers; a request may
     /// need three times its size on top.
     pub memory_limit: ByteCount,
-    /// Requests given to the process before it has answered.
+    /// Requests taken in before they are answered; who has more waits.
+    pub max_taken: usize,
+    /// Of those, requests given to the process before it has answered.
     pub max_in_flight: usize,
     /// Bytes of requests given to the engine before they are answered. One larger request is
     /// served alone.
@@ -75,6 +77,7 @@ impl EngineSettings {
             request_timeout: REQUEST_LIMIT,
             start_timeout: START_LIMIT,
             memory_limit: ByteCount::mib(384),
+            max_taken: 128,
             max_in_flight: 128,
             max_in_flight_bytes: ByteCount::mib(16),
         })

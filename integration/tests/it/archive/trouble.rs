@@ -1,11 +1,14 @@
 //! Trouble on the way from an archive.
 
 use std::{
-    fs, process,
+    fs,
+    path::PathBuf,
+    process,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use palimpsest_api::{TimelineRef, broker::TimelineStatus};
 use palimpsest_disk::DiskStep;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{task::block_in_place, time::sleep};
@@ -47,12 +50,13 @@ async fn p9_a_command_that_hangs_ends_with_its_wal_ingest_and_a_full_disk_is_wai
     let hangs = format!("{half}; sleep {length} & sleep {length}; : %f");
     case.start_with(hangs).await.unwrap();
     count_of(&length, 2).await.unwrap();
+    assert!(case.restored_path().exists());
     let begun = Instant::now();
     case.ingest.stop().await;
     assert!(begun.elapsed() < STOP_LIMIT, "{:?}", begun.elapsed());
     // With the shell those go that it has started.
     count_of(&length, 0).await.unwrap();
-    case.has_left_nothing().unwrap();
+    assert!(!case.restored_path().exists());
 
     // As one ends that finds no room, or is killed.
     case.start_with(format!("{half}; : %f; exit 126"))
@@ -60,39 +64,44 @@ async fn p9_a_command_that_hangs_ends_with_its_wal_ingest_and_a_full_disk_is_wai
         .unwrap();
     case.says("restore-command failed").await.unwrap();
     case.ingest.stop().await;
-    case.has_left_nothing().unwrap();
+    assert!(!case.restored_path().exists());
 
     case.disk.fill(DiskStep::Write, "pg_wal");
     case.start().await.unwrap();
     case.reach("the disk is full", is_disk_full).await.unwrap();
     case.ingest.stop().await;
-    case.has_left_nothing().unwrap();
+    assert!(!case.restored_path().exists());
+    // What is told of it may be what was told before.
+    let refused = case.disk.refused();
     case.start().await.unwrap();
-    case.reach("the disk is full", is_disk_full).await.unwrap();
+    let is_refused =
+        |status: &TimelineStatus| is_disk_full(status) && case.disk.refused() > refused;
+    case.reach("the disk is full again", is_refused)
+        .await
+        .unwrap();
     case.disk.empty();
     case.streams(end).await.unwrap();
     assert_eq!(case.services.status(case.timeline).unwrap().lost, []);
     case.compare(TROUBLE, attached).await.unwrap();
+
+    // As one leaves it who is killed.
+    case.ingest.stop().await;
+    fs::write(case.restored_path(), "half").unwrap();
+    case.start().await.unwrap();
+    case.reach("it is removed", |_| !case.restored_path().exists())
+        .await
+        .unwrap();
     case.services.stop().await;
 }
 
 impl Case {
-    /// Who was stopped keeps nothing of what a command has put there.
-    fn has_left_nothing(&self) -> Result<()> {
-        let mut directories = vec![self.files.path().to_owned()];
-        let mut restored = Vec::new();
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory)? {
-                let entry = entry?;
-                match entry.file_type()?.is_dir() {
-                    true => directories.push(entry.path()),
-                    false if entry.file_name() == "restored-wal" => restored.push(entry.path()),
-                    false => {}
-                }
-            }
-        }
-        ensure!(restored.is_empty(), "{restored:?}");
-        Ok(())
+    /// Where commands put files.
+    fn restored_path(&self) -> PathBuf {
+        let TimelineRef { tenant, timeline } = self.timeline;
+        let data = self.services.wal_ingest_settings().data;
+        data.join(tenant.to_string())
+            .join(timeline.to_string())
+            .join("restored-wal")
     }
 
     /// The process of the source that sends WAL.

@@ -205,8 +205,35 @@ async fn an_idle_death_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_process_that_is_given_one_at_a_time_answers_all() {
+    let mut settings = settings();
+    settings.max_in_flight = 1;
+    let engine = Engine::start(settings).await.unwrap();
+    let chain = Corpus::get().chain("appended", 0);
+    let expected = engine.apply(chain.request()).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for index in 0..200 {
+        let (engine, request) = (engine.clone(), chain.request());
+        tasks.spawn(async move {
+            if index % 50 == 0 {
+                signal(&engine, Signal::KILL);
+            }
+            engine.apply(request).await
+        });
+    }
+    let answers = tasks.join_all().await;
+    let answered = answers
+        .iter()
+        .filter(|it| it.as_ref().is_ok_and(|page| *page == expected));
+    // One is lost with each process, at most.
+    assert!(answered.count() >= 196, "{answers:?}");
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn full_pipes_do_not_lock_up() {
     let mut settings = settings();
+    settings.max_taken = 1000;
     settings.max_in_flight = 1000;
     let engine = Engine::start(settings).await.unwrap();
     let chain = Corpus::get().chain("hot", 0);

@@ -68,6 +68,25 @@ async fn who_asks_may_read_files_itself_and_gets_the_same() {
 }
 
 #[tokio::test]
+async fn who_reads_files_itself_can_be_stopped() {
+    let (_directory, store) = store().await;
+    let here = store.reading_here(|| {});
+    let path = StorePath::catalog().child("1");
+    store.create(&path, Bytes::from_static(b"0")).await.unwrap();
+    let reads = async {
+        for _ in 0..1000 {
+            here.get_range(&path, 0..1).await.unwrap();
+        }
+    };
+    // Reads come first each time that both are looked at.
+    tokio::select! {
+        biased;
+        () = reads => panic!("nobody else was looked at"),
+        () = tokio::task::yield_now() => {}
+    }
+}
+
+#[tokio::test]
 async fn what_is_deleted_is_gone_and_stays_gone() {
     let (_directory, store) = store().await;
     let path = StorePath::catalog();

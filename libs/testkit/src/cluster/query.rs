@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result};
@@ -50,6 +50,13 @@ impl Cluster {
     /// Runs pgbench with these arguments, the last of which is the database.
     pub fn pgbench(&self, args: &[&str]) -> Result<String> {
         process::output(self.as_superuser("pgbench").args(args))
+    }
+
+    /// Starts pgbench with these arguments, the last of which is the database.
+    pub fn start_pgbench(&self, args: &[&str]) -> Result<Child> {
+        let mut pgbench = self.as_superuser("pgbench");
+        let started = pgbench.args(args).stdout(Stdio::null()).spawn();
+        started.context("starting pgbench")
     }
 
     /// The end of the WAL inserted so far, which may not be written yet.

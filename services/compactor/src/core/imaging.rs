@@ -217,9 +217,14 @@ impl<R: Engines> Imaging<'_, R> {
             up_to,
         };
         let more = enough.saturating_sub(known.layers);
-        let layers = reader.layers();
-        let counting = async move { layers.layers_with(part.keys, lsns, more).await };
-        let layers = in_background(self.shop.scope(), counting).await??;
+        let layers = match more > 0 && lsns.after < lsns.up_to {
+            true => {
+                let layers = reader.layers();
+                let counting = async move { layers.layers_with(part.keys, lsns, more).await };
+                in_background(self.shop.scope(), counting).await??
+            }
+            false => 0,
+        };
         let check = Check {
             since,
             up_to,

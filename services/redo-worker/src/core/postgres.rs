@@ -21,8 +21,8 @@ pub struct PostgresSource {
 
 /// The only major version whose redo library there is.
 const PG_VERSION: u32 = 15;
-/// Requests that a process in the background has at a time. It sleeps after each so, and who reads is passed over for one page at
-/// most: a process that had a whole batch went on until the next tick of the kernel, however low its priority.
+/// Requests that a process in the background has at a time. It sleeps after each so, and who reads waits for the records of one page
+/// at most: a process that had a whole batch went on until the next tick of the kernel, however low its priority.
 const IN_BACKGROUND: usize = 1;
 
 impl PostgresSource {

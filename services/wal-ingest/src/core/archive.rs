@@ -181,6 +181,14 @@ impl Timeline {
     }
 }
 
+/// Removes what was fetched by one who did not live to.
+pub(super) async fn tidy(timeline: &Timeline) {
+    let path = timeline.directory().join(FETCHED);
+    let removing = timeline.spawn_blocking(move || drop(LeftOver(&path)));
+    // It tells by itself, and a runtime that ends removes nothing.
+    let _ = removing.await;
+}
+
 /// Reads WAL from the archive from where `intake` ends, up to there, for as long as it has the next file.
 ///
 /// # Errors

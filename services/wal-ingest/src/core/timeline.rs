@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::{
-    attach,
+    archive, attach,
     back_off::BackOff,
     decoder::Decoder,
     error::{IngestError, Remedy, Stop},
@@ -306,6 +306,7 @@ impl Timeline {
     pub(super) async fn run(&self) {
         let leaving = &self.shared.leaving;
         let mut back_off = BackOff::default();
+        archive::tidy(self).await;
         loop {
             // Boxed: its state is large, and starts anew with each turn.
             let error = match Box::pin(self.run_once()).await {

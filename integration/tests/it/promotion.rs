@@ -48,7 +48,7 @@ const LEFT: &str = "promotion-behind";
 const SEGMENT_MIB: u32 = 2;
 /// As fast as it goes.
 const KIB_PER_SECOND: u32 = 1 << 20;
-/// How long a standby may take to have what its primary has.
+/// How long whoever follows another one may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const MAKE: &str = "CREATE TABLE kept (id serial PRIMARY KEY, n int, tags int[], v text);
@@ -96,13 +96,36 @@ impl Standby {
 
     /// Makes it the primary; says where its own history begins.
     pub(crate) fn promote(&self, timeline: u32) -> Result<Lsn> {
-        let promoted = self.cluster.psql("postgres", "SELECT pg_promote()")?;
+        // Not with one that waits: its snapshot is in the way of what is still to be replayed, until it is cancelled.
+        let promoted = self
+            .cluster
+            .psql("postgres", "SELECT pg_promote(wait => false)")?;
         ensure!(promoted.trim() == "t", "it was not promoted");
+        self.wait_until("NOT pg_is_in_recovery()")?;
         let history = self.cluster.data_dir().join("pg_wal");
         let history = fs::read_to_string(history.join(format!("{timeline:08X}.history")))?;
         let line = history.lines().rfind(|line| !line.trim().is_empty());
         let at = line.and_then(|line| line.split_whitespace().nth(1));
         Ok(at.context("the history has no switch")?.parse()?)
+    }
+
+    /// Until it has what its primary wrote before `end`, which tells also that it follows whatever timeline that is of.
+    ///
+    /// A primary that is stopped waits for standbys that are connected, and one that looks for the next timeline is not: it
+    /// comes back after `wal_retrieve_retry_interval`, to nobody.
+    fn wait_for(&self, end: Lsn) -> Result<()> {
+        self.wait_until(&format!("pg_last_wal_receive_lsn() >= '{end}'"))
+    }
+
+    fn wait_until(&self, condition: &str) -> Result<()> {
+        let begun = Instant::now();
+        let condition = format!("SELECT {condition}");
+        while self.cluster.psql("postgres", &condition)?.trim() != "t" {
+            ensure!(begun.elapsed() < PATIENCE, "in vain: {condition}");
+            #[expect(clippy::disallowed_methods, reason = "whoever calls this is not async")]
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 }
 
@@ -215,7 +238,10 @@ async fn follow_twice(random: &mut StdRng, size: JudgeSize, judge: &mut Judge) -
     to_second.plug_in();
     some_time(random).await;
 
-    block_in_place(|| second.cluster.stop())?;
+    block_in_place(|| {
+        third.wait_for(second.cluster.flush_lsn()?)?;
+        second.cluster.stop()
+    })?;
     ended(work)?;
     let begins_third = block_in_place(|| third.promote(3))?;
     eprintln!("{NAME}: the third is promoted at {begins_third}");

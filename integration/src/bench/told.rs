@@ -1,6 +1,6 @@
 //! What the kernel and a service itself tell of a process.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::{
@@ -96,8 +96,16 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 /// If it does not run.
 pub(super) fn hold_to_one_cpu(processes: &Processes, process: Process) -> Result<()> {
     let pid = pid(processes, process)?.to_string();
+    // On a machine of few CPUs what it does in the background keeps to the last by itself.
+    let last = thread::available_parallelism()?.get() - 1;
     let output = Command::new("taskset")
-        .args(["--all-tasks", "--cpu-list", "--pid", "0", &pid])
+        .args([
+            "--all-tasks",
+            "--cpu-list",
+            "--pid",
+            &last.to_string(),
+            &pid,
+        ])
         .output()
         .context("executing taskset")?;
     let complaint = String::from_utf8_lossy(&output.stderr);

@@ -5,12 +5,21 @@
 //! later, several times what a read takes. Unless the one that runs has asked for a longer slice than the one that wakes
 //! up; since 6.12 it can. So who works in the background asks for the longest there is.
 //!
-//! No library has this system call. It is the only thing in this crate, and the only unsafe code of ours.
+//! Nor are both enough. Who wakes up another is about to sleep, but its CPU is not idle yet; so the other is put where it ran
+//! last, be it behind a thread in the background that the kernel owes something, and there it stays though a CPU is idle a
+//! moment later. So all background work of a machine keeps to the same few CPUs, and the others are always free of it.
+//!
+//! No library has the system call for slices. It is the only thing in this crate that is unsafe, and the only unsafe code of ours.
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
 
 #[cfg(target_os = "linux")]
-use rustix::process::getpriority_process;
+use rustix::{
+    process::getpriority_process,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 
 /// Added to the nice value: beside a thread of usual priority such a one gets about a tenth of a CPU, and all of
 /// it when nobody else wants it.
@@ -19,14 +28,55 @@ pub const NICE: i32 = 10;
 /// The longest slice that Linux gives, in nanoseconds. Older kernels don't look at it.
 #[cfg(target_os = "linux")]
 const SLICE: u64 = 100_000_000;
+/// One of so many CPUs is for the background, but at least one.
+#[cfg(target_os = "linux")]
+const ONE_OF: u32 = 4;
 
-/// The calling thread gives way from now on, and so do those that it starts. That can't be taken back. Where
-/// there is no such call nothing happens.
+/// The calling thread gives way from now on, and so do those threads and processes that it starts. That can't be taken back.
+/// Where there is no such call nothing happens.
+///
+/// It keeps to the last quarter of the CPUs that this process may use, of seven or fewer to the last: processes that may use the
+/// same ones agree without talking.
 ///
 /// # Errors
 /// If the system does not let it.
 #[cfg(target_os = "linux")]
 pub fn give_way() -> io::Result<()> {
+    let lowered = lower();
+    // Either is of use without the other.
+    keep_to_few_cpus().and(lowered)
+}
+
+#[cfg(target_os = "linux")]
+fn keep_to_few_cpus() -> io::Result<()> {
+    // Found out once, or a thread that was started by such a one would take a quarter of its CPUs.
+    static CPUS: OnceLock<CpuSet> = OnceLock::new();
+    let cpus = match CPUS.get() {
+        Some(cpus) => cpus,
+        None => {
+            let allowed = sched_getaffinity(None)?;
+            CPUS.get_or_init(|| for_background(&allowed))
+        }
+    };
+    Ok(sched_setaffinity(None, cpus)?)
+}
+
+/// Those of the allowed CPUs that background work keeps to.
+#[cfg(target_os = "linux")]
+fn for_background(allowed: &CpuSet) -> CpuSet {
+    let most = (allowed.count() / ONE_OF).max(1);
+    let mut cpus = CpuSet::new();
+    let last = (0..CpuSet::MAX_CPU)
+        .rev()
+        .filter(|cpu| allowed.is_set(*cpu));
+    for cpu in last.take(most as usize) {
+        cpus.set(cpu);
+    }
+    cpus
+}
+
+#[cfg(target_os = "linux")]
+fn lower() -> io::Result<()> {
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default(),
         sched_policy: u32::try_from(libc::SCHED_OTHER).unwrap_or_default(),
@@ -73,17 +123,45 @@ mod tests {
         fields.split(' ').nth(16).unwrap().parse().unwrap()
     }
 
+    fn cpus() -> CpuSet {
+        sched_getaffinity(None).unwrap()
+    }
+
+    fn set(cpus: &[usize]) -> CpuSet {
+        let mut set = CpuSet::new();
+        for cpu in cpus {
+            set.set(*cpu);
+        }
+        set
+    }
+
+    #[test]
+    fn the_last_quarter_of_the_cpus_is_for_the_background() {
+        let of = |allowed: &[usize]| for_background(&set(allowed));
+        assert_eq!(of(&[0]), set(&[0]));
+        assert_eq!(of(&[0, 1]), set(&[1]));
+        assert_eq!(of(&[2, 5, 6]), set(&[6]));
+        let eight: Vec<_> = (4..12).collect();
+        assert_eq!(of(&eight[1..]), set(&[11]));
+        assert_eq!(of(&eight), set(&[10, 11]));
+    }
+
     #[test]
     fn a_thread_gives_way_with_all_that_it_starts_and_nobody_else() {
         let before = nice();
+        let allowed = cpus();
         let (own, started) = thread::spawn(|| {
             give_way().unwrap();
-            (nice(), thread::spawn(nice).join().unwrap())
+            let started = thread::spawn(|| {
+                give_way().unwrap();
+                (nice(), cpus())
+            });
+            ((nice(), cpus()), started.join().unwrap())
         })
         .join()
         .unwrap();
-        let expected = NICE.max(before);
+        let expected = (NICE.max(before), for_background(&allowed));
         assert_eq!((own, started), (expected, expected));
-        assert_eq!(nice(), before);
+        assert_eq!((nice(), cpus()), (before, allowed));
     }
 }

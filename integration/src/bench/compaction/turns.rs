@@ -14,6 +14,9 @@ use crate::{
 
 /// One turn; a compaction takes many.
 const TURN: Duration = Duration::from_millis(200);
+/// Before each that is counted reads go on for so long: threads that were halted in the middle of their work have a claim on
+/// a CPU for the time that they missed, which no compactor has that was never halted.
+const SETTLING: Duration = Duration::from_millis(100);
 /// Who has done nothing for so long has nothing to do: a compactor hears of new layers by
 /// heartbeats, and looks every two seconds.
 const IDLE: Duration = Duration::from_secs(5);
@@ -50,12 +53,14 @@ pub(super) async fn settle(processes: &Processes, reads: &mut Reads) -> Result<T
         let late = begun.elapsed() > PATIENCE;
         ensure!(!late, "compaction does not come to an end");
         let client = client(processes)?;
+        reads.go_on(SETTLING).await?;
         let before = is_busy(&client).await?;
         let latencies = reads.go_on(TURN).await?;
         let after = is_busy(&client).await?;
         if before && after {
             turns.working.extend(latencies);
             processes.sigstop(Process::Compactor)?;
+            reads.go_on(SETTLING).await?;
             turns.halted.extend(reads.go_on(TURN).await?);
             processes.sigcont(Process::Compactor)?;
         }

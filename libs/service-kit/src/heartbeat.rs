@@ -1,13 +1,16 @@
 //! Telling the storage-broker that a service is alive.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use palimpsest_api::{
     RemoteError, TimelineRef,
     broker::{Assignment, BrokerClient, Member, Role, TimelineStatus},
 };
 use palimpsest_runtime::TaskScope;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
 
 /// How often a service says that it is alive. A service lives on, quietly, while nobody listens.
 #[derive(Debug, Clone)]
@@ -18,6 +21,8 @@ pub struct Heartbeat {
     pub member: Member,
     /// Time between two heartbeats.
     pub period: Duration,
+    /// Whoever notifies this has a heartbeat sent soon, in place of waiting until it is time for the next.
+    pub news: Arc<Notify>,
 }
 
 /// Whether the storage-broker was there when last looked for.
@@ -28,6 +33,8 @@ enum Contact {
     Lost,
 }
 
+/// News come in groups, and one heartbeat tells them all.
+const GATHERING: Duration = Duration::from_millis(20);
 /// How long the end of a service waits for the broker.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -41,6 +48,7 @@ impl Heartbeat {
             broker: broker.into(),
             member,
             period: Self::PERIOD,
+            news: Arc::default(),
         }
     }
 
@@ -76,7 +84,11 @@ impl Heartbeat {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut contact = Contact::Untried;
         loop {
-            ticks.tick().await;
+            // Cancel-safe: neither a tick nor news are lost when dropped.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.news.notified() => sleep(GATHERING).await,
+            }
             let answer = client.heartbeat(self.member.clone(), statuses()).await;
             contact = contact.after(answer.as_ref().err(), &self.broker);
             if let Ok(assigned) = answer {

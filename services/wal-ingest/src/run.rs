@@ -79,6 +79,7 @@ pub async fn run_on(
     let server = GrpcServer::bind(&settings.listen).await?;
     let address = server.address();
     let broker = Broker::new(&settings.broker, scope).map_err(StartError::Broker)?;
+    let (orders, news) = (broker.clone(), broker.news());
     let limits = Limits {
         memory: settings.memory,
         local_disk: settings.local_disk,
@@ -119,7 +120,12 @@ pub async fn run_on(
         tenant_defaults,
         ..new_member(Role::WalIngest, address)
     };
-    Heartbeat::new(&settings.broker, member)
+    orders.ask_for_orders(member.address.clone(), scope);
+    let heartbeat = Heartbeat {
+        news,
+        ..Heartbeat::new(&settings.broker, member)
+    };
+    heartbeat
         .start(
             scope,
             move || reporting.statuses(),

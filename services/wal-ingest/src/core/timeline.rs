@@ -67,6 +67,8 @@ pub(super) struct Timeline {
     /// What its tenant has set.
     settings: StdMutex<TenantSettings>,
     status: watch::Sender<TimelineStatus>,
+    /// Nothing has come to the local disk since it was connected.
+    is_fresh: AtomicBool,
     opened: RwLock<Option<Arc<Opened>>>,
     warnings: StdMutex<Warnings>,
     /// The cluster, once a slot there may be ours.
@@ -160,6 +162,7 @@ impl Timeline {
             work: FileWork::new(scope.clone()),
             scope,
             status,
+            is_fresh: AtomicBool::new(false),
             opened: RwLock::default(),
             warnings: StdMutex::default(),
             source: StdMutex::default(),
@@ -191,8 +194,23 @@ impl Timeline {
         self.status.borrow().clone()
     }
 
+    /// Another state, and the first WAL after that, are told soon, as somebody may wait for them; what comes after that is told
+    /// when it is time.
     pub(super) fn update(&self, change: impl FnOnce(&mut TimelineStatus)) {
-        self.status.send_modify(change);
+        let mut is_news = false;
+        self.status.send_modify(|status| {
+            let (state, flushed) = (status.state, status.flushed);
+            change(status);
+            if status.state != state {
+                self.is_fresh.store(true, Ordering::Relaxed);
+                is_news = true;
+            } else if status.flushed > flushed {
+                is_news = self.is_fresh.swap(false, Ordering::Relaxed);
+            }
+        });
+        if is_news {
+            self.shared.broker.tell_soon();
+        }
     }
 
     /// WAL is decoded up to here; and how large the databases are, if that was added up.

@@ -1,12 +1,14 @@
-//! Any one of the services as a process, so that a judge can kill it.
+//! Any one of the services, or `pal`, as a process, so that a judge can kill it.
 //!
-//! It is what the services' own programs are, but for two things: it does not outlive the judge that
+//! It is what their own programs are, but for two things: it does not outlive the judge that
 //! started it, so that one which is interrupted leaves nothing behind; and a compactor strikes itself
 //! at a step of its work if its environment says so.
 
 use std::{env, ffi::OsString, process::ExitCode};
 
+use clap::Parser as _;
 use palimpsest_compactor::{Running, Settings};
+use palimpsest_console::{Cli, commands};
 use palimpsest_integration::strikes::Orders;
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{Failure, configure, process};
@@ -24,6 +26,9 @@ async fn serve() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let name = env::args().nth(1).unwrap_or_default();
+    if name == "pal" {
+        return pal(env::args_os().skip(1)).await;
+    }
     let service = Service::ALL
         .into_iter()
         .find(|service| service.name() == name);
@@ -33,6 +38,17 @@ async fn serve() -> ExitCode {
     };
     match run(service, env::args_os().skip(1)).await {
         Ok(code) | Err(code) => code,
+    }
+}
+
+/// What a person types.
+async fn pal(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match commands::run(Cli::parse_from(arguments)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pal: {}", error.in_full());
+            ExitCode::from(error.exit_code())
+        }
     }
 }
 

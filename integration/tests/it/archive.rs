@@ -266,7 +266,7 @@ impl Case {
     /// Holds every page against the files of the source, which is stopped for that.
     async fn compare(&mut self, judge: &'static str, attached: Lsn) -> Result<()> {
         block_in_place(|| self.cluster.stop())?;
-        let end = checkpoint(&self.cluster)?;
+        let end = checkpoint(self.cluster.data_dir())?;
         self.reach("the shutdown is here", |status| status.last_record > end)
             .await?;
         let served = self.services.served(self.timeline).await?;

@@ -69,7 +69,7 @@ async fn judge() -> Result<()> {
         Workload::full(seed() as u32, scale).run(&cluster)?;
         cluster.stop()
     })?;
-    let end = checkpoint(&cluster)?;
+    let end = checkpoint(cluster.data_dir())?;
     services
         .wait_for(timeline, |view| view.status.last_record >= end)
         .await?;

@@ -90,7 +90,7 @@ async fn judge() -> Result<()> {
 /// initdb, cold copy, workload, clean shutdown.
 fn prepare(options: ClusterOptions, workload: &Workload) -> Result<(Cluster, TempDir, Log)> {
     let mut cluster = Cluster::temporary(options)?;
-    let start = checkpoint(&cluster)?;
+    let start = checkpoint(cluster.data_dir())?;
     let copy = tempfile::tempdir()?;
     let base = copy.path().join("base");
     cluster.copy_data_dir(&base)?;

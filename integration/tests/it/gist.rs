@@ -80,7 +80,7 @@ fn prepare() -> Result<(Cluster, tempfile::TempDir, OfflineTimeline, RelTag, Lsn
     )?;
     let rel = relation(&cluster, "boxes_c")?;
     cluster.stop()?;
-    let start = checkpoint(&cluster)?;
+    let start = checkpoint(cluster.data_dir())?;
     let base = tempfile::tempdir()?;
     let copy = base.path().join("base");
     cluster.copy_data_dir(&copy)?;

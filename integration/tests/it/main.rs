@@ -44,6 +44,7 @@ mod shutdown;
 mod slot;
 mod slru;
 mod source_crash;
+mod start_steps;
 mod stored_bytes;
 mod support;
 mod tablespaces;

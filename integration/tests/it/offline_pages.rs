@@ -70,7 +70,7 @@ impl Case {
         seed: u32,
     ) -> Result<(Cluster, tempfile::TempDir, OfflineTimeline, DataFiles)> {
         let mut cluster = Cluster::temporary(options)?;
-        let start = checkpoint(&cluster)?;
+        let start = checkpoint(cluster.data_dir())?;
         let base = tempfile::tempdir()?;
         let copy = base.path().join("base");
         cluster.copy_data_dir(&copy)?;

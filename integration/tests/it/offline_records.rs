@@ -18,7 +18,7 @@ fn p1_records_are_those_of_pg_waldump() {
     }
     .with("wal_compression", "pglz");
     let mut cluster = Cluster::temporary(options).unwrap();
-    let start = checkpoint(&cluster).unwrap();
+    let start = checkpoint(cluster.data_dir()).unwrap();
     cluster.start().unwrap();
     Workload::full(11, workload::QUICK).run(&cluster).unwrap();
     cluster

@@ -9,7 +9,6 @@ use palimpsest_integration::{
     recovered::Recovery,
 };
 use palimpsest_redo_postgres::{Engine, EngineSettings, RunAs};
-use palimpsest_testkit::Cluster;
 use palimpsest_types::Lsn;
 use tokio::task::block_in_place;
 
@@ -26,10 +25,10 @@ pub(crate) async fn engine(wal_log_hints: bool) -> Result<Engine> {
 }
 
 /// What `pg_controldata` says about a stopped cluster's newest checkpoint.
-pub(crate) fn checkpoint(cluster: &Cluster) -> Result<Lsn> {
+pub(crate) fn checkpoint(data: &Path) -> Result<Lsn> {
     let output =
         std::process::Command::new(palimpsest_testkit::cluster::pg_bin().join("pg_controldata"))
-            .arg(cluster.data_dir())
+            .arg(data)
             .env("LC_ALL", "C")
             .output()?;
     let text = String::from_utf8(output.stdout)?;

@@ -143,7 +143,7 @@ impl Source {
         let mut cluster = cluster.context("somebody still uses the primary")?;
         block_in_place(|| cluster.stop())?;
         complete_archive(&cluster.data_dir().join("pg_wal"), self.archive.path())?;
-        let end = checkpoint(&cluster)?;
+        let end = checkpoint(cluster.data_dir())?;
         Ok(Ending {
             served: processes.served_up_to(timeline, end).await?,
             cluster,

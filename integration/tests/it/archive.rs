@@ -64,7 +64,7 @@ async fn p9_wal_that_the_source_has_removed_comes_from_its_archive() {
     case.has_a_slot_again().await.unwrap();
 
     // What the archive gives instead of a WAL file is refused, and asked for again.
-    let name = case.next_file().unwrap();
+    let name = case.next_file().await.unwrap();
     let end = case.lose(2).await.unwrap();
     let (file, aside) = (case.archived(&name), case.archived("aside"));
     fs::rename(&file, &aside).unwrap();
@@ -83,7 +83,7 @@ async fn p9_wal_that_the_source_has_removed_comes_from_its_archive() {
     case.has_a_slot_again().await.unwrap();
 
     // One that is not there ends it, and is said; when it is back, that is all that was missing.
-    let name = case.next_file().unwrap();
+    let name = case.next_file().await.unwrap();
     let end = case.lose(3).await.unwrap();
     let (file, aside) = (case.archived(&name), case.archived("aside"));
     fs::rename(&file, &aside).unwrap();
@@ -182,7 +182,7 @@ impl Case {
 
     /// With nobody reading and no slot, writes until the source has removed what would be read next; where it ends.
     async fn lose(&mut self, round: u32) -> Result<Lsn> {
-        let needed = self.next_file()?;
+        let needed = self.next_file().await?;
         self.ingest.stop().await;
         let drop_slot = format!("SELECT pg_drop_replication_slot('{SLOT}')");
         block_in_place(|| self.cluster.psql("postgres", &drop_slot))?;
@@ -213,9 +213,11 @@ impl Case {
         anyhow::bail!("{needed} is still there")
     }
 
-    /// The WAL file that has what comes next.
-    fn next_file(&self) -> Result<String> {
-        let end = self.services.status(self.timeline)?.received;
+    /// The WAL file that has what comes next, once all has come that there is: what was told last may be of before.
+    async fn next_file(&self) -> Result<String> {
+        let end = block_in_place(|| self.cluster.flush_lsn())?;
+        self.reach("it has come", |status| status.received >= end)
+            .await?;
         let query = format!("SELECT pg_walfile_name('{end}'::pg_lsn + 1)");
         let name = block_in_place(|| self.cluster.psql("postgres", &query))?;
         Ok(name.trim().to_owned())

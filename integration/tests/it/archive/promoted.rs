@@ -23,7 +23,7 @@ async fn p9_wal_of_a_source_that_died_comes_from_its_archive_up_to_where_another
     let hosts = hosts_of([first.socket_dir(), second.cluster.socket_dir()], &first);
     let mut case = Case::of(first, &hosts, archive).await.unwrap();
     let attached = case.oldest().await.unwrap();
-    let needed = case.next_file().unwrap();
+    let needed = case.next_file().await.unwrap();
     case.ingest.stop().await;
 
     case.write_and_archive().await.unwrap();

@@ -25,10 +25,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 async fn p9_wal_that_goes_while_it_is_read_comes_from_the_archive() {
     let mut case = Case::prepare().await.unwrap();
     let attached = case.oldest().await.unwrap();
+    let needed = case.next_file().await.unwrap();
     // Who sends it stays behind, as over a line that is too slow.
     let sender = case.sender().await.unwrap();
     kill_process(sender, Signal::STOP).unwrap();
-    let needed = case.next_file().unwrap();
     let end = case.outlast(&needed).await.unwrap();
     kill_process(sender, Signal::CONT).unwrap();
     case.streams(end).await.unwrap();

@@ -21,6 +21,55 @@ pub(super) enum Opening {
     Done,
 }
 
+/// The attempts to open a timeline, one after another.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    begun: u64,
+    ended: u64,
+    last: Opening,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self {
+            begun: 0,
+            ended: 0,
+            last: Opening::Begun,
+        }
+    }
+}
+
+impl Attempts {
+    pub(super) fn begin(&mut self) {
+        self.begun += 1;
+    }
+
+    pub(super) fn end(&mut self, outcome: Opening) {
+        self.ended = self.begun;
+        self.last = outcome;
+    }
+
+    /// How many have begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// How the last one ended.
+    pub(super) fn last(&self) -> &Opening {
+        &self.last
+    }
+
+    /// Whether this is an answer to who asked after so many attempts had begun. That there is no manifest counts only if it was
+    /// looked for later: who asks may have heard meanwhile that it is there.
+    pub(super) fn answer(&self, begun_before: u64) -> bool {
+        match self.last {
+            Opening::Begun => false,
+            Opening::NoManifest => self.ended > begun_before,
+            Opening::Failed { .. } | Opening::Done => true,
+        }
+    }
+}
+
 impl Opening {
     /// Whether waiting for it makes no sense, any more or for now.
     pub(super) fn is_settled(&self) -> bool {
@@ -79,6 +128,28 @@ mod tests {
             let (kind, text) = heard(&opening);
             assert_eq!(kind, ErrorKind::NotReady, "{text}");
             assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn that_there_is_no_manifest_is_said_of_an_attempt_that_began_later() {
+        let mut attempts = Attempts::default();
+        assert!(!attempts.answer(attempts.begun()));
+        attempts.begin();
+        let asked_meanwhile = attempts.begun();
+        assert!(!attempts.answer(0));
+        attempts.end(Opening::NoManifest);
+        assert!(attempts.answer(0));
+        assert!(!attempts.answer(asked_meanwhile));
+        attempts.begin();
+        assert!(!attempts.answer(asked_meanwhile));
+        attempts.end(Opening::NoManifest);
+        assert!(attempts.answer(asked_meanwhile));
+        for outcome in [failed(ErrorKind::NotReady), Opening::Done] {
+            attempts.begin();
+            let asked_meanwhile = attempts.begun();
+            attempts.end(outcome);
+            assert!(attempts.answer(asked_meanwhile));
         }
     }
 

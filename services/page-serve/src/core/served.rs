@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::{
     error::ServeError,
     follow::{FollowError, Follower},
-    opening::Opening,
+    opening::{Attempts, Opening},
     timelines::Shared,
     within::within,
 };
@@ -31,8 +31,7 @@ pub(super) struct Served {
     wanted: watch::Sender<bool>,
     /// Whether it may change.
     followed: watch::Sender<bool>,
-    /// How the first of many attempts to open it, or the last one, ended.
-    opening: watch::Sender<Opening>,
+    opening: watch::Sender<Attempts>,
 }
 
 /// What is needed to read it and to keep up with it.
@@ -46,8 +45,8 @@ pub(super) struct Opened {
 
 /// How long to wait before something that failed is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(300);
-/// How long a reader waits for the first attempt to open a timeline.
-const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
+/// How long a reader waits for an attempt to open a timeline.
+const ATTEMPT: Duration = Duration::from_secs(10);
 
 impl Served {
     /// Starts the task that opens and follows the timeline, once it is wanted.
@@ -61,7 +60,7 @@ impl Served {
             opened: OnceLock::new(),
             wanted: watch::Sender::new(false),
             followed: watch::Sender::new(false),
-            opening: watch::Sender::new(Opening::Begun),
+            opening: watch::Sender::default(),
         });
         let task = Arc::clone(&served);
         let token = scope.token().clone();
@@ -91,21 +90,22 @@ impl Served {
         *self.wanted.borrow()
     }
 
-    /// Its reader. Waits for the first attempt to open it, which begins when somebody wants it.
+    /// Its reader. Waits for an attempt to open it; the first begins when somebody wants it.
     pub(super) async fn reader(&self) -> Result<Arc<TimelineReader<TenantRedo>>, ServeError> {
         if let Some(opened) = self.opened.get() {
             return Ok(Arc::clone(&opened.reader));
         }
         self.want();
-        within(FIRST_ATTEMPT, self.attempted()).await;
-        let unopened = || self.opening.borrow().error(self.timeline);
+        within(ATTEMPT, self.attempted()).await;
+        let unopened = || self.opening.borrow().last().error(self.timeline);
         let opened = self.opened.get().ok_or_else(unopened)?;
         Ok(Arc::clone(&opened.reader))
     }
 
-    /// Waits until an attempt to open it has ended.
+    /// Waits until an attempt to open it has ended that says how it is now.
     async fn attempted(&self) {
-        let attempted = |opening: &Opening| !matches!(opening, Opening::Begun);
+        let begun = self.opening.borrow().begun();
+        let attempted = |attempts: &Attempts| attempts.answer(begun);
         // The sender is here, so it does not go away.
         let _ = self.opening.subscribe().wait_for(attempted).await;
     }
@@ -113,7 +113,8 @@ impl Served {
     /// Waits until it is open, or until it is known that waiting does not open it.
     pub(super) async fn settled(&self) {
         // The sender is here, so it does not go away.
-        let _ = self.opening.subscribe().wait_for(Opening::is_settled).await;
+        let settled = |attempts: &Attempts| attempts.last().is_settled();
+        let _ = self.opening.subscribe().wait_for(settled).await;
     }
 
     /// What its changes take in memory.
@@ -127,6 +128,7 @@ impl Served {
         // The sender is here, so it does not go away.
         let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
         let manifest = loop {
+            self.opening.send_modify(Attempts::begin);
             let outcome = match self.open(shared).await {
                 Ok(Some(manifest)) => break manifest,
                 Ok(None) => Opening::NoManifest,
@@ -138,7 +140,7 @@ impl Served {
                     }
                 }
             };
-            self.opening.send_replace(outcome);
+            self.opening.send_modify(|attempts| attempts.end(outcome));
             tokio::time::sleep(RETRY).await;
         };
         tracing::info!(%timeline, lsn = %manifest.lsn, layers = manifest.layers().len(), "timeline opened");
@@ -200,7 +202,8 @@ impl Served {
         };
         // Only this task sets it, and only once.
         let _ = self.opened.set(opened);
-        self.opening.send_replace(Opening::Done);
+        self.opening
+            .send_modify(|attempts| attempts.end(Opening::Done));
         Ok(Some(manifest))
     }
 }

@@ -26,6 +26,7 @@ mod gist;
 mod init;
 mod kill;
 mod laggards;
+mod large_relation;
 mod leases;
 mod lifecycle;
 mod limits;

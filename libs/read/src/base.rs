@@ -288,7 +288,7 @@ impl Layer {
         no: u32,
         part: Option<Part>,
     ) -> Result<Arc<IndexPiece>, ReadError> {
-        let read = async {
+        let read = || async {
             let stored = match part {
                 Some(part) => part.bytes().await?,
                 None => files.read(&self.path, self.place_of(no)?).await?,

@@ -104,10 +104,10 @@ impl BlockCache {
 
     /// The block, read by `read` unless it is there or being read. An error is that of all who wait
     /// for it.
-    pub(crate) async fn get_or_read(
+    pub(crate) async fn get_or_read<R: Future<Output = Result<Block, ReadError>>>(
         &self,
         id: BlockId,
-        read: impl Future<Output = Result<Block, ReadError>>,
+        read: impl FnOnce() -> R,
     ) -> Result<Block, ReadError> {
         get_or_load(&self.blocks, &id, read).await
     }

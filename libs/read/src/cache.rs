@@ -70,14 +70,14 @@ impl PageCache {
 
     /// The version, made by `make` unless it is there or being made. An error is that of all who wait
     /// for it.
-    pub(crate) async fn get_or_make(
+    pub(crate) async fn get_or_make<M: Future<Output = Result<Bytes, ReadError>>>(
         &self,
         version: &Version,
-        make: impl Future<Output = Result<Bytes, ReadError>>,
+        make: impl FnOnce() -> M,
     ) -> Result<Bytes, ReadError> {
-        let made = async {
+        let made = || {
             self.made.fetch_add(1, Ordering::Relaxed);
-            make.await
+            make()
         };
         get_or_load(&self.pages, version, made).await
     }

@@ -195,7 +195,7 @@ impl DeltaFile {
     }
 
     async fn index(&self, files: &LayerFiles) -> Result<Arc<DeltaLayerIndex>, ReadError> {
-        let read = async { Ok(Block::Index(Arc::new(self.read_index(files).await?))) };
+        let read = || async { Ok(Block::Index(Arc::new(self.read_index(files).await?))) };
         match files
             .blocks
             .get_or_read(self.id(FilePart::Index), read)
@@ -217,7 +217,7 @@ impl DeltaFile {
     ) -> Result<(), ReadError> {
         let end = self.read_end(files).await?;
         let index = Arc::new(self.decode_index(files, &end).await?);
-        let read = future::ready(Ok(Block::Index(Arc::clone(&index))));
+        let read = || future::ready(Ok(Block::Index(Arc::clone(&index))));
         files
             .blocks
             .get_or_read(self.id(FilePart::Index), read)
@@ -338,7 +338,7 @@ impl DeltaFile {
         no: BlockNo,
         part: Option<Part>,
     ) -> Result<Arc<EntryBlock>, ReadError> {
-        let read = async {
+        let read = || async {
             let stored = match part {
                 Some(part) => part.bytes().await?,
                 None => files.read(&self.path, self.place_of(index, no)?).await?,
@@ -363,7 +363,7 @@ impl DeltaFile {
         index: &DeltaLayerIndex,
         no: BlockNo,
     ) -> Result<Arc<RecordBlock>, ReadError> {
-        let read = async {
+        let read = || async {
             let stored = files.read(&self.path, self.place_of(index, no)?).await?;
             let block = RecordBlock::decode(index, no, stored);
             let block = block.map_err(|source| self.damaged(source))?;

@@ -43,12 +43,13 @@ impl<V> From<Loaded<V>> for Result<V, ReadError> {
 /// load that fails has the same error; who comes later tries again.
 ///
 /// Cancel-safe: if who loads is dropped, one of those who wait loads instead.
-pub(crate) async fn get_or_load<K, V, W>(
+pub(crate) async fn get_or_load<K, V, W, L>(
     cache: &Cache<K, Loaded<V>, W>,
     key: &K,
-    load: impl Future<Output = Result<V, ReadError>>,
+    load: impl FnOnce() -> L,
 ) -> Result<V, ReadError>
 where
+    L: Future<Output = Result<V, ReadError>>,
     K: Hash + Eq + Clone,
     V: Clone,
     W: Weighter<K, Loaded<V>> + Clone,
@@ -57,7 +58,9 @@ where
         Ok(loaded) => return loaded.into(),
         Err(guard) => guard,
     };
-    match load.await {
+    // Apart: who loads has a large state, of kilobytes. Were that a part of this one, all who ask would carry a place for it,
+    // and move it about, who mostly find what they ask for.
+    match Box::pin(load()).await {
         Ok(value) => {
             // It may be refused, as too large: then it is not cached.
             let _ = guard.insert(Loaded::Here(value.clone()));
@@ -103,7 +106,7 @@ mod tests {
 
         /// Asks for the value, which takes a while to load.
         async fn get(&self, value: Result<u8, ()>) -> Result<u8, String> {
-            let load = async {
+            let load = async || {
                 self.loads.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(A_WHILE).await;
                 value.map_err(|()| ReadError::NotAsListed {

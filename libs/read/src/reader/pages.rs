@@ -167,7 +167,7 @@ impl<E: Engine> TimelineReader<E> {
         origin: Option<Bytes>,
     ) -> Result<Bytes, ReadError> {
         let version = part.found.version;
-        let make = async {
+        let make = async || {
             let Part { rel, found } = part;
             let base = match origin {
                 Some(page) => Some(page),

@@ -103,7 +103,7 @@ impl<E: Engine> TimelineReader<E> {
         let found = self.find(&keys, &(Lsn::ZERO..=lsn)).await?;
         let made = found.into_iter().map(|found| async move {
             let version = found.version;
-            let make = make_slru_page(found);
+            let make = || make_slru_page(found);
             self.cache.get_or_make(&version, make).await
         });
         try_join_all(made).await

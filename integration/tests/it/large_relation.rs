@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -129,9 +130,10 @@ async fn compare(
     let engine = engine(true).await?;
     let oracle = Oracle::new(engine.clone());
     let used = (FILE_BLOCKS - LEFT) as usize - 1;
-    let mut theirs = Bytes::from(fs::read(&first)?)
-        .slice(used * PAGE_SIZE..)
-        .to_vec();
+    let mut theirs = Vec::new();
+    let mut end = File::open(&first)?;
+    end.seek(SeekFrom::Start((used * PAGE_SIZE) as u64))?;
+    end.read_to_end(&mut theirs)?;
     theirs.extend(fs::read(second_of(&first))?);
     let mut tally = Tally::default();
     let pages: Vec<_> = theirs

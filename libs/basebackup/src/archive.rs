@@ -64,8 +64,6 @@ impl Archive {
             file.crc = crc32c_append(file.crc, &bytes);
         }
         if bytes.len() < CHUNK {
-            // At once, as what grows is copied.
-            self.buffer.reserve(CHUNK.saturating_add(bytes.len()));
             self.buffer.put_slice(&bytes);
             return self.flush_beyond(CHUNK).await;
         }

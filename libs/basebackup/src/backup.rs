@@ -91,9 +91,8 @@ enum Loaded {
 
 /// Pages that are read at once.
 const PAGES: u32 = 32;
-/// Pieces that are read while one is written, so that neither the store nor the redo workers wait for another piece; 2 MiB of
-/// pages.
-const AHEAD: usize = 8;
+/// Pieces that are read while one is written: no more pages than two requests of a reader may ask for.
+const AHEAD: usize = 4;
 
 impl BaseBackup {
     /// Finds out what there is at an LSN that can be read.

@@ -140,6 +140,18 @@ mod tests {
         assert_eq!(fixture.loads(), 2);
     }
 
+    #[test]
+    fn who_asks_carries_no_place_for_the_state_of_a_load() {
+        let cache: Cache<u8, Loaded<u8>> = Cache::new(10);
+        let small = get_or_load(&cache, &7, async || Ok(3));
+        let large = get_or_load(&cache, &7, async || {
+            let state = [3; 4 << 10];
+            tokio::task::yield_now().await;
+            Ok(state.iter().copied().max().unwrap_or_default())
+        });
+        assert_eq!(size_of_val(&small), size_of_val(&large));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_load_that_succeeds_is_one_for_all() {
         let fixture = Fixture::new();

@@ -61,7 +61,7 @@ impl Attempts {
 
     /// Whether this is an answer to who asked after so many attempts had begun. That there is no manifest counts only if it was
     /// looked for later: who asks may have heard meanwhile that it is there.
-    pub(super) fn answer(&self, begun_before: u64) -> bool {
+    pub(super) fn is_answer(&self, begun_before: u64) -> bool {
         match self.last {
             Opening::Begun => false,
             Opening::NoManifest => self.ended > begun_before,
@@ -134,22 +134,22 @@ mod tests {
     #[test]
     fn that_there_is_no_manifest_is_said_of_an_attempt_that_began_later() {
         let mut attempts = Attempts::default();
-        assert!(!attempts.answer(attempts.begun()));
+        assert!(!attempts.is_answer(attempts.begun()));
         attempts.begin();
         let asked_meanwhile = attempts.begun();
-        assert!(!attempts.answer(0));
+        assert!(!attempts.is_answer(0));
         attempts.end(Opening::NoManifest);
-        assert!(attempts.answer(0));
-        assert!(!attempts.answer(asked_meanwhile));
+        assert!(attempts.is_answer(0));
+        assert!(!attempts.is_answer(asked_meanwhile));
         attempts.begin();
-        assert!(!attempts.answer(asked_meanwhile));
+        assert!(!attempts.is_answer(asked_meanwhile));
         attempts.end(Opening::NoManifest);
-        assert!(attempts.answer(asked_meanwhile));
+        assert!(attempts.is_answer(asked_meanwhile));
         for outcome in [failed(ErrorKind::NotReady), Opening::Done] {
             attempts.begin();
             let asked_meanwhile = attempts.begun();
             attempts.end(outcome);
-            assert!(attempts.answer(asked_meanwhile));
+            assert!(attempts.is_answer(asked_meanwhile));
         }
     }
 

@@ -105,7 +105,7 @@ impl Served {
     /// Waits until an attempt to open it has ended that says how it is now.
     async fn attempted(&self) {
         let begun = self.opening.borrow().begun();
-        let attempted = |attempts: &Attempts| attempts.answer(begun);
+        let attempted = |attempts: &Attempts| attempts.is_answer(begun);
         // The sender is here, so it does not go away.
         let _ = self.opening.subscribe().wait_for(attempted).await;
     }

@@ -1,4 +1,4 @@
-//! Strikes at any step of a compactor's work: a process that kills or halts itself right before or
+//! Strikes at any step of a compactor's or wal-ingest's work: a process that kills or halts itself right before or
 //! right after what it asks of the object store.
 //!
 //! From outside a process can only be struck at random. In here its object store is one that counts
@@ -59,7 +59,7 @@ impl Orders {
     /// If it is no directory, or that or the diary can't be used.
     pub async fn open(&self, location: &StoreLocation) -> Result<ObjectStore> {
         let directory = location.directory();
-        let directory = directory.context("only a compactor on a directory strikes itself")?;
+        let directory = directory.context("only a process on a directory strikes itself")?;
         // It never fails: it is how a test gets at the store below the interface that is used.
         let (files, _) = FaultyStore::in_directory(directory).await?;
         let store = StruckStore::new(files, &self.diary, self.plan.clone())?;

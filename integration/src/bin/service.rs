@@ -1,18 +1,19 @@
 //! Any one of the services, or `pal`, as a process, so that a judge can kill it.
 //!
 //! It is what their own programs are, but for two things: it does not outlive the judge that
-//! started it, so that one which is interrupted leaves nothing behind; and a compactor strikes itself
-//! at a step of its work if its environment says so.
+//! started it, so that one which is interrupted leaves nothing behind; and a compactor or wal-ingest
+//! strikes itself at a step of its work if its environment says so.
 
-use std::{env, ffi::OsString, process::ExitCode};
+use std::{env, ffi::OsString, process::ExitCode, sync::Arc};
 
 use clap::Parser as _;
-use palimpsest_compactor::{Running, Settings};
 use palimpsest_console::{Cli, commands};
+use palimpsest_disk::OsDisk;
 use palimpsest_integration::strikes::Orders;
 use palimpsest_runtime::TaskScope;
 use palimpsest_service_kit::{Failure, configure, process};
 use palimpsest_settings::Service;
+use palimpsest_store::{ObjectStore, StoreLocation};
 use palimpsest_types::ErrorKind;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -59,7 +60,7 @@ async fn run(
     let (code, telemetry) = match service {
         Service::WalIngest => {
             let (settings, telemetry) = configure(palimpsest_wal_ingest::ABOUT, arguments).await?;
-            let start = async |scope| palimpsest_wal_ingest::run(settings, &scope).await;
+            let start = async |scope| wal_ingest(settings, &scope).await;
             (process::run(start).await, telemetry)
         }
         Service::PageServe => {
@@ -88,13 +89,35 @@ async fn run(
     Ok(code)
 }
 
-/// A compactor, on an object store that strikes it if there are orders to do so.
-async fn compactor(settings: Settings, scope: &TaskScope) -> Result<Running, Failure> {
+async fn compactor(
+    settings: palimpsest_compactor::Settings,
+    scope: &TaskScope,
+) -> Result<palimpsest_compactor::Running, Failure> {
+    Ok(match struck(&settings.store).await? {
+        Some(store) => palimpsest_compactor::run_on(store, settings, scope).await?,
+        None => palimpsest_compactor::run(settings, scope).await?,
+    })
+}
+
+async fn wal_ingest(
+    settings: palimpsest_wal_ingest::Settings,
+    scope: &TaskScope,
+) -> Result<palimpsest_wal_ingest::Running, Failure> {
+    Ok(match struck(&settings.store).await? {
+        Some(store) => {
+            let disk = Arc::new(OsDisk);
+            let backing = palimpsest_wal_ingest::Backing { disk, store };
+            palimpsest_wal_ingest::run_on(backing, settings, scope).await?
+        }
+        None => palimpsest_wal_ingest::run(settings, scope).await?,
+    })
+}
+
+/// The object store of a process that has orders to strike itself.
+async fn struck(location: &StoreLocation) -> Result<Option<ObjectStore>, Failure> {
     let refused = |error: anyhow::Error| Failure::new(ErrorKind::Invalid, error.as_ref());
-    let orders = Orders::from_env().map_err(refused)?;
-    let Some(orders) = orders else {
-        return Ok(palimpsest_compactor::run(settings, scope).await?);
-    };
-    let store = orders.open(&settings.store).await.map_err(refused)?;
-    Ok(palimpsest_compactor::run_on(store, settings, scope).await?)
+    match Orders::from_env().map_err(refused)? {
+        Some(orders) => orders.open(location).await.map(Some).map_err(refused),
+        None => Ok(None),
+    }
 }

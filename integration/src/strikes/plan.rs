@@ -40,7 +40,7 @@ pub enum Action {
     Halt,
 }
 
-/// One step of a compactor's work, each an operation of the object store.
+/// One step of a compactor's or wal-ingest's work, each an operation of the object store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// Lists manifests.
@@ -67,6 +67,8 @@ pub enum Step {
     Sweep,
     /// Creates a list of layers, for the next manifest.
     Fold,
+    /// Creates a manifest under another writer.
+    TakeOver,
 }
 
 /// A text is no plan.
@@ -104,7 +106,7 @@ impl Action {
 
 impl Step {
     /// All there are.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Look,
         Self::Claim,
         Self::Read,
@@ -117,6 +119,7 @@ impl Step {
         Self::Remove,
         Self::Sweep,
         Self::Fold,
+        Self::TakeOver,
     ];
 
     const fn name(self) -> &'static str {
@@ -133,6 +136,7 @@ impl Step {
             Self::Remove => "remove",
             Self::Sweep => "sweep",
             Self::Fold => "fold",
+            Self::TakeOver => "take-over",
         }
     }
 }

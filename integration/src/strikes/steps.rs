@@ -1,4 +1,4 @@
-//! What an operation of the object store is in the work of a compactor. Pure.
+//! What an operation of the object store is in the work of a compactor or wal-ingest. Pure.
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use object_store::path::Path;
 use palimpsest_manifest::{CompactorEpoch, TimelineManifests};
+use palimpsest_types::WriterEpoch;
 
 use super::Step;
 
@@ -19,6 +20,7 @@ pub(super) struct Known(BTreeMap<Path, Manifest>);
 /// What steps change of a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Manifest {
+    writer: WriterEpoch,
     epoch: CompactorEpoch,
     is_claimed: bool,
     /// Of the edits and the lists, which the layers are made up of.
@@ -71,6 +73,7 @@ impl Manifest {
             body.get(part)?.to_string().hash(&mut hasher);
         }
         Some(Self {
+            writer: manifest.writer_epoch,
             epoch: manifest.compactor_epoch,
             is_claimed: manifest.compactor_claim.is_some(),
             layers: hasher.finish(),
@@ -81,6 +84,7 @@ impl Manifest {
     fn step_after(self, before: &Self) -> Step {
         let is_changed = self.layers != before.layers;
         match (self.is_claimed, is_changed) {
+            _ if self.writer != before.writer => Step::TakeOver,
             _ if self.epoch != before.epoch => Step::Claim,
             (true, false) => Step::Renew,
             (true, true) => Step::Add,

@@ -29,7 +29,7 @@ use super::{
     steps::{Known, deleting, is_manifest, listing, reading},
 };
 
-/// A store that notes each step of a compactor's work in a diary, and strikes as planned.
+/// A store that notes each step of the work in a diary, and strikes as planned.
 #[derive(Debug)]
 pub(super) struct StruckStore {
     inner: Arc<dyn ObjectStore>,

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use palimpsest_api::{
     RemoteError, TimelineRef,
-    broker::{Lost, TimelineState, TimelineView},
+    broker::{ClusterView, Lost, TimelineState, TimelineView},
     page::ReadAt,
 };
 use palimpsest_integration::{
@@ -33,6 +33,7 @@ use palimpsest_wal::SegmentSize;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use tempfile::TempDir;
 use tokio::{
+    sync::watch,
     task::block_in_place,
     time::{sleep, timeout},
 };
@@ -41,6 +42,8 @@ use crate::{
     exports::{Export, amcheck, difference, dump, request, trust},
     support::{compare_each, compare_with_recovered, engine},
 };
+
+mod steps;
 
 const NAME: &str = "reattach";
 const SET_BACK: &str = "set-back";
@@ -252,7 +255,7 @@ async fn lose_and_go_on(random: &mut StdRng, size: JudgeSize, judge: &mut Judge)
     let ingest = TaskScope::default();
     palimpsest_wal_ingest::run(settings.clone(), &ingest).await?;
     let stopped = |view: &TimelineView| view.status.state == TimelineState::Stopped;
-    let stopped = wait_for(&services, timeline, stopped).await?;
+    let stopped = wait_for(services.cluster(), timeline, stopped).await?;
     ensure!(
         stopped.status.reason.contains("pal reattach"),
         "no way out is told: {}",
@@ -272,7 +275,7 @@ async fn lose_and_go_on(random: &mut StdRng, size: JudgeSize, judge: &mut Judge)
             ingest
         }
     };
-    let view = wait_for(&services, timeline, goes_on).await?;
+    let view = wait_for(services.cluster(), timeline, goes_on).await?;
     let lost = *view.status.lost.last().context("nothing was lost")?;
     eprintln!("{NAME}: lost after {} up to {}", lost.after, lost.up_to);
     ensure!(lost.after >= after && lost.after >= had, "{lost:?}");
@@ -373,7 +376,7 @@ async fn set_back(random: &mut StdRng, judge: &mut Judge) -> Result<()> {
     })?;
     let had = block_in_place(|| cluster.flush_lsn())?;
     let arrived = |view: &TimelineView| view.status.last_record >= had;
-    wait_for(&services, timeline, arrived).await?;
+    wait_for(services.cluster(), timeline, arrived).await?;
     block_in_place(|| {
         cluster.stop()?;
         let data = cluster.data_dir();
@@ -387,13 +390,15 @@ async fn set_back(random: &mut StdRng, judge: &mut Judge) -> Result<()> {
         cluster.start()
     })?;
     let is_stopped = |view: &TimelineView| view.status.state == TimelineState::Stopped;
-    let stopped = wait_for(&services, timeline, is_stopped).await?.status;
+    let stopped = wait_for(services.cluster(), timeline, is_stopped)
+        .await?
+        .status;
     ensure!(stopped.reason.contains("set back"), "{}", stopped.reason);
 
     // Not before it has passed the end of what is here.
     services.broker().reattach(timeline, another()).await?;
     let again = |view: &TimelineView| is_stopped(view) && view.status.epoch != stopped.epoch;
-    let early = wait_for(&services, timeline, again).await?.status;
+    let early = wait_for(services.cluster(), timeline, again).await?.status;
     ensure!(early.reason.contains("set back"), "{}", early.reason);
     block_in_place(|| {
         cluster.psql("postgres", &batch("two"))?;
@@ -407,7 +412,7 @@ async fn set_back(random: &mut StdRng, judge: &mut Judge) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     })?;
     services.broker().reattach(timeline, another()).await?;
-    wait_for(&services, timeline, goes_on).await?;
+    wait_for(services.cluster(), timeline, goes_on).await?;
     let (expected, end) = block_in_place(|| {
         // Who reads sets hint bits, and logs pages for that.
         let dump = logged(&cluster)?;
@@ -518,14 +523,17 @@ async fn is_whole(
 
 /// Waits also while it is stopped.
 async fn wait_for(
-    services: &Embedded,
+    cluster: &watch::Receiver<ClusterView>,
     timeline: TimelineRef,
     arrived: impl Fn(&TimelineView) -> bool,
 ) -> Result<TimelineView> {
-    let mut cluster = services.cluster().clone();
-    let arrived = cluster.wait_for(|view| view.timeline(timeline).is_some_and(&arrived));
+    let mut waiting = cluster.clone();
+    let arrived = waiting.wait_for(|view| view.timeline(timeline).is_some_and(&arrived));
     let Ok(view) = timeout(PATIENCE, arrived).await else {
-        bail!("it does not come: {:?}", services.status(timeline)?);
+        bail!(
+            "it does not come: {:?}",
+            cluster.borrow().timeline(timeline)
+        );
     };
     let view = view?.timeline(timeline).cloned();
     view.context("the timeline is gone")

@@ -47,6 +47,7 @@ mod slru;
 mod source_crash;
 mod start_steps;
 mod stored_bytes;
+mod struck;
 mod support;
 mod tablespaces;
 mod tail_room;

@@ -43,6 +43,8 @@ use crate::{
     support::compare_with_recovered,
 };
 
+mod steps;
+
 const NAME: &str = "promotion";
 const LEFT: &str = "promotion-behind";
 const SEGMENT_MIB: u32 = 2;

@@ -166,6 +166,7 @@ async fn what_is_done_to_manifests_is_told_apart() {
     change(&compactor, &mut newest, claim).await;
     change(&compactor, &mut newest, add_many).await;
     change(&compactor, &mut newest, let_go).await;
+    compactor.take_over(newest).await.unwrap();
 
     let done = diary.read().unwrap().into_iter();
     let done = done.filter(|it| it.moment == Moment::After);
@@ -185,6 +186,7 @@ async fn what_is_done_to_manifests_is_told_apart() {
         Step::Fold,
         Step::Add,
         Step::LetGo,
+        Step::TakeOver,
     ];
     assert_eq!(steps, expected);
 }

@@ -1,7 +1,7 @@
 //! P4, P5: a wal-ingest dies at each step of going on from another base backup, right before and right after what it asks of
 //! the object store. Another one begins anew: nothing has changed until all has, and what comes of it is as if nobody had died.
 
-use std::{collections::BTreeSet, num::NonZeroU32, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use palimpsest_api::{
@@ -11,9 +11,9 @@ use palimpsest_api::{
 use palimpsest_integration::{
     judge::{Judge, JudgeSize, seed},
     oracle::{RecoveredTally, boundaries},
-    processes::{Layers, Process, ProcessState, Processes},
+    processes::{Layers, Process, Processes},
     recovered::{BackupTap, Recovery},
-    strikes::{Action, DIARY_VARIABLE, Diary, Entry, Moment, Plan, STRIKES_VARIABLE, Step, Strike},
+    strikes::{Diary, Moment, Step, Strike},
 };
 use palimpsest_manifest::TimelineManifests;
 use palimpsest_store::ObjectStore;
@@ -35,16 +35,17 @@ use super::{
     BEFORE, PATIENCE, SEEN, SEGMENT_MIB, Source, another, goes_on, is_whole, logged, some_time,
     wait_for,
 };
-use crate::{support::compare_each, under_load::SERVICE};
+use crate::{
+    struck::{dies_at, newest_of, place},
+    support::compare_each,
+    under_load::SERVICE,
+};
 
 const NAME: &str = "reattach-steps";
 const PAGES: &str = "reattach-steps-pages";
 const VICTIM: Process = Process::WalIngest;
-/// Looks at the newest manifest before the first layer is stored: at the beginning, and before each step at the
-/// source.
+/// Looks at the newest manifest before the first layer is stored: before each take-over and after it, and before a slot is made.
 const LOOKS: u32 = 5;
-/// Entries of a diary that a failed judge shows.
-const SHOWN: usize = 12;
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// A timeline that is to go on from another base backup.
@@ -161,10 +162,6 @@ async fn steps() -> Result<()> {
 
 /// Where it dies, in this order: what is published last is published once.
 fn places(random: &mut StdRng) -> Vec<Strike> {
-    let place = |moment, step, number| Strike {
-        number: NonZeroU32::MIN.saturating_add(number - 1),
-        ..Strike::first(moment, step, Action::Kill)
-    };
     // The first is for the end of what is here, the second for what comes instead.
     let steps = [(Step::TakeOver, 1), (Step::TakeOver, 2)];
     let looks = (1..=LOOKS).map(|number| (Step::Look, number));
@@ -174,8 +171,12 @@ fn places(random: &mut StdRng) -> Vec<Strike> {
     }
     places.push(place(Moment::Before, Step::Upload, 1));
     places.shuffle(random);
-    // Of this one a layer is left, which the next ones remove.
-    places.push(place(Moment::After, Step::Upload, 1));
+    // Of this one a slot and a layer are left, which the next ones remove. Once the slot is dropped there is another look.
+    let stored = place(Moment::After, Step::Upload, 1);
+    for moment in Moment::ALL {
+        places.extend([stored, place(moment, Step::Look, LOOKS + 1)]);
+    }
+    places.push(stored);
     for step in [Step::Remove, Step::Publish] {
         places.extend(Moment::ALL.map(|moment| place(moment, step, 1)));
     }
@@ -186,22 +187,13 @@ impl Scene {
     /// Starts one that dies at a place; says what is wrong then, if anything.
     async fn round(&mut self, at: usize, strike: Strike) -> Result<Option<String>> {
         let diary = Diary::at(self.files.path().join(format!("diary-{at}")));
-        let (path, plan) = (diary.path().display().to_string(), Plan(vec![strike]));
-        let orders = [
-            (DIARY_VARIABLE, path.as_str()),
-            (STRIKES_VARIABLE, &plan.to_string()),
-        ];
-        self.processes.start_with(VICTIM, &orders)?;
-        let begun = Instant::now();
-        while self.processes.state(VICTIM)? != ProcessState::Killed {
-            let is_over = {
-                let view = self.processes.cluster().borrow();
-                view.timeline(self.timeline).is_some_and(goes_on)
-            };
-            let is_late = begun.elapsed() > PATIENCE;
-            ensure!(!is_over && !is_late, "not struck: {:?}", newest_of(&diary)?);
-            sleep(GLANCE).await;
-        }
+        dies_at(
+            &mut self.processes,
+            self.timeline,
+            (strike, &diary),
+            goes_on,
+        )
+        .await?;
         let newest = self.manifests.newest().await?;
         let newest = newest.context("the manifest is gone")?.state;
         let is_done = newest.was_reread_after(self.after);
@@ -213,13 +205,6 @@ impl Scene {
         );
         Ok((!is_done && is_last).then(|| format!("published for nothing: {:?}", newest.holes())))
     }
-}
-
-/// What was done last.
-fn newest_of(diary: &Diary) -> Result<Vec<Entry>> {
-    let entries = diary.read()?;
-    let later = entries.len().saturating_sub(SHOWN);
-    Ok(entries.into_iter().skip(later).collect())
 }
 
 /// A server needs a moment to see that who was killed is gone.

@@ -1,5 +1,5 @@
-//! P4, P5: a wal-ingest dies at each step of going on with a server that was promoted, right before and right after what it
-//! asks of the object store. Another one goes on at that step: the timeline is of the one before until it has come to the
+//! P4, P5: a wal-ingest dies at each step of going on with a server that was promoted, right before and right after it looks
+//! at the newest manifest, stores a layer, publishes or takes over. Another one goes on at that step: the timeline is of the one before until it has come to the
 //! promotion, and then of the next, which begins there.
 
 use std::path::Path;

@@ -1,5 +1,6 @@
-//! P4, P5: a wal-ingest dies at each step of going on from another base backup, right before and right after what it asks of
-//! the object store. Another one begins anew: nothing has changed until all has, and what comes of it is as if nobody had died.
+//! P4, P5: a wal-ingest dies at each step of going on from another base backup, right before and right after it looks at the
+//! newest manifest, takes over, stores a layer, removes one that was left, or publishes. Another one begins anew: only who
+//! publishes has gone on, and what comes of it is as if nobody had died.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -16,7 +17,7 @@ use palimpsest_integration::{
     strikes::{Diary, Moment, Step, Strike},
 };
 use palimpsest_manifest::TimelineManifests;
-use palimpsest_store::ObjectStore;
+use palimpsest_store::{ObjectStore, StorePath};
 use palimpsest_testkit::Cluster;
 use palimpsest_types::Lsn;
 use palimpsest_wal::SegmentSize;
@@ -53,6 +54,7 @@ struct Scene {
     processes: Processes,
     timeline: TimelineRef,
     manifests: TimelineManifests,
+    store: ObjectStore,
     /// Where its history had ended when that was asked for.
     after: Lsn,
     files: TempDir,
@@ -96,7 +98,8 @@ async fn steps() -> Result<()> {
 
     let store = ObjectStore::open(processes.store()).await?;
     let mut scene = Scene {
-        manifests: TimelineManifests::new(store, timeline.tenant, timeline.timeline),
+        manifests: TimelineManifests::new(store.clone(), timeline.tenant, timeline.timeline),
+        store,
         processes,
         timeline,
         after,
@@ -110,6 +113,7 @@ async fn steps() -> Result<()> {
         eprintln!("{NAME}: {strike}: {:.1?}", begun.elapsed());
         judge.check(finding.map(|finding| format!("{strike}: {finding}")));
     }
+    judge.check(scene.is_left().await?);
     let Scene { mut processes, .. } = scene;
     processes.start(VICTIM)?;
     let view = wait_for(processes.cluster(), timeline, goes_on).await?;
@@ -184,6 +188,18 @@ fn places(random: &mut StdRng) -> Vec<Strike> {
 }
 
 impl Scene {
+    /// Layers of those who died before they had published any.
+    async fn is_left(&self) -> Result<Option<String>> {
+        let TimelineRef { tenant, timeline } = self.timeline;
+        let layers = StorePath::timeline(tenant, timeline).child("layers");
+        let layers = self.store.list(&layers).await?;
+        let reread = layers.iter().filter_map(|layer| layer.file_name());
+        let reread: Vec<_> = reread.filter(|name| name.starts_with("reread-")).collect();
+        // `reread-LSN-EPOCH-…`
+        let epochs: BTreeSet<_> = reread.iter().map(|name| name.split('-').nth(2)).collect();
+        Ok((epochs.len() != 1).then(|| format!("{reread:?} are stored")))
+    }
+
     /// Starts one that dies at a place; says what is wrong then, if anything.
     async fn round(&mut self, at: usize, strike: Strike) -> Result<Option<String>> {
         let diary = Diary::at(self.files.path().join(format!("diary-{at}")));
